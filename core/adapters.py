@@ -1,0 +1,205 @@
+"""Door to peft: adapters in difference form, which leave the base model's weights alone.
+
+A trained layer computes
+
+    W x + s [(B0 + dB)(A0 + dA) - B0 A0] x  =  W x + s [(B0 + dB) dA + dB A0] x
+
+with frozen A0, B0 and trained increments dA, dB that start at zero. So the model starts exactly as the
+target model whatever the initialisation; small updates are not lost when computing in bf16, because no
+two nearly equal products are subtracted; and switching the adapter off gives the reference model.
+Ordinary LoRA is the case B0 = 0.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from peft.tuners import lora
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.pytorch_utils import Conv1D
+
+from core.commit import commit, commit_json
+
+ADAPTER = "default"
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitialFactors:
+    """Frozen factors of one layer: ``a`` ``(r, inputs)``, ``b`` ``(outputs, r)`` or ``None`` for zero."""
+
+    a: Tensor
+    b: Tensor | None
+
+
+class DifferenceLinear(lora.Linear):  # type: ignore[misc]  # peft is untyped
+    """PEFT's LoRA layer with its weights read as increments on frozen initial factors."""
+
+    def set_initial(self, factors: InitialFactors, dtype: torch.dtype) -> None:
+        """Take the frozen factors and set the increments to zero."""
+        weight = self.lora_A[ADAPTER].weight
+        self.register_buffer("initial_a", factors.a.to(weight.device, dtype), persistent=False)
+        b = None if factors.b is None else factors.b.to(weight.device, dtype)
+        self.register_buffer("initial_b", b, persistent=False)
+        nn.init.zeros_(self.lora_A[ADAPTER].weight)
+        nn.init.zeros_(self.lora_B[ADAPTER].weight)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """``W x + s [(B0 + dB) dA + dB A0] x``."""
+        result: Tensor = self.base_layer(x, *args, **kwargs)
+        if self.disable_adapters:
+            return result
+        moved = self.lora_A[ADAPTER](x)
+        difference = self.lora_B[ADAPTER](moved + F.linear(x, self.initial_a))
+        if self.initial_b is not None:
+            difference = difference + F.linear(moved, self.initial_b)
+        return result + self.scaling[ADAPTER] * difference
+
+
+class DifferenceAdapter:
+    """The adapter of one trial on a frozen model.
+
+    Attributes:
+        model: The PEFT model that hosts it; its trainable parameters are the increments.
+        rank: Rank of the increments.
+        scaling: Strength s.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        factors: Mapping[str, InitialFactors],
+        *,
+        rank: int,
+        scaling: float,
+        dtype: torch.dtype,
+    ) -> None:
+        """Attach increments to the named layers of ``network``."""
+        self.rank, self.scaling = rank, scaling
+        self._targets = list(factors)
+        config = _lora_config(self._targets, rank=rank, scaling=scaling)
+        config._register_custom_module({nn.Linear: DifferenceLinear, Conv1D: DifferenceLinear})
+        self.model = peft.get_peft_model(network, config, autocast_adapter_dtype=False)
+        for name, layer in self._layers():
+            layer.set_initial(factors[name], dtype)
+            layer.lora_A[ADAPTER].to(dtype)
+            layer.lora_B[ADAPTER].to(dtype)
+
+    def _layers(self) -> Iterator[tuple[str, DifferenceLinear]]:
+        for name, module in self.model.named_modules():
+            if isinstance(module, DifferenceLinear):
+                yield name.removeprefix("base_model.model."), module
+
+    def disabled(self) -> AbstractContextManager[None]:
+        """Within the context the model is the reference model."""
+        return _disabled([layer for _, layer in self._layers()])
+
+    def detach(self) -> None:
+        """Remove the adapter; the network is as before."""
+        self.model.unload()
+
+    def exported(self, gather: "Gather") -> dict[str, Tensor]:
+        """Factors of the difference as an ordinary LoRA on the original model, float32.
+
+        ``A' = [dA; A0], B' = [B0 + dB, dB]`` of rank 2r; or ``A' = A0 + dA, B' = dB`` of rank r where
+        B0 = 0.
+
+        Args:
+            gather: Gives a parameter's full float32 value on every rank (masters, ZeRO 3 parts).
+        """
+        tensors = {}
+        for name, layer in self._layers():
+            moved_a = gather(layer.lora_A[ADAPTER].weight)
+            moved_b = gather(layer.lora_B[ADAPTER].weight)
+            a0 = layer.initial_a.detach().float().cpu()
+            if layer.initial_b is None:
+                a, b = a0 + moved_a, moved_b
+            else:
+                b0 = layer.initial_b.detach().float().cpu()
+                a, b = torch.cat([moved_a, a0]), torch.cat([b0 + moved_b, moved_b], dim=1)
+            tensors[f"base_model.model.{name}.lora_A.weight"] = a.contiguous()
+            tensors[f"base_model.model.{name}.lora_B.weight"] = b.contiguous()
+        return tensors
+
+    def initial_rms(self) -> tuple[float, float]:
+        """Root mean square of all entries of A0 and of B0 (0 where B0 = 0)."""
+        a = _rms([layer.initial_a for _, layer in self._layers()])
+        b = _rms([layer.initial_b for _, layer in self._layers() if layer.initial_b is not None])
+        return a, b
+
+
+class Gather:
+    """How to read a trained parameter in full; the engine knows, a plain model needs nothing."""
+
+    def __call__(self, parameter: nn.Parameter) -> Tensor:
+        """Full float32 value on the CPU."""
+        return parameter.detach().float().cpu()
+
+
+def save_adapter(
+    folder: Path, tensors: Mapping[str, Tensor], *, scaling: float, base: str
+) -> None:
+    """Commit a folder that stock ``PeftModel.from_pretrained(original, folder)`` loads.
+
+    Args:
+        folder: Where; files of an older adapter are replaced one by one, weights last.
+        tensors: What :meth:`DifferenceAdapter.exported` gave.
+        scaling: Strength s = alpha / r.
+        base: Name of the original model for ``base_model_name_or_path``.
+    """
+    suffix = ".lora_A.weight"
+    ranks = {len(t) for name, t in tensors.items() if name.endswith(suffix)}
+    assert len(ranks) == 1
+    names = sorted(
+        n.removesuffix(suffix).removeprefix("base_model.model.") for n in tensors if n.endswith(suffix)
+    )
+    config = _lora_config(names, rank=ranks.pop(), scaling=scaling)
+    config.base_model_name_or_path = base
+    config.inference_mode = True
+    plain = {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
+    commit_json(folder / "adapter_config.json", plain)
+    commit(
+        folder / "adapter_model.safetensors",
+        lambda path: save_file(dict(tensors), path, metadata={"format": "pt"}),
+    )
+
+
+def load_adapter(network: nn.Module, folder: Path) -> nn.Module:
+    """Stock PEFT: attach a saved adapter to its original model for reading."""
+    model: nn.Module = peft.PeftModel.from_pretrained(network, str(folder))
+    return model.eval()
+
+
+def _lora_config(targets: list[str], *, rank: int, scaling: float) -> peft.LoraConfig:
+    alpha = scaling * rank
+    return peft.LoraConfig(
+        r=rank,
+        lora_alpha=int(alpha) if float(alpha).is_integer() else alpha,
+        lora_dropout=0.0,
+        target_modules=targets,
+        bias="none",
+        task_type="CAUSAL_LM",
+        init_lora_weights=False,
+    )
+
+
+def _rms(tensors: list[Tensor]) -> float:
+    count = sum(t.numel() for t in tensors)
+    return (sum(float(t.float().square().sum()) for t in tensors) / count) ** 0.5 if count else 0.0
+
+
+@contextmanager
+def _disabled(layers: list[DifferenceLinear]) -> Iterator[None]:
+    # Not peft's disable_adapter: leaving that makes frozen adapters trainable again.
+    for layer in layers:
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False

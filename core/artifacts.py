@@ -1,0 +1,83 @@
+"""Content-addressed cache of what is computed once and shared by all trials, runs and users' models.
+
+An artifact is found by the hash of everything that determines it. Two processes that need the same
+one at the same time share the work: the first makes it under a lock, the other waits and reads it.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+from filelock import FileLock
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from core.commit import commit, commit_json
+
+CACHE_VARIABLE = "UNLEARN_TUNE_CACHE"
+"""Environment variable that names the cache folder."""
+
+
+def cache_root() -> Path:
+    """``$UNLEARN_TUNE_CACHE``, or the user's cache folder."""
+    given = os.environ.get(CACHE_VARIABLE)
+    return Path(given) if given else Path(platformdirs.user_cache_dir("unlearn-tune"))
+
+
+def content_key(determinants: Mapping[str, Any]) -> str:
+    """Hash of the canonical JSON of everything that determines an artifact, 32 hex digits."""
+    text = json.dumps(determinants, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def tensors(
+    kind: str, determinants: Mapping[str, Any], make: Callable[[], dict[str, Tensor]]
+) -> dict[str, Tensor]:
+    """Tensors from the cache, made first if they are not there."""
+    path = _folder(kind) / f"{content_key(determinants)}.safetensors"
+
+    def make_file() -> None:
+        made = {name: tensor.detach().cpu().contiguous() for name, tensor in make().items()}
+        commit(path, lambda p: save_file(made, p))
+
+    _make_once(path, make_file)
+    return load_file(path)
+
+
+def record(
+    kind: str, determinants: Mapping[str, Any], make: Callable[[], dict[str, float]]
+) -> dict[str, float]:
+    """Named numbers from the cache, measured first if they are not there."""
+    path = _folder(kind) / f"{content_key(determinants)}.json"
+    _make_once(path, lambda: commit_json(path, make()))
+    loaded: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
+    return loaded
+
+
+def folder(kind: str, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder from the cache; ``make`` fills a temporary one, which is renamed when complete."""
+    path = _folder(kind) / name
+
+    def make_folder() -> None:
+        commit(path, make)
+
+    _make_once(path, make_folder)
+    return path
+
+
+def _folder(kind: str) -> Path:
+    path = cache_root() / kind
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _make_once(path: Path, make: Callable[[], None]) -> None:
+    if path.exists():
+        return
+    with FileLock(path.with_name(path.name + ".lock")):
+        if not path.exists():
+            make()

@@ -1,0 +1,82 @@
+"""Durable files: written beside, synced, renamed, and the folder synced, so that a crash leaves old or new."""
+
+import json
+import os
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+def commit(path: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` fill a temporary file, sync it, and rename it to ``path``.
+
+    Raises:
+        OSError: If the disk is full or the folder cannot be written; ``path`` is then unchanged.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        write(temporary)
+        _sync(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync(path.parent)
+
+
+def commit_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Commit ``value`` as indented JSON; non-finite numbers are written as strings."""
+    text = json.dumps(finite(value), indent=1, allow_nan=False) + "\n"
+    commit(path, lambda p: _write(p, text))
+
+
+def commit_yaml(path: Path, value: Mapping[str, Any], *, header: str = "") -> None:
+    """Commit ``value`` as YAML in the order of its keys, below ``header`` lines."""
+    text = header + yaml.safe_dump(dict(value), sort_keys=False, allow_unicode=True, width=100)
+    commit(path, lambda p: _write(p, text))
+
+
+def append_line(path: Path, value: Mapping[str, Any]) -> None:
+    """Append one JSON line and sync it; a reader ignores a torn last line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    is_new = not path.exists()
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(finite(value), allow_nan=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    if is_new:
+        _sync(path.parent)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The complete JSON lines of ``path``; an unfinished last line is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1] if line]
+
+
+def finite(value: Any) -> Any:
+    """Replace NaN and infinities, which JSON cannot hold, by the strings ``nan``, ``inf``, ``-inf``."""
+    if isinstance(value, Mapping):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return str(value)
+    return value
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,407 @@
+"""What one trial is: a frozen, validated description of model, data, method and engine.
+
+Every field says its meaning and unit in its description; the reference page is made from these. A
+wrong value is refused when the object is built, and every problem is named at once. Nothing here
+imports torch, so that ``validate`` and ``status`` answer at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from core.errors import ConfigError
+
+ForgetLossId = Literal["ga", "ihl"]
+RetainLossId = Literal["none", "nll", "kl"]
+RetainSource = Literal["in_distribution", "general"]
+AdapterInit = Literal["lora", "svd", "fila"]
+TargetGroup = Literal["attention", "mlp", "all"]
+ObjectiveMetric = Literal["forget_closure", "accuracy_closure"]
+ConstraintMetric = Literal["retain_drop", "general_drop", "retain_accuracy_drop", "general_accuracy_drop"]
+Dtype = Literal["auto", "bf16", "fp32"]
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """Base of all configuration objects: frozen, no unknown keys, no NaN."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class ModelConfig(Section):
+    """The target model, before unlearning."""
+
+    source: Annotated[str, Field(min_length=1)]
+    """``package:smollm2``, ``hub:ORG/NAME`` (or ``ORG/NAME``), or a folder written by ``save_pretrained``."""
+    revision: str | None = None
+    """Commit hash, tag or branch of a hub model; a commit hash makes the run repeatable."""
+
+
+class FieldNames(Section):
+    """Which fields of a row hold its text: either ``text``, or ``prompt`` and ``answer``."""
+
+    text: str | None = None
+    """Field with a whole document; every token but the first is predicted and counts."""
+    prompt: str | None = None
+    """Field with the context of ``answer``; its tokens are read but do not count."""
+    answer: str | None = None
+    """Field with the answer to ``prompt``; its tokens, and the end of text, count."""
+
+    @model_validator(mode="after")
+    def _one_shape(self) -> Self:
+        pair = (self.prompt is not None, self.answer is not None)
+        if (self.text is not None) == all(pair) or any(pair) != all(pair):
+            raise ValueError("give either text, or both prompt and answer")
+        return self
+
+
+class SourceConfig(Section):
+    """Where the rows of one role come from."""
+
+    source: Annotated[str, Field(min_length=1)]
+    """``embedded:NAME``, ``hub:ORG/NAME``, or a path to ``.jsonl``, ``.parquet`` or ``.txt`` (a paragraph is a row)."""
+    split: str = "train"
+    """Split of a hub data set."""
+    subset: str | None = None
+    """Configuration name of a hub data set."""
+    revision: str | None = None
+    """Commit hash, tag or branch of a hub data set."""
+    fields: FieldNames = FieldNames(text="text")
+    """Fields that hold the text."""
+    n: Positive | None = None
+    """Use at most this many rows, the first ones in the file's order; all if absent."""
+    max_tokens: Annotated[int, Field(ge=2, le=1_000_000)] = 256
+    """Longer rows are cut after this many tokens."""
+
+
+class DataConfig(Section):
+    """Forget, retain, approximate and general sets, and how the held-out parts are cut."""
+
+    forget: SourceConfig
+    """What must go; trained on and judged whole."""
+    retain: SourceConfig
+    """Text of the same domain that must stay; split into train, probe and report parts."""
+    approximate: SourceConfig
+    """Text of the forget set's kind that the model never saw; its level is the target of forgetting."""
+    general: SourceConfig
+    """Ordinary text of other domains; split into train, probe and report parts."""
+    probe_rows: Positive = 32
+    """Rows of each probe part (retain, approximate, general); measured again and again during a trial."""
+    report_rows: Positive = 64
+    """Rows of each report part; neither losses nor probes see them, finalists are reported on them."""
+    split_seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Seed of the splits; separate from the trial's seed, so that repeats over seeds share the splits."""
+
+
+class MethodConfig(Section):
+    """The unlearning method, as a combination: forget loss, retain loss and its source, initialisation."""
+
+    forget_loss: ForgetLossId
+    """``ga``: gradient ascent; ``ihl``: inverted hinge loss (Cha et al., ICLR 2025)."""
+    retain_loss: RetainLossId = "nll"
+    """``none``; ``nll``: next-token cross-entropy (gradient descent, "GD"); ``kl``: KL to the reference model."""
+    retain_source: RetainSource = "in_distribution"
+    """Rows of the retain loss: the retain set, or the general set."""
+    retain_weight: Annotated[float, Field(ge=0.0, le=1000.0)] = 1.0
+    """Factor on the retain loss."""
+    adapter_init: AdapterInit = "lora"
+    """``lora``: B = 0; ``svd``: principal part of W; ``fila``: principal part weighted by Fisher information."""
+
+
+class OptimizerConfig(Section):
+    """AdamW and its schedule."""
+
+    learning_rate: Annotated[float, Field(gt=0.0, le=1.0)]
+    """Peak learning rate, per optimiser step."""
+    weight_decay: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """Decoupled weight decay of the trained increments."""
+    beta1: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    """Decay of AdamW's first moment."""
+    beta2: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.999
+    """Decay of AdamW's second moment."""
+    epsilon: Annotated[float, Field(gt=0.0, le=1e-2)] = 1e-8
+    """AdamW's denominator offset."""
+    schedule: Literal["constant", "linear"] = "constant"
+    """``constant``, or ``linear`` decay to zero at ``selection.max_steps``."""
+    warmup_steps: Annotated[int, Field(ge=0, le=100_000)] = 0
+    """Optimiser steps over which the rate rises linearly from zero."""
+    gradient_clipping: Annotated[float, Field(ge=0.0, le=1e6)] = 1.0
+    """Largest norm of the gradient over all trained parameters; 0 switches it off."""
+
+
+class AdapterConfig(Section):
+    """Size, strength and place of the low-rank adapter."""
+
+    rank: Annotated[int, Field(ge=1, le=1024)] = 8
+    """Rank r of the trained factors."""
+    scaling: Annotated[float, Field(gt=0.0, le=64.0)] = 2.0
+    """Strength s = alpha / r, fixed apart from the rank so that rank is not confounded with step size."""
+    targets: TargetGroup = "all"
+    """Linear layers that carry an adapter, found by looking at the model: attention, MLP, or both."""
+
+
+class FisherConfig(Section):
+    """How Fisher information weights the initial adapter (only for ``adapter_init: fila``)."""
+
+    exponent: Annotated[float, Field(ge=0.0, le=4.0)] = 0.5
+    """Row weight = (sum over a row of F_forget / F_retain) ** exponent; 0 is the plain SVD, 0.5 the paper's."""
+    floor: Annotated[float, Field(gt=0.0, le=1e6)] = 0.01
+    """Added to F_retain before the division; see ``floor_kind``."""
+    floor_kind: Literal["relative", "absolute"] = "relative"
+    """``relative``: ``floor`` times the mean F_retain of the matrix; ``absolute``: ``floor`` itself (paper: 1e-5)."""
+    normalise: Literal["geometric_mean", "none"] = "geometric_mean"
+    """Divide a matrix's row weights by their geometric mean; ``none`` repeats the paper's code."""
+    rows: Positive | None = None
+    """Rows of the forget set, and as many of the retain set, that Fisher is measured on; all forget rows if absent."""
+    batch_size: Positive = 1
+    """Rows whose mean gradient is squared; 1 is the per-sequence empirical Fisher, the paper's code uses 2 to 4."""
+
+
+class BatchConfig(Section):
+    """Rows per optimiser step: ``global_batch_size = micro_batch_size x gradient_accumulation_steps x ranks``.
+
+    Give at most two of the three; the last is derived. Each forget row is accompanied by one retain
+    row where the method has a retain loss.
+    """
+
+    global_batch_size: Positive | None = None
+    """Forget rows of one optimiser step, over all ranks."""
+    micro_batch_size: Positive | None = None
+    """Forget rows of one forward pass on one rank."""
+    gradient_accumulation_steps: Positive | None = None
+    """Forward passes of one optimiser step on each rank."""
+    probe_batch_size: Positive = 16
+    """Rows of one forward pass of a probe; changes speed and memory only."""
+
+    @model_validator(mode="after")
+    def _one_is_derived(self) -> Self:
+        given = [
+            name
+            for name in ("global_batch_size", "micro_batch_size", "gradient_accumulation_steps")
+            if getattr(self, name) is not None
+        ]
+        if len(given) == 3:
+            raise ValueError(
+                "give two of global_batch_size, micro_batch_size, gradient_accumulation_steps; "
+                "the third is derived"
+            )
+        return self
+
+
+class ConstraintConfig(Section):
+    """An upper limit that a probe must keep to be feasible."""
+
+    metric: ConstraintMetric
+    """Name of a probe metric; drops are degradations relative to the untouched model."""
+    at_most: Annotated[float, Field(ge=0.0, le=100.0)]
+    """Largest allowed value; nats per token for ``*_drop``, a fraction for ``*_accuracy_drop``."""
+
+
+class RetainGuardConfig(Section):
+    """When a trial is stopped because retained text degrades. Patience and grace count probes."""
+
+    metrics: Annotated[tuple[ConstraintMetric, ...], Field(min_length=1)] = ("retain_drop", "general_drop")
+    """Watched metrics; the guard acts when any of them is above ``limit``."""
+    limit: Annotated[float, Field(ge=0.0, le=100.0)] = 0.10
+    """Largest tolerated value, in nats per token for drops."""
+    patience: Annotated[int, Field(ge=1, le=1000)] = 2
+    """Consecutive violating probes after which the trial stops."""
+    grace_steps: Annotated[int, Field(ge=0, le=1000)] = 2
+    """First probes that are not counted (retained text can dip and recover)."""
+    hard_limit: Annotated[float, Field(gt=0.0, le=1000.0)] = 0.50
+    """A single probe above this stops the trial at once, also during grace; so does a non-finite value."""
+
+    @model_validator(mode="after")
+    def _hard_limit_is_harder(self) -> Self:
+        if self.hard_limit <= self.limit:
+            raise ValueError(
+                f"hard_limit must exceed limit, got hard_limit={self.hard_limit} limit={self.limit}"
+            )
+        return self
+
+
+class PastTargetConfig(Section):
+    """Stop a trial that has overshot: forget cross-entropy past the target and the objective falling."""
+
+    patience: Annotated[int, Field(ge=1, le=1000)] = 2
+    """Consecutive overshooting probes after which the trial stops."""
+
+
+class SelectionConfig(Section):
+    """How long a trial may train, and which of its probes counts. A sweep fills this in."""
+
+    max_steps: Annotated[int, Field(ge=1, le=1_000_000)]
+    """Optimiser steps of a trial that nothing stops."""
+    probe_every: Positive = 1
+    """Optimiser steps from one probe to the next; the last step is always probed."""
+    metric: ObjectiveMetric = "forget_closure"
+    """Objective, maximised; in [-1, 1], 1 when the forget set looks like text that was never seen."""
+    select: Literal["best_feasible_probe", "last"] = "best_feasible_probe"
+    """Which probe gives the trial its value and its adapter."""
+    constraints: tuple[ConstraintConfig, ...] = ()
+    """Limits that a feasible probe keeps."""
+    past_target: PastTargetConfig | None = PastTargetConfig()
+    """Stop on overshoot; null switches it off."""
+    retain_guard: RetainGuardConfig | None = RetainGuardConfig()
+    """Stop on degradation of retained text; null switches it off."""
+
+    @field_validator("constraints")
+    @classmethod
+    def _each_metric_once(cls, value: tuple[ConstraintConfig, ...]) -> tuple[ConstraintConfig, ...]:
+        names = [c.metric for c in value]
+        twice = sorted({n for n in names if names.count(n) > 1})
+        if twice:
+            raise ValueError(f"each metric may have one limit, got two for {', '.join(twice)}")
+        return value
+
+    @model_validator(mode="after")
+    def _probe_within_budget(self) -> Self:
+        if self.probe_every > self.max_steps:
+            raise ValueError(
+                f"probe_every must not exceed max_steps, got probe_every={self.probe_every} "
+                f"max_steps={self.max_steps}"
+            )
+        return self
+
+
+class EngineConfig(Section):
+    """How a trial computes: DeepSpeed stage, precision, ranks and threads."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """DeepSpeed ZeRO stage; 3 also partitions the frozen base model over the ranks."""
+    offload: Literal["none", "optimizer", "parameters"] = "none"
+    """Keep optimiser states (ZeRO 1-3) or also parameters (ZeRO 3) in CPU memory."""
+    dtype: Dtype = "auto"
+    """``bf16``, ``fp32``, or ``auto``: bf16 where the hardware computes in it; losses and metrics are float32."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """``cuda`` (nccl), ``cpu`` (gloo), or ``auto``: cuda where there is one."""
+    ranks: Annotated[int, Field(ge=1, le=4096)] = 1
+    """Processes of the trial."""
+    threads: Annotated[int, Field(ge=1, le=1024)] = 1
+    """CPU threads of each rank."""
+
+    @model_validator(mode="after")
+    def _offload_needs_a_stage(self) -> Self:
+        needed = {"none": 0, "optimizer": 1, "parameters": 3}[self.offload]
+        if self.zero_stage < needed:
+            raise ValueError(
+                f"offload={self.offload} needs zero_stage >= {needed}, got zero_stage={self.zero_stage}"
+            )
+        return self
+
+
+class TrialConfig(Section):
+    """Everything that determines one trial."""
+
+    model: ModelConfig
+    data: DataConfig
+    method: MethodConfig
+    optimizer: OptimizerConfig
+    adapter: AdapterConfig = AdapterConfig()
+    fisher: FisherConfig = FisherConfig()
+    batch: BatchConfig = BatchConfig(global_batch_size=8)
+    selection: SelectionConfig
+    engine: EngineConfig = EngineConfig()
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Seed of data order and adapter initialisation."""
+
+    @model_validator(mode="after")
+    def _cross_field_rules(self) -> Self:
+        problems = []
+        if self.optimizer.schedule == "linear" and self.selection.select != "last":
+            problems.append(
+                "optimizer.schedule: a schedule that depends on the horizon needs selection.select: last, "
+                f"got select={self.selection.select}"
+            )
+        try:
+            self.batch_plan()
+        except ValueError as err:
+            problems.append(str(err))
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def batch_plan(self) -> BatchPlan:
+        """The three batch numbers with the missing ones derived.
+
+        Raises:
+            ValueError: If the numbers do not divide.
+        """
+        return BatchPlan.derive(self.batch, ranks=self.engine.ranks)
+
+
+class BatchPlan(Section):
+    """Rows per optimiser step, all three numbers known."""
+
+    global_batch_size: int
+    micro_batch_size: int
+    gradient_accumulation_steps: int
+    ranks: int
+
+    @classmethod
+    def derive(cls, batch: BatchConfig, *, ranks: int) -> Self:
+        """Fill in what ``batch`` leaves out; one forward pass a step and rank unless told otherwise."""
+        total, micro, steps = (
+            batch.global_batch_size,
+            batch.micro_batch_size,
+            batch.gradient_accumulation_steps,
+        )
+        if total is None:
+            micro, steps = micro or 8, steps or 1
+            total = micro * steps * ranks
+        elif micro is not None:
+            steps = total // (micro * ranks)
+        else:
+            steps = steps or 1
+            micro = total // (steps * ranks)
+        if micro * (steps or 0) * ranks != total or total == 0:
+            raise ValueError(
+                "batch.global_batch_size: must equal micro_batch_size x gradient_accumulation_steps x ranks, "
+                f"got {total} with micro_batch_size={batch.micro_batch_size} "
+                f"gradient_accumulation_steps={batch.gradient_accumulation_steps} ranks={ranks}"
+            )
+        return cls(
+            global_batch_size=total,
+            micro_batch_size=micro,
+            gradient_accumulation_steps=steps or 1,
+            ranks=ranks,
+        )
+
+
+def describe_problems(err: ValidationError) -> list[str]:
+    """One line for each problem pydantic found: the field as the user wrote it, the rule, the value."""
+    lines = []
+    for problem in err.errors():
+        place = ".".join(str(part) for part in problem["loc"]) or "(whole)"
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "missing":
+            lines.append(f"{place}: required, but absent; add it.")
+        elif problem["type"] == "extra_forbidden":
+            lines.append(f"{place}: unknown key.")
+        elif isinstance(problem["input"], Mapping):
+            lines.append(f"{place}: {message}.")
+        else:
+            lines.append(f"{place}: {message}, got {problem['input']!r}.")
+    return lines
+
+
+def parse_trial(values: Mapping[str, Any], *, where: str) -> TrialConfig:
+    """Build a :class:`TrialConfig` from plain values.
+
+    Args:
+        values: Nested mapping as read from YAML or JSON.
+        where: The file or object that the values come from, for the error message.
+
+    Raises:
+        ConfigError: With every problem at once.
+    """
+    try:
+        return TrialConfig.model_validate(values)
+    except ValidationError as err:
+        raise ConfigError(where, describe_problems(err)) from err

@@ -1,0 +1,1 @@
+"""Rows of text by role: read from their sources, tokenised, and split without overlap."""

@@ -1,0 +1,86 @@
+"""Splits by role: what is trained on, what is probed, what is only reported. No row is in two of them."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from core.config import DataConfig, SourceConfig
+from core.data.sources import Row, read_rows
+from core.errors import DataError
+from core.seeding import derive_seed
+
+ROLES = ("forget", "retain", "approximate", "general")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Splits:
+    """Rows of every part.
+
+    ``forget`` is trained on and judged whole. ``*_probe`` is measured during a trial, ``*_report`` only
+    at the end of a sweep. ``retain_train`` and ``general_train`` feed the retain loss.
+    """
+
+    forget: tuple[Row, ...]
+    retain_train: tuple[Row, ...]
+    retain_probe: tuple[Row, ...]
+    retain_report: tuple[Row, ...]
+    approximate_probe: tuple[Row, ...]
+    approximate_report: tuple[Row, ...]
+    general_train: tuple[Row, ...]
+    general_probe: tuple[Row, ...]
+    general_report: tuple[Row, ...]
+
+
+def split_data(config: DataConfig) -> Splits:
+    """Read all sources and split them; the same configuration and contents give the same splits.
+
+    Rows that occur twice in a role are kept once.
+
+    Raises:
+        DataError: If a source is missing or empty, too small for its parts, or two roles share a row.
+    """
+    rows = {role: _distinct(read_rows(getattr(config, role), role=role)) for role in ROLES}
+    _refuse_overlap(rows, config)
+    parts: dict[str, tuple[Row, ...]] = {"forget": tuple(rows["forget"])}
+    for role in ("retain", "approximate", "general"):
+        parts |= _cut(role, rows[role], config)
+    return Splits(**parts)
+
+
+def _cut(role: str, rows: Sequence[Row], config: DataConfig) -> dict[str, tuple[Row, ...]]:
+    order = list(rows)
+    random.Random(derive_seed(config.split_seed, "split", role)).shuffle(order)  # noqa: S311
+    n_probe, n_report = config.probe_rows, config.report_rows
+    has_train = role != "approximate"
+    needed = n_probe + n_report + (1 if role == "retain" else 0)
+    if len(order) < needed:
+        raise DataError(
+            f"data.{role}: {n_probe} probe rows and {n_report} report rows"
+            f"{' and at least one to train on' if role == 'retain' else ''} need {needed} distinct rows, "
+            f"got {len(order)}; give more rows, or lower data.probe_rows or data.report_rows"
+        )
+    parts = {
+        f"{role}_probe": tuple(order[:n_probe]),
+        f"{role}_report": tuple(order[n_probe : n_probe + n_report]),
+    }
+    if has_train:
+        parts[f"{role}_train"] = tuple(order[n_probe + n_report :])
+    return parts
+
+
+def _distinct(rows: Sequence[Row]) -> list[Row]:
+    return list({row.normalised: row for row in reversed(rows)}.values())[::-1]
+
+
+def _refuse_overlap(rows: dict[str, list[Row]], config: DataConfig) -> None:
+    seen: dict[str, str] = {}
+    for role in ROLES:
+        for row in rows[role]:
+            other = seen.setdefault(row.normalised, role)
+            if other != role:
+                source: SourceConfig = getattr(config, role)
+                raise DataError(
+                    f"data.{role}: {source.source} shares a row with data.{other}: "
+                    f"{row.answer[:60]!r}; the sets must not overlap, remove it from one"
+                )
+

@@ -1,0 +1,200 @@
+"""Initial factors of a trial's adapter: plain LoRA, principal (SVD), or Fisher-weighted (FILA).
+
+Fisher information, importance and decomposition are artifacts: measured once for a model and data set,
+and shared by all trials and runs.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from core import artifacts
+from core.adapters import InitialFactors
+from core.config import FisherConfig, TrialConfig
+from core.data.tokens import TokenRow, TokenSplits, collate
+from core.fila import (
+    normalise_rows,
+    relative_floor,
+    relative_importance,
+    row_weights,
+    weighted_low_rank,
+)
+from core.fisher import diagonal_fisher
+from core.losses import nll_loss
+from core.models import LoadedModel, dense_weight, oriented, resolve_targets
+from core.seeding import derive_seed
+
+_DECOMPOSED_RANK = 32
+"""One decomposition serves all ranks up to this; larger ranks are rounded up to a power of two."""
+
+
+def initial_factors(
+    config: TrialConfig, model: LoadedModel, data: TokenSplits
+) -> dict[str, InitialFactors]:
+    """Factors A0, B0 of every target layer, float32 on the CPU; B0 is ``None`` (zero) for plain LoRA.
+
+    Raises:
+        ModelError: If no layer matches the targets or the rank does not fit.
+    """
+    rank, scaling = config.adapter.rank, config.adapter.scaling
+    names = resolve_targets(model.network, config.adapter.targets, rank=rank)
+    layers = {name: model.network.get_submodule(name) for name in names}
+    if config.method.adapter_init == "lora":
+        return {
+            name: InitialFactors(
+                a=_uniform((rank, dense_weight(layer).shape[1]), config.seed, name), b=None
+            )
+            for name, layer in layers.items()
+        }
+    factors = _decomposition(config, model, data, layers)
+    root = math.sqrt(scaling)
+    return {
+        name: InitialFactors(
+            a=factors[f"{name}.a"][:rank] / root, b=factors[f"{name}.b"][:, :rank] / root
+        )
+        for name in names
+    }
+
+
+def fisher_information(
+    config: TrialConfig, model: LoadedModel, data: TokenSplits, layers: Mapping[str, nn.Module]
+) -> dict[str, Tensor]:
+    """Diagonal Fisher of the forget and retain rows for each layer: keys ``forget/NAME``, ``retain/NAME``."""
+    forget, retain = _fisher_rows(config.fisher, data)
+
+    def measure() -> dict[str, Tensor]:
+        size = config.fisher.batch_size
+        measured = {}
+        for part, rows in (("forget", forget), ("retain", retain)):
+            fisher = diagonal_fisher(_gradients(model, layers, rows, batch_size=size))
+            measured |= {f"{part}/{name}": f for name, f in fisher.items()}
+        return measured
+
+    return artifacts.tensors("fisher", _fisher_key(config, model, data, layers), measure)
+
+
+def _decomposition(
+    config: TrialConfig, model: LoadedModel, data: TokenSplits, layers: Mapping[str, nn.Module]
+) -> dict[str, Tensor]:
+    is_weighted = config.method.adapter_init == "fila" and config.fisher.exponent > 0.0
+    rank = max(_DECOMPOSED_RANK, 1 << (config.adapter.rank - 1).bit_length())
+    key = {
+        "model": model.identity,
+        "dtype": str(model.dtype),
+        "layers": list(layers),
+        "rank": rank,
+        "weights": _weights_key(config, model, data, layers) if is_weighted else None,
+    }
+
+    def decompose() -> dict[str, Tensor]:
+        sums = _importance_sums(config, model, data, layers) if is_weighted else None
+        made: dict[str, Tensor] = {}
+        for name, layer in layers.items():
+            weight = dense_weight(layer)
+            if sums is None:
+                rho = torch.ones(len(weight), device=weight.device)
+            else:
+                rho = row_weights(sums[name].to(weight.device), exponent=config.fisher.exponent)
+                if config.fisher.normalise == "geometric_mean":
+                    rho = normalise_rows(rho)
+            factors = weighted_low_rank(
+                weight,
+                rho,
+                rank=min(rank, *weight.shape),
+                scaling=1.0,
+                seed=derive_seed(0, "decomposition", name),
+            )
+            made |= {f"{name}.a": factors.a, f"{name}.b": factors.b}
+        return made
+
+    return artifacts.tensors("factors", key, decompose)
+
+
+def _importance_sums(
+    config: TrialConfig, model: LoadedModel, data: TokenSplits, layers: Mapping[str, nn.Module]
+) -> dict[str, Tensor]:
+    """Row sums of the relative importance, ``(O,)`` for each layer: all that the weights need of Fisher."""
+    fisher_config = config.fisher
+
+    def measure() -> dict[str, Tensor]:
+        fisher = fisher_information(config, model, data, layers)
+        sums = {}
+        for name in layers:
+            forget, retain = fisher[f"forget/{name}"], fisher[f"retain/{name}"]
+            floor = fisher_config.floor
+            if fisher_config.floor_kind == "relative":
+                floor = max(relative_floor(retain, floor), torch.finfo(torch.float32).tiny)
+            sums[name] = relative_importance(forget, retain, floor=floor).sum(dim=1)
+        return sums
+
+    key = _fisher_key(config, model, data, layers) | {
+        "floor": fisher_config.floor,
+        "floor_kind": fisher_config.floor_kind,
+    }
+    return artifacts.tensors("importance", key, measure)
+
+
+def _fisher_key(
+    config: TrialConfig, model: LoadedModel, data: TokenSplits, layers: Mapping[str, nn.Module]
+) -> dict[str, Any]:
+    return {
+        "model": model.identity,
+        "dtype": str(model.dtype),
+        "layers": list(layers),
+        "forget": data.identity["forget"],
+        "retain": data.identity["retain_train"],
+        "rows": config.fisher.rows,
+        "batch_size": config.fisher.batch_size,
+    }
+
+
+def _weights_key(
+    config: TrialConfig, model: LoadedModel, data: TokenSplits, layers: Mapping[str, nn.Module]
+) -> dict[str, Any]:
+    return _fisher_key(config, model, data, layers) | config.fisher.model_dump()
+
+
+def _fisher_rows(
+    config: FisherConfig, data: TokenSplits
+) -> tuple[Sequence[TokenRow], Sequence[TokenRow]]:
+    forget = data["forget"][: config.rows]
+    return forget, data["retain_train"][: len(forget)]
+
+
+def _gradients(
+    model: LoadedModel,
+    layers: Mapping[str, nn.Module],
+    rows: Sequence[TokenRow],
+    *,
+    batch_size: int,
+) -> Iterator[tuple[dict[str, Tensor], int]]:
+    weights = {name: layer.weight for name, layer in layers.items()}
+    for weight in weights.values():
+        weight.requires_grad_(True)
+    try:
+        for start in range(0, len(rows), batch_size):
+            batch = collate(rows[start : start + batch_size], model.device)
+            output = model.network(
+                input_ids=batch.ids, attention_mask=batch.mask, use_cache=False
+            )
+            nll_loss(output.logits, batch.labels).backward()
+            yield (
+                {name: oriented(layers[name], w.grad) for name, w in weights.items()},
+                batch.n_counted,
+            )
+            for weight in weights.values():
+                weight.grad = None
+    finally:
+        for weight in weights.values():
+            weight.requires_grad_(False)
+            weight.grad = None
+
+
+def _uniform(shape: tuple[int, int], seed: int, name: str) -> Tensor:
+    """PEFT's default for A: uniform within one over the square root of the inputs."""
+    generator = torch.Generator().manual_seed(derive_seed(seed, "adapter", name))
+    bound = 1.0 / math.sqrt(shape[1])
+    return torch.empty(shape).uniform_(-bound, bound, generator=generator)

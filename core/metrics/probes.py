@@ -1,0 +1,113 @@
+"""Cheap metrics of a trial: cross-entropy and next-token accuracy of each set, and what follows from them.
+
+Every level is a mean over the counted tokens of all rows of a set together, not a mean of per-row means.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from core.losses import align
+
+MEASURED = ("forget", "retain", "general")
+"""Sets whose level is measured at each probe; the approximate set's is measured once, on the target model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Level:
+    """How well a model predicts a set.
+
+    Attributes:
+        nll: Cross-entropy, nats per token.
+        accuracy: Share of tokens that are the greedy choice given the true prefix.
+    """
+
+    nll: float
+    accuracy: float
+
+    @property
+    def perplexity(self) -> float:
+        """``exp(nll)``; infinite where that overflows."""
+        return math.exp(self.nll) if self.nll < 700 else math.inf
+
+
+def token_sums(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
+    """Float64 ``(3,)``: summed negative log-likelihood (nats), correct greedy choices, counted tokens."""
+    logits_NV, targets_N = align(logits_BTV, labels_BT)
+    nll = torch.nn.functional.cross_entropy(logits_NV, targets_N, reduction="sum")
+    correct = (logits_NV.argmax(dim=-1) == targets_N).sum()
+    return torch.stack(
+        [nll.double(), correct.double(), torch.tensor(float(len(targets_N))).double().to(nll.device)]
+    )
+
+
+def level(sums: Tensor) -> Level:
+    """Level from sums of :func:`token_sums` over all batches and ranks."""
+    nll, correct, count = sums.tolist()
+    return Level(nll=nll / count, accuracy=correct / count)
+
+
+def forget_closure(now: float, before: float, target: float) -> float:
+    r"""How much of the way from the untouched model to the target is closed.
+
+    .. math::
+        1 - \frac{|f - f^*|}{|f_0 - f^*|}, \text{ clipped to } [-1, 1]
+
+    1 when the forget set looks like text that was never seen; 0 as before; it falls again, and below 0,
+    when the set is over-unlearned, so that collapse is not rewarded.
+
+    Args:
+        now: f, the forget set's level under the model being unlearned.
+        before: f0, under the target model.
+        target: f*, the approximate set's level under the target model, or the forget set's under a
+            retain-only model.
+
+    Returns:
+        A number in [-1, 1]; NaN if ``now`` is not finite.
+
+    Raises:
+        ValueError: If ``before`` equals ``target``.
+    """
+    if before == target:
+        raise ValueError(f"before and target must differ, got {before} for both")
+    if not math.isfinite(now):
+        return math.nan
+    return max(-1.0, min(1.0, 1.0 - abs(now - target) / abs(before - target)))
+
+
+def degradation(levels: Mapping[str, Level], baseline: Mapping[str, Level]) -> dict[str, float]:
+    """Metrics of a probe, relative to the untouched model.
+
+    Args:
+        levels: Level of ``forget``, ``retain`` and ``general`` now.
+        baseline: The same under the target model, and that of ``approximate``.
+
+    Returns:
+        For each set ``*_nll`` (nats per token), ``*_perplexity`` and ``*_accuracy``; ``retain_drop`` and
+        ``general_drop`` (nats per token, positive when the model got worse); ``*_accuracy_drop``;
+        ``retain_utility`` (accuracy now / before); ``forget_closure`` on cross-entropy and
+        ``accuracy_closure`` on accuracy; ``accuracy_gap`` (forget accuracy now minus the approximate
+        set's).
+    """
+    metrics: dict[str, float] = {}
+    for name in MEASURED:
+        metrics[f"{name}_nll"] = levels[name].nll
+        metrics[f"{name}_perplexity"] = levels[name].perplexity
+        metrics[f"{name}_accuracy"] = levels[name].accuracy
+    for name in ("retain", "general"):
+        metrics[f"{name}_drop"] = levels[name].nll - baseline[name].nll
+        metrics[f"{name}_accuracy_drop"] = baseline[name].accuracy - levels[name].accuracy
+    before = baseline["retain"].accuracy
+    metrics["retain_utility"] = levels["retain"].accuracy / before if before else math.nan
+    forget, target = baseline["forget"], baseline["approximate"]
+    metrics["forget_closure"] = forget_closure(levels["forget"].nll, forget.nll, target.nll)
+    metrics["accuracy_closure"] = (
+        forget_closure(levels["forget"].accuracy, forget.accuracy, target.accuracy)
+        if math.isfinite(levels["forget"].nll) and forget.accuracy != target.accuracy
+        else math.nan
+    )
+    metrics["accuracy_gap"] = levels["forget"].accuracy - target.accuracy
+    return metrics

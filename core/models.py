@@ -1,0 +1,236 @@
+"""Door to transformers: load a causal language model and its tokenizer, and look at its layers."""
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from core import packaged
+from core.config import EngineConfig, ModelConfig, TargetGroup
+from core.errors import ModelError
+
+_GROUP_PATTERNS: Mapping[str, re.Pattern[str]] = {
+    "attention": re.compile(r"(^|\.)[^.]*(attn|attention)[^.]*\."),
+    "mlp": re.compile(r"(^|\.)([^.]*(mlp|ffn|feed_forward)[^.]*\.|fc\d+$)"),
+}
+
+_CHECKSUM_CHUNK = 1 << 22  # words at a time: the wide copies stay small
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """A frozen target model in memory.
+
+    Attributes:
+        network: The causal language model, in evaluation mode (no dropout), nothing requires a gradient.
+        tokenizer: Its tokenizer.
+        identity: Hash or commit that names these weights.
+        dtype: Floating-point type of the weights.
+        device: Where it lies.
+    """
+
+    network: nn.Module
+    tokenizer: Any
+    identity: str
+    dtype: torch.dtype
+    device: torch.device
+
+
+def load_model(config: ModelConfig, engine: EngineConfig) -> LoadedModel:
+    """Load the target model in the engine's precision on the engine's device.
+
+    Raises:
+        ModelError: If the model is not found or cannot be read.
+    """
+    location, revision = locate(config)
+    dtype, device = resolve_dtype(engine), resolve_device(engine)
+    arguments = {"revision": revision, "trust_remote_code": False}
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(location, **arguments)
+        network = transformers.AutoModelForCausalLM.from_pretrained(
+            location, dtype=dtype, use_safetensors=True, **arguments
+        )
+    except (OSError, ValueError) as err:
+        raise ModelError(
+            f"model.source: cannot load {config.source!r}: {_first_line(err)}; give a folder written by "
+            "save_pretrained (safetensors), a hub id that this machine can reach, or package:smollm2"
+        ) from err
+    network.to(device).eval().requires_grad_(False)
+    return LoadedModel(
+        network=network,
+        tokenizer=tokenizer,
+        identity=model_identity(config),
+        dtype=dtype,
+        device=device,
+    )
+
+
+def locate(config: ModelConfig) -> tuple[str, str | None]:
+    """Folder or hub id to load from, and the revision.
+
+    Raises:
+        ModelError: If the source is neither a packaged model, a model folder, nor a hub id.
+    """
+    source = config.source
+    if source.startswith("package:"):
+        return str(packaged.model_folder(source.removeprefix("package:"))), None
+    if source.startswith("hub:"):
+        return source.removeprefix("hub:"), config.revision
+    if Path(source).is_dir():
+        if not (Path(source) / "config.json").is_file():
+            raise ModelError(f"model.source: folder {source!r} holds no config.json; it is no model folder")
+        return source, None
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", source):
+        return source, config.revision
+    raise ModelError(
+        f"model.source: {source!r} is no folder and no hub id; give package:NAME, hub:ORG/NAME or a model folder"
+    )
+
+
+@lru_cache
+def model_identity(config: ModelConfig) -> str:
+    """What names these weights: the hash of a folder's files, or the commit of a hub model."""
+    location, revision = locate(config)
+    if not Path(location).is_dir():
+        return f"{location}@{_hub_commit(location, revision)}"
+    digest = hashlib.sha256()
+    for path in sorted(Path(location).iterdir()):
+        if path.suffix in {".safetensors", ".json", ".txt", ".model"}:
+            digest.update(path.name.encode())
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def resolve_dtype(engine: EngineConfig) -> torch.dtype:
+    """``auto`` is bf16 where the hardware computes in it: CUDA with bf16, or a CPU with bf16 units."""
+    if engine.dtype == "auto":
+        if resolve_device(engine).type == "cuda":
+            return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+        return torch.bfloat16 if cpu_computes_bf16() else torch.float32
+    return {"bf16": torch.bfloat16, "fp32": torch.float32}[engine.dtype]
+
+
+def cpu_computes_bf16() -> bool:
+    """Whether the CPU has bf16 matrix units; without them bf16 is far slower than float32."""
+    flags = Path("/proc/cpuinfo")
+    return flags.exists() and bool(re.search(r"\b(amx_bf16|avx512_bf16)\b", flags.read_text()))
+
+
+def resolve_device(engine: EngineConfig) -> torch.device:
+    """``auto`` is CUDA where there is one; a rank uses the device that its environment shows it."""
+    if engine.device == "cpu" or (engine.device == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ModelError("engine.device: cuda is asked for, but torch sees no CUDA device here")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+
+
+def convert_gguf(gguf: Path, folder: Path) -> None:
+    """Convert a GGUF file to an ordinary float32 model folder with safetensors."""
+    source, quantisation = str(gguf.parent), transformers.GgufConfig(dequantize=True)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source, gguf_file=gguf.name)
+    network = transformers.AutoModelForCausalLM.from_pretrained(
+        source, gguf_file=gguf.name, dtype=torch.float32, quantization_config=quantisation
+    )
+    network.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def resolve_targets(network: nn.Module, group: TargetGroup, *, rank: int) -> list[str]:
+    """Names of the linear layers of a group, found by looking at the model.
+
+    Args:
+        network: A causal language model; ``nn.Linear`` and GPT-2's ``Conv1D`` count as linear.
+        group: ``attention``, ``mlp`` or ``all`` (both; never the output layer).
+        rank: Rank that has to fit into each of them.
+
+    Raises:
+        ModelError: If no layer matches, or a layer is smaller than the rank.
+    """
+    output = getattr(network, "get_output_embeddings", lambda: None)()
+    linear = {
+        name: module
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not output
+    }
+    patterns = [p for g, p in _GROUP_PATTERNS.items() if group in (g, "all")]
+    names = [name for name in linear if any(p.search(name) for p in patterns)]
+    if not names:
+        shown = ", ".join(sorted({name.rpartition(".")[2] for name in linear})) or "none"
+        raise ModelError(
+            f"adapter.targets: no linear layer of {type(network).__name__} belongs to {group!r}; "
+            f"linear layers found: {shown}"
+        )
+    for name in names:
+        smaller = min(linear_shape(linear[name]))
+        if rank > smaller:
+            raise ModelError(
+                f"adapter.rank: must not exceed the smaller side of a layer, got rank={rank} for {name} "
+                f"of shape {linear_shape(linear[name])}; use at most {smaller}, or other adapter.targets"
+            )
+    return names
+
+
+def linear_shape(module: nn.Module) -> tuple[int, int]:
+    """``(outputs, inputs)`` of a linear layer; also under ZeRO 3, where the weight itself is away."""
+    weight = module.weight
+    shape = tuple(getattr(weight, "ds_shape", weight.shape))
+    return (shape[1], shape[0]) if isinstance(module, Conv1D) else (shape[0], shape[1])
+
+
+def dense_weight(module: nn.Module) -> Tensor:
+    """Weight as ``(outputs, inputs)``: GPT-2's Conv1D stores the transpose."""
+    weight: Tensor = module.weight.detach()
+    return weight.T if isinstance(module, Conv1D) else weight
+
+
+def oriented(module: nn.Module, tensor: Tensor) -> Tensor:
+    """A tensor of the weight's own shape, turned to ``(outputs, inputs)``."""
+    return tensor.T if isinstance(module, Conv1D) else tensor
+
+
+def weights_checksum(network: nn.Module) -> str:
+    """A checksum over the exact bits of all weights, computed where they lie.
+
+    Two sums of the words of each tensor, plain and weighted by position, as 64-bit integers; a changed
+    bit changes them.
+    """
+    digest = hashlib.sha256()
+    words = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+    for name, parameter in sorted(network.named_parameters()):
+        flat = parameter.detach().reshape(-1).view(words[parameter.element_size()])
+        plain = weighted = 0
+        for chunk in flat.split(_CHECKSUM_CHUNK):
+            wide = chunk.to(torch.int64)
+            plain += int(wide.sum())
+            weighted += int((wide * torch.arange(1, len(wide) + 1, device=wide.device)).sum())
+        digest.update(f"{name} {plain} {weighted}".encode())
+    return digest.hexdigest()
+
+
+def _hub_commit(location: str, revision: str | None) -> str:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    from requests.exceptions import RequestException
+
+    try:
+        return str(HfApi().model_info(location, revision=revision).sha)
+    except (HfHubHTTPError, OfflineModeIsEnabled, RequestException, OSError) as err:
+        raise ModelError(
+            f"model.source: the hub does not answer for {location!r}: {_first_line(err)}; check the name "
+            "and the connection, or give a model folder"
+        ) from err
+
+
+def _first_line(err: BaseException) -> str:
+    return (str(err).strip().splitlines() or [type(err).__name__])[0]

