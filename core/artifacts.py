@@ -6,26 +6,16 @@ one at the same time share the work: the first makes it under a lock, the other 
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import platformdirs
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from core.cache import cache_root
 from core.commit import commit, commit_json
-
-CACHE_VARIABLE = "UNLEARN_TUNE_CACHE"
-"""Environment variable that names the cache folder."""
-
-
-def cache_root() -> Path:
-    """``$UNLEARN_TUNE_CACHE``, or the user's cache folder."""
-    given = os.environ.get(CACHE_VARIABLE)
-    return Path(given) if given else Path(platformdirs.user_cache_dir("unlearn-tune"))
 
 
 def content_key(determinants: Mapping[str, Any]) -> str:

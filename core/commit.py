@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,7 +24,10 @@ def commit(path: Path, write: Callable[[Path], None]) -> None:
         _sync(temporary)
         temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        else:
+            temporary.unlink(missing_ok=True)
     _sync(path.parent)
 
 
@@ -40,9 +44,11 @@ def commit_yaml(path: Path, value: Mapping[str, Any], *, header: str = "") -> No
 
 
 def append_line(path: Path, value: Mapping[str, Any]) -> None:
-    """Append one JSON line and sync it; a reader ignores a torn last line."""
+    """Append one JSON line and sync it; a torn last line, which readers ignore, is cut off first."""
     path.parent.mkdir(parents=True, exist_ok=True)
     is_new = not path.exists()
+    if not is_new:
+        _cut_torn_line(path)
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(finite(value), allow_nan=False) + "\n")
         file.flush()
@@ -68,6 +74,12 @@ def finite(value: Any) -> Any:
     if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
         return str(value)
     return value
+
+
+def _cut_torn_line(path: Path) -> None:
+    with path.open("rb+") as file:
+        complete = file.read().rfind(b"\n") + 1
+        file.truncate(complete)
 
 
 def _write(path: Path, text: str) -> None:

@@ -8,7 +8,8 @@ imports torch, so that ``validate`` and ``status`` answer at once.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -374,7 +375,7 @@ class BatchPlan(Section):
         )
 
 
-def describe_problems(err: ValidationError) -> list[str]:
+def describe_problems(err: ValidationError, model: type[BaseModel]) -> list[str]:
     """One line for each problem pydantic found: the field as the user wrote it, the rule, the value."""
     lines = []
     for problem in err.errors():
@@ -383,12 +384,36 @@ def describe_problems(err: ValidationError) -> list[str]:
         if problem["type"] == "missing":
             lines.append(f"{place}: required, but absent; add it.")
         elif problem["type"] == "extra_forbidden":
-            lines.append(f"{place}: unknown key.")
-        elif isinstance(problem["input"], Mapping):
+            lines.append(f"{place}: unknown key{_suggestion(problem['loc'], model)}.")
+        elif isinstance(problem["input"], Mapping | BaseModel):
             lines.append(f"{place}: {message}.")
         else:
             lines.append(f"{place}: {message}, got {problem['input']!r}.")
     return lines
+
+
+def _suggestion(place: tuple[int | str, ...], model: type[BaseModel]) -> str:
+    """The nearest valid key beside the unknown last part of ``place``."""
+    known = _keys_at(model, place[:-1])
+    near = get_close_matches(str(place[-1]), known, n=1, cutoff=0.5)
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    return f"; known keys: {', '.join(known)}" if known else ""
+
+
+def _keys_at(model: type[BaseModel], place: tuple[int | str, ...]) -> list[str]:
+    current: Any = model
+    for part in place:
+        if isinstance(current, type) and issubclass(current, BaseModel):
+            fields = current.model_fields
+            named = {f.alias or n: f.annotation for n, f in fields.items()}
+            current = named.get(str(part))
+        candidates = [current, *get_args(current)]
+        models = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+        current = models[0] if models else current
+    if isinstance(current, type) and issubclass(current, BaseModel):
+        return [field.alias or name for name, field in current.model_fields.items()]
+    return []
 
 
 def parse_trial(values: Mapping[str, Any], *, where: str) -> TrialConfig:
@@ -404,4 +429,4 @@ def parse_trial(values: Mapping[str, Any], *, where: str) -> TrialConfig:
     try:
         return TrialConfig.model_validate(values)
     except ValidationError as err:
-        raise ConfigError(where, describe_problems(err)) from err
+        raise ConfigError(where, describe_problems(err, TrialConfig)) from err

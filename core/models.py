@@ -146,6 +146,29 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
+def model_shape(config: ModelConfig) -> dict[str, int]:
+    """``parameters``, ``vocabulary`` and ``linear_in_plus_out`` (over all target layers), without weights.
+
+    Raises:
+        ModelError: If the model's configuration is not on this machine.
+    """
+    location, revision = locate(config)
+    try:
+        architecture = transformers.AutoConfig.from_pretrained(
+            location, revision=revision, trust_remote_code=False, local_files_only=True
+        )
+        with torch.device("meta"):
+            network = transformers.AutoModelForCausalLM.from_config(architecture)
+    except (OSError, ValueError) as err:
+        raise ModelError(f"model.source: no configuration of {config.source!r} here") from err
+    targets = resolve_targets(network, "all", rank=1)
+    return {
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "vocabulary": int(architecture.vocab_size),
+        "linear_in_plus_out": sum(sum(linear_shape(network.get_submodule(n))) for n in targets),
+    }
+
+
 def resolve_targets(network: nn.Module, group: TargetGroup, *, rank: int) -> list[str]:
     """Names of the linear layers of a group, found by looking at the model.
 

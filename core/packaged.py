@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from core import artifacts
 from core.errors import IntegrityError, ModelError
 
 
@@ -49,6 +48,8 @@ def model_folder(name: str) -> Path:
         known = ", ".join(f"package:{n}" for n in PACKAGED_MODELS)
         raise ModelError(f"model.source: no packaged model 'package:{name}'; known: {known}")
     model = PACKAGED_MODELS[name]
+    from core import artifacts  # imports torch; the table above is read without
+
     return artifacts.folder(
         "models", f"{name}-{model.sha256[:16]}", lambda folder: _convert(name, model, folder)
     )

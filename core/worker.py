@@ -29,7 +29,7 @@ from core.data.tokens import (
     tokenise_splits,
 )
 from core.engine import Engine, Group, join_alone
-from core.errors import IntegrityError, NothingToForgetError
+from core.errors import DataError, IntegrityError, NothingToForgetError
 from core.initialisation import initial_factors
 from core.losses import FORGET_LOSSES, RETAIN_LOSSES, Reduction
 from core.metrics.probes import MEASURED, Level, degradation, level, token_sums
@@ -318,6 +318,12 @@ def _streams(config: TrialConfig, data: TokenSplits) -> _Streams:
     if RETAIN_LOSSES[config.method.retain_loss] is None:
         return _Streams(forget=forget, retain=None)
     part = "retain_train" if config.method.retain_source == "in_distribution" else "general_train"
+    if not data[part]:
+        raise DataError(
+            f"data.{part.partition('_')[0]}: no row is left to train on after data.probe_rows and "
+            f"data.report_rows, and method.retain_source={config.method.retain_source} reads them; give "
+            "more rows, or lower data.probe_rows or data.report_rows"
+        )
     return _Streams(
         forget=forget, retain=reading_order(data[part], seed=config.seed, purpose="retain")
     )

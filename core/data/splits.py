@@ -69,7 +69,10 @@ def _cut(role: str, rows: Sequence[Row], config: DataConfig) -> dict[str, tuple[
 
 
 def _distinct(rows: Sequence[Row]) -> list[Row]:
-    return list({row.normalised: row for row in reversed(rows)}.values())[::-1]
+    first: dict[str, Row] = {}
+    for row in rows:
+        first.setdefault(row.normalised, row)
+    return list(first.values())
 
 
 def _refuse_overlap(rows: dict[str, list[Row]], config: DataConfig) -> None:

@@ -1,0 +1,58 @@
+# Needs Python 3.11 or 3.12, make and a C++ compiler. Everything else goes into .venv.
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.setup-done
+DEMO_RUN := runs/demo
+# A Python of your own choice: make setup PYTHON=/path/to/python3.12
+PYTHON ?=
+
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format clean
+
+help: ## show this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+
+setup: $(STAMP) ## make .venv from requirements.lock, if it is missing or out of date
+
+$(STAMP): requirements.lock pyproject.toml
+	@set -e; \
+	for python in $(PYTHON) python3.11 python3 python3.12; do \
+		if "$$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null; \
+		then found=$$python; break; fi; \
+	done; \
+	if [ -z "$${found:-}" ]; then \
+		echo "error: Python: 3.11 or 3.12 is needed, got $$(python3 --version 2>&1)." \
+			"Install python3.11, or name one: make setup PYTHON=/path/to/python3.11" >&2; exit 2; \
+	fi; \
+	echo "setup: $$("$$found" --version) -> $(VENV)"; \
+	if ! $(BIN)/python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null; \
+	then "$$found" -m venv --clear $(VENV); fi
+	@echo "setup: installing requirements.lock (about 2.5 GB; some minutes the first time)"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -r requirements.lock
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@$(BIN)/python -m pip check
+	@touch $@
+
+demo: setup ## sweep the shipped model, or go on where the demo stopped; then best and report
+	@if [ -d $(DEMO_RUN) ]; then $(BIN)/unlearn-tune resume $(DEMO_RUN); \
+	else $(BIN)/unlearn-tune sweep search_spaces/demo.yaml --name demo; fi
+	@$(BIN)/unlearn-tune best $(DEMO_RUN)
+	@$(BIN)/unlearn-tune report $(DEMO_RUN)
+
+test: setup ## run the tests, without the model hub
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+lint: setup ## check style, format and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: setup ## sort imports, fix what can be fixed, format
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+clean: ## remove .venv, builds and caches; runs/ stays
+	@rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

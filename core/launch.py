@@ -1,0 +1,61 @@
+"""Run one trial in this process, or in as many processes as it has ranks, without Ray."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch.multiprocessing as mp
+
+from core.config import TrialConfig
+from core.engine import Rendezvous, join
+from core.reporting import Decision, GuardReporter, Reporter
+from core.selection import Probe
+from core.worker import TrialResult, run_trial
+
+
+class _Telling:
+    """Tells somebody of each probe, then lets another decide."""
+
+    def __init__(self, decide: Reporter, tell: Callable[[Probe], None]) -> None:
+        self._decide, self._tell = decide, tell
+
+    def report(self, probe: Probe) -> Decision:
+        self._tell(probe)
+        return self._decide.report(probe)
+
+
+def launch_trial(
+    config: TrialConfig, folder: Path, *, tell: Callable[[Probe], None]
+) -> TrialResult:
+    """Run a trial under its own retain guard, on the recorded number of ranks and threads.
+
+    Args:
+        config: The trial.
+        folder: Where its history and adapter are committed.
+        tell: Called with each probe, in this process.
+
+    Raises:
+        UserError: If model or data are not as the configuration says.
+    """
+    os.environ["OMP_NUM_THREADS"] = str(config.engine.threads)
+    meeting = Rendezvous(config.engine.ranks)
+    others: Any = None
+    if config.engine.ranks > 1:
+        others = mp.spawn(
+            _other_rank,
+            args=(config, meeting.host, meeting.port),
+            nprocs=config.engine.ranks - 1,
+            join=False,
+        )
+    group = join(0, config.engine.ranks, meeting.host, meeting.port, config.engine)
+    reporter = _Telling(GuardReporter(config.selection), tell)
+    result = run_trial(config, reporter, folder=folder, group=group)
+    if others is not None:
+        others.join()
+    return result
+
+
+def _other_rank(index: int, config: TrialConfig, host: str, port: int) -> None:
+    group = join(index + 1, config.engine.ranks, host, port, config.engine)
+    run_trial(config, GuardReporter(config.selection), group=group)

@@ -1,0 +1,305 @@
+"""Door to ray and optuna together: Tune asks the ledger what to run, and the ledger says when to stop.
+
+Tune only executes. Its searcher hands out what the ledger wants run (interrupted trials first, then new
+ones); its scheduler reports each probe to the ledger and obeys the pruner. Neither keeps state that a
+crash could lose.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ray.tune import Stopper
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from core.commit import commit_json, commit_yaml, finite, read_lines
+from core.config import TrialConfig
+from core.selection import GuardVerdict, Probe
+from tuning.config import Choice, SweepSpec
+from tuning.events import EventLog, TrialBegan, TrialBroke, TrialEnded, TrialProbed
+from tuning.ledger import Ledger
+from tuning.objective import Outcome, conclude
+from tuning.records import attempt_folder
+from tuning.space import bind
+from tuning.trainable import PROBE
+
+NUMBER = "number"
+
+
+@dataclass
+class Assignment:
+    """A trial handed to Tune."""
+
+    number: int
+    attempt: int
+    trial: TrialConfig
+    folder: Path
+    probes: list[Probe] = field(default_factory=list)
+    verdict: GuardVerdict | None = None
+    began: float = field(default_factory=time.monotonic)
+
+
+class Dispatcher:
+    """Decides what runs next and what a finished trial is told. One for a driver's life."""
+
+    def __init__(
+        self, spec: SweepSpec, run_dir: Path, ledger: Ledger, log: EventLog, *, target: int
+    ) -> None:
+        """Plan to bring ``ledger`` to ``target`` trials; interrupted trials come first."""
+        self._spec, self._run_dir, self._ledger, self._log = spec, run_dir, ledger, log
+        points = ledger.n_points()
+        self._target = target if points is None else min(target, points)
+        self._waiting = [(number, params) for number, params, _ in ledger.running()]
+        self._assigned: dict[int, Assignment] = {}
+        self.is_interrupted = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune writes snapshots of what it is given, and nobody reads them."""
+        return {}
+
+    def next(self) -> Assignment | None:
+        """What to run next, or ``None`` if nothing is left to begin now."""
+        if self.is_interrupted:
+            return None
+        if self._waiting:
+            number, params = self._waiting.pop(0)
+        elif self._ledger.n_begun() < self._target:
+            number, params = self._ledger.ask()
+        else:
+            return None
+        return self._begin(number, params)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is left to begin, and nothing running could come back."""
+        if self.is_interrupted:
+            return True
+        return (
+            not self._waiting and not self._assigned and self._ledger.n_begun() >= self._target
+        )
+
+    def take(self, number: int, probe: Probe) -> bool:
+        """Record a probe; returns whether the trial ends with it."""
+        assignment = self._assigned[number]
+        assignment.probes.append(probe)
+        verdict = self._ledger.report(number, assignment.attempt, assignment.probes)
+        self._log.emit(TrialProbed(number=number, probe=probe))
+        if verdict is not None:
+            assignment.verdict = verdict
+        return verdict is not None or probe.stopped_by is not None
+
+    def finish(self, number: int) -> None:
+        """Tell a trial that ended to the ledger; one that was interrupted stays as it is."""
+        assignment = self._assigned.pop(number, None)
+        if assignment is None or self.is_interrupted:
+            return
+        ended = assignment.verdict is not None or (
+            assignment.probes and assignment.probes[-1].stopped_by is not None
+        )
+        if not ended:
+            return
+        outcome = conclude_attempt(
+            self._ledger,
+            self._run_dir,
+            number,
+            assignment.attempt,
+            assignment.probes,
+            assignment.trial,
+            assignment.verdict,
+            duration_s=round(time.monotonic() - assignment.began, 1),
+        )
+        self._log.emit(TrialEnded(number=number, outcome=outcome))
+
+    def broke(self, number: int) -> None:
+        """An attempt ended with an error: try again, or give up with the reason."""
+        assignment = self._assigned.pop(number, None)
+        if assignment is None or self.is_interrupted:
+            return
+        reason, is_user_error = _failure(assignment.folder)
+        is_final = is_user_error or assignment.attempt >= self._spec.budget.max_attempts
+        if is_final:
+            self._ledger.fail(number, reason)
+        else:
+            params = {n: p for n, p, _ in self._ledger.running()}[number]
+            self._waiting.append((number, params))
+        self._log.emit(
+            TrialBroke(
+                number=number, attempt=assignment.attempt, reason=reason, is_final=is_final
+            )
+        )
+
+    def _begin(self, number: int, params: dict[str, Choice]) -> Assignment:
+        attempt = self._ledger.begin_attempt(number)
+        folder = self._run_dir / attempt_folder(number, attempt)
+        trial = bind(self._spec, params, where=f"trial {number}")
+        commit_yaml(folder / "trial.yaml", trial.model_dump(mode="json"))
+        assignment = Assignment(number=number, attempt=attempt, trial=trial, folder=folder)
+        self._assigned[number] = assignment
+        self._log.emit(TrialBegan(number=number, attempt=attempt, params=dict(params)))
+        return assignment
+
+
+def reconcile(spec: SweepSpec, run_dir: Path, ledger: Ledger, log: EventLog) -> None:
+    """Adopt what interrupted trials committed before their driver died.
+
+    The committed history of each running trial is replayed through guard and pruner. A trial that had
+    ended, or would have been stopped, is told; the others run again under the same number.
+    """
+    ledger.forget_unborn()
+    for number, params, attempt in ledger.running():
+        if attempt == 0:
+            continue
+        trial = bind(spec, params, where=f"trial {number}")
+        folder = run_dir / attempt_folder(number, attempt)
+        seen: list[Probe] = []
+        verdict: GuardVerdict | None = None
+        for probe in committed_probes(folder):
+            seen.append(probe)
+            verdict = ledger.report(number, attempt, seen)
+            if verdict is not None or probe.stopped_by is not None:
+                outcome = conclude_attempt(
+                    ledger,
+                    run_dir,
+                    number,
+                    attempt,
+                    seen,
+                    trial,
+                    verdict,
+                    duration_s=probe.seconds,
+                )
+                log.emit(TrialEnded(number=number, outcome=outcome, adopted=True))
+                break
+
+
+def committed_probes(folder: Path) -> list[Probe]:
+    """The probes that an attempt committed, in order, without the untouched model's."""
+    return [
+        Probe(
+            step=line["step"],
+            metrics={name: float(value) for name, value in line["metrics"].items()},
+            seconds=line["seconds"],
+            stopped_by=line["stopped_by"],
+        )
+        for line in read_lines(folder / "history.jsonl")
+        if line["step"] > 0
+    ]
+
+
+def conclude_attempt(
+    ledger: Ledger,
+    run_dir: Path,
+    number: int,
+    attempt: int,
+    probes: list[Probe],
+    trial: TrialConfig,
+    verdict: GuardVerdict | None,
+    *,
+    duration_s: float,
+) -> Outcome:
+    """Commit ``result.json`` of an ended attempt, then tell the ledger."""
+    outcome = conclude(probes, trial.selection, verdict)
+    folder = attempt_folder(number, attempt)
+    has_adapter = (run_dir / folder / "adapter" / "adapter_model.safetensors").is_file()
+    adapter = f"{folder}/adapter" if has_adapter and outcome.feasible else None
+    record = {
+        "number": number,
+        "attempt": attempt,
+        "state": outcome.state,
+        "stopped_by": outcome.stopped_by,
+        "reason": outcome.reason,
+        "value": outcome.value,
+        "feasible": outcome.feasible,
+        "step": outcome.step,
+        "steps": outcome.steps,
+        "metrics": outcome.metrics,
+        "violations": outcome.violations,
+        "adapter": adapter,
+        "duration_s": duration_s,
+    }
+    commit_json(run_dir / folder / "result.json", finite(record))
+    ledger.finish(number, outcome, adapter=adapter, duration_s=duration_s)
+    return outcome
+
+
+class LedgerSearcher(Searcher):
+    """Tune's question "what next?", answered by the dispatcher."""
+
+    def __init__(self, dispatcher: Dispatcher, resources: Any) -> None:
+        """Answer from ``dispatcher``."""
+        super().__init__()
+        self._dispatcher, self._resources = dispatcher, resources
+        self._numbers: dict[str, int] = {}
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """The next assignment, ``None`` while only running trials are left, or the end."""
+        assignment = self._dispatcher.next()
+        if assignment is None:
+            return Searcher.FINISHED if self._dispatcher.is_done else None
+        self._numbers[trial_id] = assignment.number
+        return {
+            NUMBER: assignment.number,
+            "trial": assignment.trial,
+            "folder": str(assignment.folder),
+            "resources": self._resources,
+        }
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """A trial ended, or its attempt broke."""
+        number = self._numbers.pop(trial_id)
+        if error:
+            self._dispatcher.broke(number)
+        else:
+            self._dispatcher.finish(number)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to save: the ledger is the truth."""
+        Path(checkpoint_path).touch()
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing to restore."""
+
+
+class LedgerScheduler(FIFOScheduler):
+    """Reports each probe to the ledger and obeys it."""
+
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        """Report to ``dispatcher``."""
+        super().__init__()
+        self._dispatcher = dispatcher
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        """Stop when the pruner says so, or the trial ended by its own rules."""
+        ends = self._dispatcher.take(trial.config[NUMBER], result[PROBE])
+        decision: str = TrialScheduler.STOP if ends else TrialScheduler.CONTINUE
+        return decision
+
+
+class InterruptStopper(Stopper):
+    """Ends Tune's loop when a signal asked for it."""
+
+    def __init__(self, is_asked: Callable[[], bool]) -> None:
+        """Ask ``is_asked`` at every turn."""
+        self._is_asked = is_asked
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Single trials are the scheduler's business."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Whether to end."""
+        return self._is_asked()
+
+
+def _failure(folder: Path) -> tuple[str, bool]:
+    path = folder / "failure.json"
+    if not path.is_file():
+        return "its process died without a word (killed, or out of memory)", False
+    failure = json.loads(path.read_text(encoding="utf-8"))
+    return f"{failure['kind']}: {failure['message']}", bool(failure["is_user_error"])

@@ -1,0 +1,332 @@
+"""The command line. Results go to stdout, everything else to stderr.
+
+Nothing heavy is imported at the top: ``--help``, ``status``, ``best`` and ``validate`` answer at once.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+import yaml
+from rich.console import Console
+
+from core.errors import ConfigError, UserError
+from tuning.config import RUN_NAME, SweepSpec, load_sweep, read_yaml
+
+if TYPE_CHECKING:
+    from tuning.events import Watcher
+    from tuning.records import Run
+
+app = typer.Typer(
+    name="unlearn-tune",
+    help="Tune hyperparameters of LLM unlearning: launch sweeps, inspect the best, reproduce.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RUNS = Path("runs")
+REFUSED, NO_FEASIBLE, FAILED = 2, 3, 4
+
+RunPath = Annotated[Path, typer.Argument(help="A run folder, such as runs/demo.", metavar="RUN")]
+
+
+def main() -> None:
+    """Entry point: a user's mistake ends with status 2 and without a traceback."""
+    try:
+        app()
+    except UserError as err:
+        print(f"error: {err}", file=sys.stderr)  # noqa: T201
+        sys.exit(REFUSED)
+
+
+def _examples(*lines: str) -> str:
+    return "Examples:\n\n" + "\n\n".join(f"  unlearn-tune {line}" for line in lines)
+
+
+@app.command(
+    epilog=_examples(
+        "sweep search_spaces/demo.yaml --name demo",
+        "sweep search_spaces/loku.yaml --trials 4 --set budget.max_steps=6 --dry-run",
+    )
+)
+def sweep(
+    spec: Annotated[Path, typer.Argument(help="Sweep file.", metavar="SPEC")],
+    name: Annotated[str | None, typer.Option(help="Run folder below runs/; the sweep's name if absent.")] = None,
+    trials: Annotated[int | None, typer.Option(help="Trials instead of budget.trials.", min=1)] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Replace a fixed value: key=value, dotted key.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option(help="Show space, samples and estimates; start nothing.")] = False,
+    address: Annotated[
+        str | None, typer.Option(help="Address of an existing Ray cluster, such as auto.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="End with `best` as JSON.")] = False,
+) -> None:
+    """Start a sweep in runs/NAME."""
+    overrides = _overrides(set_ or [])
+    if trials is not None:
+        overrides["budget.trials"] = trials
+    loaded = load_sweep(spec, overrides=overrides)
+    run_dir = RUNS / _run_name(name or loaded.name)
+    if dry_run:
+        from tuning.dry_run import show_dry_run
+
+        show_dry_run(loaded, run_dir, as_json=as_json)
+        return
+    from tuning.sweep import Launch, refuse_existing, run_sweep
+
+    refuse_existing(loaded, run_dir)
+    _say(f"run folder: {run_dir}   go on after a stop with: unlearn-tune resume {run_dir}")
+
+    def go(watcher: "Watcher") -> "Run":
+        return run_sweep(loaded, run_dir, launch=Launch(address=address), watcher=watcher)
+
+    _drive(go, loaded, run_dir, target=loaded.budget.trials, done=0, as_json=as_json)
+
+
+@app.command(epilog=_examples("resume runs/demo", "resume runs/demo --trials 24"))
+def resume(
+    run: RunPath,
+    trials: Annotated[int | None, typer.Option(help="New number of trials of the whole sweep.", min=1)] = None,
+    spec: Annotated[
+        Path | None, typer.Option(help="Sweep file to compare with the run's; refused if it changed.")
+    ] = None,
+    address: Annotated[str | None, typer.Option(help="Address of an existing Ray cluster.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="End with `best` as JSON.")] = False,
+) -> None:
+    """Go on exactly where a sweep stopped; with more trials, extend it."""
+    from tuning.records import load_run
+
+    found = load_run(run)
+    from tuning.sweep import Launch, resume_sweep
+
+    done = sum(t.state in ("COMPLETE", "PRUNED", "FAIL") for t in found.trials)
+
+    now = load_sweep(spec) if spec else None
+
+    def go(watcher: "Watcher") -> "Run":
+        launch = Launch(address=address)
+        return resume_sweep(run, trials=trials, spec=now, launch=launch, watcher=watcher)
+
+    _drive(go, found.spec, run, target=trials or found.target, done=done, as_json=as_json)
+
+
+@app.command(epilog=_examples("status runs/demo", "status runs/demo --json"))
+def status(
+    run: RunPath,
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+    watch: Annotated[bool, typer.Option(help="Show it anew every two seconds until the run ends.")] = False,
+) -> None:
+    """Show how a sweep stands, from its ledger alone."""
+    import time
+
+    from tuning.records import load_run
+    from tuning.results import status_json
+    from tuning.views import status_text
+
+    while True:
+        found = load_run(run)
+        _print(json.dumps(status_json(found), indent=1) if as_json else status_text(found))
+        if not watch or found.state != "running":
+            return
+        time.sleep(2.0)
+
+
+@app.command(epilog=_examples("best runs/demo", "best runs/demo --top 3 --format json"))
+def best(
+    run: RunPath,
+    top: Annotated[int | None, typer.Option(help="At most this many trials; all if absent.", min=1)] = None,
+    format_: Annotated[
+        Literal["table", "json", "yaml", "csv"], typer.Option("--format", help="Output format.")
+    ] = "table",
+    as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
+) -> None:
+    """Show the best trials: feasible ones first, the Pareto front marked."""
+    from tuning.records import load_run
+    from tuning.results import best_json, to_dataframe
+    from tuning.views import best_table
+
+    found = load_run(run)
+    if as_json or format_ == "json":
+        _print(json.dumps(best_json(found, top=top), indent=1))
+    elif format_ == "yaml":
+        _print(yaml.safe_dump(best_json(found, top=top), sort_keys=False, allow_unicode=True).rstrip())
+    elif format_ == "csv":
+        order = [t["number"] for t in best_json(found, top=top)["trials"]]
+        _print(to_dataframe(found).set_index("number").loc[order].to_csv().rstrip())
+    else:
+        Console().print(best_table(found, top=top or 10))
+
+
+@app.command(epilog=_examples("show runs/demo 3", "show runs/demo best --json"))
+def show(
+    run: RunPath,
+    trial: Annotated[str, typer.Argument(help="Number of a trial, or best.", metavar="TRIAL")],
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+) -> None:
+    """Show a trial: parameters, curves, why it ended, how to run it again."""
+    from tuning.records import load_run
+    from tuning.results import best_json
+    from tuning.views import pick_trial, trial_text
+
+    found = load_run(run)
+    record = pick_trial(found, trial)
+    if as_json:
+        shown = next(t for t in best_json(found)["trials"] if t["number"] == record.number)
+        shown |= {"proposed_by": record.proposed_by, "history": found.history(record.number)}
+        _print(json.dumps(shown, indent=1))
+    else:
+        Console().print(trial_text(found, record), highlight=False)
+
+
+@app.command(epilog=_examples("export runs/demo --out best", "export runs/demo --trial 3 --out three"))
+def export(
+    run: RunPath,
+    out: Annotated[Path, typer.Option(help="Folder to write; must not exist.")],
+    trial: Annotated[str, typer.Option(help="Number of a trial, or best.")] = "best",
+    base: Annotated[
+        str | None, typer.Option(help="Name or path of the original model to record in the adapter.")
+    ] = None,
+) -> None:
+    """Write a PEFT folder that stock PeftModel.from_pretrained loads on the original model."""
+    from tuning.export import export_trial
+    from tuning.records import load_run
+    from tuning.views import pick_trial
+
+    found = load_run(run)
+    record = pick_trial(found, trial)
+    export_trial(found, record, out, base=base)
+    _say(f"wrote trial {record.number} to {out}: adapter, model card, trial.yaml")
+    _print(str(out))
+
+
+@app.command(epilog=_examples("train best/trial.yaml --out again", "train trial.yaml --out one --json"))
+def train(
+    trial: Annotated[Path, typer.Argument(help="A trial file, as export writes it.", metavar="TRIAL.yaml")],
+    out: Annotated[Path, typer.Option(help="Folder to write; must not exist.")],
+    as_json: Annotated[bool, typer.Option("--json", help="End with the result as JSON.")] = False,
+) -> None:
+    """Run one configuration without a sweep; stops and selects as it did in the sweep."""
+    from core.config import parse_trial
+
+    config = parse_trial(read_yaml(trial), where=str(trial))
+    if out.exists():
+        raise UserError(f"--out: {out} exists already; give a new folder")
+    from tuning.train import train_trial
+
+    result = train_trial(config, out, say=_say)
+    if as_json:
+        _print(json.dumps(result, indent=1))
+    elif result["feasible"]:
+        _print(f"{config.selection.metric} = {result['value']:.4f} at step {result['step']}; adapter in {out}/adapter")
+    if not result["feasible"]:
+        _say(f"no feasible probe: {result['reason']}")
+        raise typer.Exit(NO_FEASIBLE)
+
+
+@app.command(epilog=_examples("validate search_spaces/demo.yaml", "validate cluster.yaml"))
+def validate(
+    file: Annotated[Path, typer.Argument(help="A sweep, trial or cluster file.", metavar="FILE")],
+) -> None:
+    """Check a file and name every problem at once."""
+    from tuning.validate import validate_file
+
+    _print(validate_file(file))
+
+
+@app.command(epilog=_examples("doctor", "doctor --json"))
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+) -> None:
+    """Check versions, devices, disk, cache and model presence, with a fix for each problem."""
+    from tuning.doctor import examine
+
+    checks = examine()
+    if as_json:
+        _print(json.dumps([vars(c) for c in checks], indent=1))
+    else:
+        for check in checks:
+            _print(f"{check.status:5} {check.name}: {check.found}" + (f"; {check.fix}" if check.fix else ""))
+    if any(c.status == "error" for c in checks):
+        raise typer.Exit(REFUSED)
+
+
+@app.command(epilog=_examples("report runs/demo", "report runs/loku"))
+def report(run: RunPath) -> None:
+    """Write report/index.html, report.md and PNGs into the run folder."""
+    from tuning.records import load_run
+    from tuning.report import write_report
+
+    _print(str(write_report(load_run(run))))
+
+
+def _drive(
+    go: "Callable[[Watcher], Run]",
+    spec: SweepSpec,
+    run_dir: Path,
+    *,
+    target: int,
+    done: int,
+    as_json: bool,
+) -> None:
+    """Run or resume with progress, and end with the result and its exit status."""
+    from tuning.progress import Progress
+    from tuning.results import best_json
+    from tuning.sweep import Interrupted
+    from tuning.views import best_table, ending_text
+
+    try:
+        with Progress(spec, target=target, done=done) as progress:
+            run = go(progress)
+    except Interrupted as err:
+        _say(f"interrupted; nothing finished is lost. Go on with: unlearn-tune resume {run_dir}")
+        raise typer.Exit(128 + err.signal_number) from None
+    if as_json:
+        _print(json.dumps(best_json(run), indent=1))
+    else:
+        Console().print(best_table(run, top=5))
+        _say(ending_text(run))
+    if run.state == "no_feasible":
+        raise typer.Exit(NO_FEASIBLE)
+    if run.state == "failed":
+        raise typer.Exit(FAILED)
+
+
+def _run_name(name: str) -> str:
+    import re
+
+    if not re.fullmatch(RUN_NAME, name):
+        raise UserError(
+            f"--name: {name!r} must be 1 to 64 letters, digits, '.', '_' or '-', beginning with a letter or digit"
+        )
+    return name
+
+
+def _overrides(pairs: list[str]) -> dict[str, Any]:
+    found = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            raise UserError(f"--set: key=value is expected, got {pair!r}")
+        try:
+            found[key] = yaml.safe_load(text)
+        except yaml.YAMLError as err:
+            raise ConfigError(f"--set {key}", [f"not a YAML value: {text!r}"]) from err
+    return found
+
+
+def _print(text: str) -> None:
+    print(text)  # noqa: T201
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

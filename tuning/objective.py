@@ -1,0 +1,118 @@
+"""What a finished trial is told to the study: state, value, constraints and reason."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from core.config import SelectionConfig
+from core.selection import (
+    GuardVerdict,
+    Probe,
+    StoppedBy,
+    best_probe,
+    excesses,
+    is_feasible,
+    penalised_score,
+)
+
+UNTOUCHED_VALUE = 0.0
+"""Every objective is a closure; the model before unlearning has closed nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What is told, once.
+
+    Attributes:
+        state: COMPLETE with a value, or PRUNED.
+        stopped_by: What ended the trial.
+        reason: In words.
+        value: Objective of the probe that counts; the penalised score if none is feasible.
+        feasible: Whether that probe keeps every constraint.
+        step: Its step.
+        metrics: Its metrics.
+        violations: ``metric - at_most`` for each constraint, finite, from that probe, or from the violating
+            one of a trial that the guard stopped.
+        steps: Optimiser steps made.
+    """
+
+    state: Literal["COMPLETE", "PRUNED"]
+    stopped_by: StoppedBy
+    reason: str
+    value: float
+    feasible: bool
+    step: int
+    metrics: Mapping[str, float]
+    violations: Mapping[str, float]
+    steps: int
+
+
+def conclude(
+    probes: Sequence[Probe], selection: SelectionConfig, verdict: GuardVerdict | None
+) -> Outcome:
+    """Judge a trial by its committed probes.
+
+    A trial that was stopped without ever having had a feasible probe better than the untouched model is
+    PRUNED, so that the sampler learns the boundary. One that had such a probe is COMPLETE with its
+    value: the best settings live next to the limit. A stop by comparison with other trials is PRUNED.
+
+    Args:
+        probes: At least one, in order.
+        selection: The trial's rules.
+        verdict: Why it was stopped from outside; ``None`` if it ended by its own rules.
+    """
+    last, best = probes[-1], best_probe(probes, selection)
+    stopped_by = verdict.stopped_by if verdict else (last.stopped_by or "budget")
+    improved = best is not None and best.metrics[selection.metric] > UNTOUCHED_VALUE
+    if stopped_by in ("retain_guard", "non_finite"):
+        is_pruned = not improved
+    else:
+        is_pruned = stopped_by == "ranking_pruner"
+    chosen = best if best is not None and (improved or not is_pruned) else last
+    feasible = chosen is best and is_feasible(chosen.metrics, selection)
+    value = (
+        chosen.metrics[selection.metric] if feasible else penalised_score(chosen.metrics, selection)
+    )
+    return Outcome(
+        state="PRUNED" if is_pruned else "COMPLETE",
+        stopped_by=stopped_by,
+        reason=verdict.reason if verdict else _own_reason(stopped_by, last),
+        value=value,
+        feasible=feasible,
+        step=chosen.step,
+        metrics=dict(chosen.metrics),
+        violations=_finite_violations(
+            chosen.metrics, selection, diverged=stopped_by == "non_finite" and not feasible
+        ),
+        steps=last.step,
+    )
+
+
+def largest_excess(metrics: Mapping[str, float], selection: SelectionConfig) -> float:
+    """Largest ``metric - at_most`` over the constraints; how close a feasible trial is to its limits."""
+    return max(excesses(metrics, selection.constraints).values(), default=0.0)
+
+
+def _finite_violations(
+    metrics: Mapping[str, float], selection: SelectionConfig, *, diverged: bool
+) -> dict[str, float]:
+    hard = selection.retain_guard.hard_limit if selection.retain_guard else 1.0
+    found = {}
+    for constraint in selection.constraints:
+        excess = metrics[constraint.metric] - constraint.at_most
+        if diverged or not math.isfinite(excess):
+            excess = max(hard - constraint.at_most, 0.01)
+        found[constraint.metric] = excess
+    return found
+
+
+def _own_reason(stopped_by: StoppedBy, last: Probe) -> str:
+    if stopped_by == "past_target":
+        return (
+            f"forget cross-entropy {last.metrics['forget_nll']:.3f} lies past its target "
+            "and the objective falls"
+        )
+    if stopped_by == "non_finite":
+        return f"forget cross-entropy is {last.metrics['forget_nll']} at step {last.step}: the model diverged"
+    return f"reached its budget of {last.step} steps"

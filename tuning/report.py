@@ -1,0 +1,390 @@
+"""The report of a run: one HTML page that needs nothing else, the same in Markdown, and figures as PNG.
+
+Needs neither Ray nor torch. All texts of a run are untrusted (a run folder may come from a stranger).
+"""
+
+import base64
+import io
+import json
+import math
+import re
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from core.commit import commit
+from tuning import plots
+from tuning.records import Run, TrialRecord, attempt_folder, now
+from tuning.results import best, counts, excess, pareto_front, ranked, savings
+from tuning.space import describe
+
+REPORT_FOLDER = "report"
+DPI = 130
+NOTHING: Final = "–"
+
+_SHOWN_METRICS: Final[Mapping[str, str]] = {
+    "forget_closure": "share of the way to unseen text, by cross-entropy; up is better",
+    "accuracy_closure": "the same by next-token accuracy; up is better",
+    "accuracy_gap": "forget accuracy minus that of unseen text; near 0 is better",
+    "retain_drop": "rise of retain cross-entropy; down is better",
+    "general_drop": "rise of general cross-entropy; down is better",
+    "retain_accuracy_drop": "fall of retain accuracy; down is better",
+    "general_accuracy_drop": "fall of general accuracy; down is better",
+    "retain_utility": "retain accuracy, now / before; up is better",
+}
+_SETS: Final[Mapping[str, str]] = {
+    "forget": "forget",
+    "approximate": "approximate (the target of forgetting)",
+    "retain": "retain",
+    "general": "general",
+}
+_STATE_WORDS: Final = {
+    "running": "The sweep is running; this page shows it as it stands.",
+    "interrupted": "The sweep was interrupted; it goes on with resume.",
+    "failed": "The sweep failed.",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportFigure:
+    """A figure of the report: its file, heading, how to read it, and both drawings."""
+
+    name: str
+    title: str
+    caption: str
+    png: bytes
+    interactive: Any
+
+    @property
+    def data_uri(self) -> str:
+        """The PNG for a page without scripts."""
+        return f"data:image/png;base64,{base64.b64encode(self.png).decode('ascii')}"
+
+
+def write_report(run: Run) -> Path:
+    """Write ``report/`` in the run folder: ``index.html``, ``report.md`` and PNGs; older ones are replaced.
+
+    Returns:
+        The HTML page.
+
+    Raises:
+        OSError: If the folder cannot be written.
+    """
+    folder = run.path / REPORT_FOLDER
+    figures = report_figures(run)
+    for figure in figures:
+        commit(folder / f"{figure.name}.png", _writer(figure.png))
+    content = report_content(run) | {"figures": figures}
+    pages = _environment()
+    text = pages.get_template("report.md.j2").render(content)
+    commit(folder / "report.md", _writer(re.sub(r"\n{3,}", "\n\n", text).encode("utf-8")))
+    html = pages.get_template("report.html.j2").render(
+        content, plotly_js=Markup(plots.plotly_js())  # noqa: S704  # the library's own text
+    )
+    page = folder / "index.html"
+    commit(page, _writer(html.encode("utf-8")))
+    return page
+
+
+def report_figures(run: Run) -> list[ReportFigure]:
+    """The four figures of a run."""
+    history, tradeoff = plots.history_data(run), plots.tradeoff_data(run)
+    curves, steps = plots.curves_data(run), plots.steps_data(run)
+    return [
+        ReportFigure(
+            name="history",
+            title="Optimisation history",
+            caption="Value of each finished trial. A trial without a feasible probe has a penalised value "
+            "below -1; one that broke has none and stands at the bottom.",
+            png=_png(plots.history_matplotlib(history)),
+            interactive=_plain(plots.history_plotly(history)),
+        ),
+        ReportFigure(
+            name="tradeoff",
+            title="Forgetting against damage",
+            caption="Each finished trial at the probe that counts. Left of the line every constraint holds; "
+            "from the Pareto front, no trial forgets more without coming closer to a limit.",
+            png=_png(plots.tradeoff_matplotlib(tradeoff)),
+            interactive=_plain(plots.tradeoff_plotly(tradeoff)),
+        ),
+        ReportFigure(
+            name="curves",
+            title="Trial curves",
+            caption="Every probe of every trial. A closure that falls again is over-unlearning. Values far "
+            "above the limit are cut at the upper edge.",
+            png=_png(plots.curves_matplotlib(curves)),
+            interactive=_plain(plots.curves_plotly(curves)),
+        ),
+        ReportFigure(
+            name="steps",
+            title="Why trials ended",
+            caption="Optimiser steps that each trial made, and the hatched ones that stopping it early saved.",
+            png=_png(plots.steps_matplotlib(steps)),
+            interactive=_plain(plots.steps_plotly(steps)),
+        ),
+    ]
+
+
+def report_content(run: Run) -> dict[str, Any]:
+    """What both templates show, as plain values."""
+    first, order = best(run), ranked(run)
+    front = {t.number for t in pareto_front(run.trials)}
+    placed = {t.number for t in order}
+    rest = [t for t in run.trials if t.number not in placed]
+    saved = savings(run)
+    finalists = [t for t in order if t.report_metrics]
+    return {
+        "run": run,
+        "spec": run.spec,
+        "verdict": verdict(run),
+        "state_words": _STATE_WORDS.get(run.state),
+        "error": run.notes.get("error"),
+        "counts": counts(run),
+        "saved": saved,
+        "best": first,
+        "best_metrics": metric_rows(run, first) if first else [],
+        "levels": level_rows(run, first) if first else [],
+        "finalists": finalists if len(finalists) > 1 else [],
+        "trials": [*order, *rest],
+        "front": front,
+        "watched": watched_metrics(run),
+        "stopped": [t for t in run.trials if t.state in ("PRUNED", "FAIL")],
+        "space": [
+            {"name": n, "range": describe(d), "why": d.why, "source": d.source, "when": d.when}
+            for n, d in run.spec.space.items()
+        ],
+        "commands": commands(run, first),
+        "environment": environment(run),
+        "elapsed": duration(run.notes.get("elapsed_s")),
+        "written": now(),
+        "folder_of": lambda t: attempt_folder(t.number, t.attempt),
+    }
+
+
+def verdict(run: Run) -> str:
+    """The result in one sentence."""
+    first, order = best(run), ranked(run)
+    n_finished = sum(t.state in ("COMPLETE", "PRUNED", "FAIL") for t in run.trials)
+    if n_finished == 0:
+        return "No trial has finished yet."
+    finished = f"{n_finished} finished trial{'' if n_finished == 1 else 's'}"
+    if first is not None:
+        metric = run.spec.objective.metric
+        drops = [
+            f"{c.metric} {signed(first.metrics.get(c.metric))} {plots.unit(c.metric)} (limit {c.at_most:g})"
+            for c in run.spec.constraints
+        ]
+        kept = f" with {' and '.join(drops)}" if drops else ""
+        return (
+            f"Trial {first.number} is the best of {finished}: {metric} {number(first.value)} "
+            f"after {first.step} optimiser steps{kept}."
+        )
+    nearest = min(order, key=excess, default=None)
+    if nearest is None:
+        return f"None of {finished} is feasible: none of them has a value."
+    worst = max(nearest.violations, key=lambda m: nearest.violations[m], default=None)
+    how = f", {worst} {number(excess(nearest))} above its limit" if worst else ""
+    return f"None of {finished} is feasible; trial {nearest.number} comes nearest{how}."
+
+
+def watched_metrics(run: Run) -> list[str]:
+    """Metrics that the table of trials shows: the objective and what is constrained or guarded."""
+    guard = run.spec.pruning.retain
+    constrained = [c.metric for c in run.spec.constraints]
+    return list(
+        dict.fromkeys([run.spec.objective.metric, *constrained, *(guard.metrics if guard else ())])
+    )
+
+
+def metric_rows(run: Run, trial: TrialRecord) -> list[dict[str, Any]]:
+    """Metrics of a trial on both splits, with limit and meaning."""
+    limits = {c.metric: c.at_most for c in run.spec.constraints}
+    report = trial.report_metrics or {}
+    return [
+        {
+            "name": name,
+            "probe": trial.metrics.get(name),
+            "report": report.get(name),
+            "limit": limits.get(name),
+            "unit": plots.unit(name),
+            "meaning": meaning,
+        }
+        for name, meaning in _SHOWN_METRICS.items()
+        if name in trial.metrics or name in report
+    ]
+
+
+def level_rows(run: Run, trial: TrialRecord) -> list[dict[str, Any]]:
+    """Accuracy and cross-entropy of each set before and after, on both splits; ``None`` if unknown.
+
+    Without a noted baseline, that of the probe split is read from the trial's history.
+    """
+    before = {"probe": _baseline(run, trial), "report": run.notes.get("report_baseline") or {}}
+    after = {"probe": trial.metrics, "report": trial.report_metrics or {}}
+    return [
+        {
+            "name": label,
+            "is_target": role == "approximate",
+            **{
+                f"{split}_{level}": (
+                    before[split].get(f"{role}_{level}"),
+                    after[split].get(f"{role}_{level}"),
+                )
+                for split in ("probe", "report")
+                for level in ("accuracy", "nll")
+            },
+        }
+        for role, label in _SETS.items()
+    ]
+
+
+def _baseline(run: Run, trial: TrialRecord) -> Mapping[str, float]:
+    noted = run.notes.get("baseline")
+    if noted:
+        return dict(noted)
+    lines = run.history(trial.number)
+    if not lines or lines[0].get("step") != 0:
+        return {}
+    found = {k: plots.number_or_nan(v) for k, v in (lines[0].get("metrics") or {}).items()}
+    for level in ("nll", "accuracy"):
+        if f"target_{level}" in lines[0]:
+            found[f"approximate_{level}"] = plots.number_or_nan(lines[0][f"target_{level}"])
+    return found
+
+
+def commands(run: Run, first: TrialRecord | None) -> list[tuple[str, str]]:
+    """What to type next: purpose and command."""
+    folder = run.path.resolve()
+    here = Path.cwd()
+    shown = shlex.quote(str(folder.relative_to(here) if folder.is_relative_to(here) else folder))
+    if first is None:
+        nearest = (ranked(run) or list(run.trials))[:1]
+        found = [
+            (f"look at trial {t.number}", f"unlearn-tune show {shown} {t.number}") for t in nearest
+        ]
+        more = run.target + run.spec.budget.trials
+        return [*found, ("try more trials", f"unlearn-tune resume {shown} --trials {more}")]
+    return [
+        ("look at the best trial", f"unlearn-tune show {shown} {first.number}"),
+        ("export its adapter and its configuration", f"unlearn-tune export {shown} --trial best --out exported"),
+        ("train that configuration again", "unlearn-tune train exported/trial.yaml --out again"),
+    ]
+
+
+def environment(run: Run) -> list[tuple[str, str]]:
+    """Versions, hashes and settings, flat, in the order of their groups."""
+    engine = run.spec.engine
+    found: list[tuple[str, Any]] = [
+        ("model", run.spec.model.get("source")),
+        ("dtype", engine.get("dtype", "auto")),
+        ("ZeRO stage", engine.get("zero_stage", 1)),
+        ("ranks per trial", run.spec.resources.ranks_per_trial),
+        ("trials at the same time", run.notes.get("concurrent")),
+        ("seed of the trials", run.spec.seed),
+        ("sampler", f"{run.spec.sampler.name}, seed {run.spec.sampler.seed}"),
+        ("begun", run.notes.get("created")),
+        ("time taken", duration(run.notes.get("elapsed_s"))),
+        *_flat(run.notes.get("versions"), "version"),
+        *_flat(run.notes.get("identity"), "identity"),
+    ]
+    return [(name, str(value)) for name, value in found if value not in (None, "", NOTHING)]
+
+
+def _flat(value: Any, name: str) -> list[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        return [pair for key, inner in value.items() for pair in _flat(inner, f"{name} {key}")]
+    return [] if value is None else [(name, value)]
+
+
+def number(value: Any) -> str:
+    """A metric with three decimals; a dash where there is none."""
+    if value is None:
+        return NOTHING
+    if not isinstance(value, int | float):
+        return str(value)
+    if math.isnan(value):
+        return "NaN"
+    if math.isinf(value):
+        return "∞" if value > 0 else "-∞"
+    text = f"{value:.3f}" if abs(value) < 1e5 else f"{value:.3g}"
+    return text.removeprefix("-") if float(text) == 0 else text
+
+
+def signed(value: Any) -> str:
+    """A drop or a difference, with its sign."""
+    text = number(value)
+    is_plain = isinstance(value, int | float) and value > 0 and text not in ("NaN", "0.000")
+    return f"+{text}" if is_plain else text
+
+
+def parameter(value: Any) -> str:
+    """A searched value with four digits; a dash where the trial does not have it."""
+    if value is None:
+        return NOTHING
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def percent(value: Any) -> str:
+    """A share in percent."""
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        return number(value)
+    return f"{100 * value:.1f} %"
+
+
+def duration(seconds: Any) -> str:
+    """Seconds in words, such as ``3 min 7 s``."""
+    if not isinstance(seconds, int | float) or not math.isfinite(seconds):
+        return NOTHING
+    minutes, left = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {left} s" if minutes else f"{left} s"
+
+
+_MARKDOWN_SIGNS = re.compile(r"([\\`*\[\]|~#])")
+
+
+def markdown(value: Any) -> Markup:
+    """A text that Markdown shows as it is, in one line, also in a cell of a table."""
+    line = " ".join(str(value).split())
+    safe = str(escape(line)).replace("&#39;", "'").replace("&#34;", '"')
+    return Markup(_MARKDOWN_SIGNS.sub(r"\\\1", safe))  # noqa: S704  # escaped above
+
+
+def _environment() -> Environment:
+    pages = Environment(
+        loader=PackageLoader("tuning", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    shown: Sequence[Callable[[Any], Any]] = (
+        number, signed, parameter, percent, duration, markdown,
+    )
+    pages.filters |= {function.__name__: function for function in shown}
+    return pages
+
+
+def _plain(figure: Any) -> Any:
+    """A plotly figure as plain values; NaN became null."""
+    return json.loads(figure.to_json())
+
+
+def _png(figure: Any) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI, facecolor="white")
+    return buffer.getvalue()
+
+
+def _writer(content: bytes) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        path.write_bytes(content)
+
+    return write

@@ -1,0 +1,278 @@
+"""The search space: dotted fields of a trial, their ranges, and what a proposal becomes.
+
+A parameter is a field of ``TrialConfig``; its range must lie within the field's own limits. All of that
+is checked here, without torch, Ray or Optuna.
+"""
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from typing import Any, Literal, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt
+
+from core.config import TrialConfig, parse_trial
+from core.errors import ConfigError
+from tuning.config import Choice, Dimension, SweepSpec, leaf_fields
+
+Proposal = Mapping[str, Choice]
+"""Dotted path to value: what a sampler proposes."""
+
+_SEARCHABLE_SECTIONS = ("method", "optimizer", "adapter", "fisher", "batch", "seed")
+
+
+def searchable_fields() -> dict[str, tuple[Any, list[Any]]]:
+    """Fields that may be searched: everything of a trial that does not change what is measured on what."""
+    return {
+        path: field
+        for path, field in leaf_fields(TrialConfig).items()
+        if path.partition(".")[0] in _SEARCHABLE_SECTIONS and path != "batch.probe_batch_size"
+    }
+
+
+def ordered_dimensions(spec: SweepSpec) -> dict[str, Dimension]:
+    """Dimensions in the file's order, but after those that their ``when`` names.
+
+    Raises:
+        ConfigError: If conditions go round in a circle.
+    """
+    ordered: dict[str, Dimension] = {}
+    waiting = dict(spec.space)
+    while waiting:
+        ready = [n for n, d in waiting.items() if all(p not in waiting for p in d.when)]
+        if not ready:
+            raise ConfigError("space", [f"{', '.join(waiting)}: conditions in `when` form a circle"])
+        for name in ready:
+            ordered[name] = waiting.pop(name)
+    return ordered
+
+
+def is_active(dimension: Dimension, chosen: Proposal) -> bool:
+    """Whether the conditions of a dimension hold under what is chosen so far."""
+    for parent, wanted in dimension.when.items():
+        options = wanted if isinstance(wanted, tuple) else (wanted,)
+        if parent not in chosen or chosen[parent] not in options:
+            return False
+    return True
+
+
+def bind(spec: SweepSpec, proposal: Proposal, *, where: str) -> TrialConfig:
+    """The trial that a proposal stands for.
+
+    Raises:
+        ConfigError: If fixed and proposed values together are no valid trial.
+    """
+    values = spec.fixed_values()
+    for path, value in proposal.items():
+        *parents, last = path.split(".")
+        place: dict[str, Any] = values
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[last] = value
+    return parse_trial(values, where=where)
+
+
+def corner_proposals(spec: SweepSpec, *, limit: int = 64) -> Iterator[dict[str, Choice]]:
+    """Proposals at the ends of ranges and for every choice: what is bound to check the file."""
+    dimensions = ordered_dimensions(spec)
+    ends = {name: _ends(d) for name, d in dimensions.items()}
+    for corner in itertools.islice(itertools.product(*ends.values()), limit):
+        yield _active_part(dimensions, dict(zip(ends, corner, strict=True)))
+    first = {name: values[0] for name, values in ends.items()}
+    for name, values in ends.items():  # every single choice, also where there are too many corners
+        for value in values:
+            yield _active_part(dimensions, first | {name: value})
+
+
+def space_problems(spec: SweepSpec) -> list[str]:
+    """Everything wrong with space, conditions and starting points, one line each."""
+    problems = []
+    fields = searchable_fields()
+    for name, dimension in spec.space.items():
+        problems += _dimension_problems(name, dimension, fields)
+        problems += _condition_problems(name, dimension, spec)
+        section, _, field = name.partition(".")
+        if field and field in spec.fixed_values().get(section, {}) and section != "engine":
+            problems.append(
+                f"space.{name}: is also fixed by {name}; remove one of the two"
+            )
+    if problems:
+        return problems
+    try:
+        ordered_dimensions(spec)
+    except ConfigError as err:
+        return [f"space: {p}" for p in err.problems]
+    for i, start in enumerate(spec.start_from):
+        problems += _start_problems(f"start_from.{i}", start.values, spec)
+    if problems:
+        return problems
+    found: dict[str, None] = {}
+    for proposal in corner_proposals(spec):
+        try:
+            bind(spec, proposal, where="")
+        except ConfigError as err:
+            found |= dict.fromkeys(err.problems)
+    return list(found)
+
+
+def nearest(name: str, known: Mapping[str, Any]) -> str:
+    """Words that name the nearest valid name, or the valid ones."""
+    by_leaf = {path.rpartition(".")[2]: path for path in known}
+    near = get_close_matches(name, known, n=1, cutoff=0.5)
+    if not near:
+        near = [by_leaf[n] for n in get_close_matches(name, by_leaf, n=1, cutoff=0.5)]
+    if near:
+        return f"did you mean {near[0]!r}?"
+    return f"searchable fields: {', '.join(known)}"
+
+
+def _dimension_problems(
+    name: str, dimension: Dimension, fields: Mapping[str, tuple[Any, list[Any]]]
+) -> list[str]:
+    if name not in fields:
+        return [f"space.{name}: is no searchable field of a trial; {nearest(name, fields)}"]
+    annotation, limits = fields[name]
+    literals = get_args(annotation) if get_origin(annotation) is Literal else None
+    place = f"space.{name}"
+    if dimension.categorical is not None:
+        return [
+            problem
+            for value in dimension.categorical
+            for problem in _value_problems(place, value, annotation, limits, literals)
+        ]
+    if literals is not None:
+        return [f"{place}: takes one of {', '.join(map(str, literals))}; use categorical"]
+    ends: tuple[float, float]
+    if dimension.float_range is not None:
+        if annotation is not float:
+            return [f"{place}: is a whole number; use int or categorical, got float"]
+        ends = (dimension.float_range.low, dimension.float_range.high)
+    else:
+        assert dimension.int_range is not None  # Dimension checks it
+        ends = (dimension.int_range.low, dimension.int_range.high)
+    return [p for end in ends for p in _value_problems(place, end, annotation, limits, None)]
+
+
+def _value_problems(
+    place: str,
+    value: Choice | float,
+    annotation: Any,
+    limits: list[Any],
+    literals: tuple[Any, ...] | None,
+) -> list[str]:
+    if literals is not None:
+        if value in literals:
+            return []
+        known = {str(x): x for x in literals}
+        near = get_close_matches(str(value), known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+        return [f"{place}: unknown choice {value!r}; {hint}"]
+    if isinstance(value, str) and annotation in (int, float):
+        return [
+            f"{place}: must be a number, got the string {value!r}"
+            " (in YAML, write 1.0e-4: 1e-4 without a point is a string)"
+        ]
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return []  # TrialConfig judges it
+    for limit in limits:
+        rule = _broken_rule(float(value), limit)
+        if rule:
+            return [f"{place}: must be {rule}, got {value}"]
+    return []
+
+
+def _broken_rule(value: float, limit: Any) -> str | None:
+    if not math.isfinite(value):
+        return "finite"
+    if isinstance(limit, Ge) and value < limit.ge:  # type: ignore[operator]
+        return f">= {limit.ge}"
+    if isinstance(limit, Gt) and value <= limit.gt:  # type: ignore[operator]
+        return f"> {limit.gt}"
+    if isinstance(limit, Le) and value > limit.le:  # type: ignore[operator]
+        return f"<= {limit.le}"
+    if isinstance(limit, Lt) and value >= limit.lt:  # type: ignore[operator]
+        return f"< {limit.lt}"
+    return None
+
+
+def _condition_problems(name: str, dimension: Dimension, spec: SweepSpec) -> list[str]:
+    problems = []
+    for parent, wanted in dimension.when.items():
+        if parent not in spec.space:
+            problems.append(
+                f"space.{name}.when: {parent!r} is not searched here; {nearest(parent, spec.space)}"
+            )
+            continue
+        choices = spec.space[parent].categorical
+        if choices is None:
+            problems.append(f"space.{name}.when: {parent!r} is not categorical")
+            continue
+        options = wanted if isinstance(wanted, tuple) else (wanted,)
+        problems += [
+            f"space.{name}.when: {parent} never is {option!r}; its choices are "
+            f"{', '.join(map(repr, choices))}"
+            for option in options
+            if option not in choices
+        ]
+    return problems
+
+
+def _start_problems(place: str, values: Proposal, spec: SweepSpec) -> list[str]:
+    problems = []
+    for name, value in values.items():
+        if name not in spec.space:
+            problems.append(
+                f"{place}.values: {name!r} is not searched here; {nearest(name, spec.space)}"
+            )
+        elif not _contains(spec.space[name], value):
+            problems.append(
+                f"{place}.values: {name} = {value!r} lies outside the space ({describe(spec.space[name])})"
+            )
+    return problems
+
+
+def _contains(dimension: Dimension, value: Choice) -> bool:
+    if dimension.categorical is not None:
+        return any(value == c and isinstance(value, bool) == isinstance(c, bool) for c in dimension.categorical)
+    range_ = dimension.float_range or dimension.int_range
+    assert range_ is not None  # Dimension checks it
+    if isinstance(value, bool | str):
+        return False
+    if dimension.int_range is not None and value != int(value):
+        return False
+    inside = range_.low <= value <= range_.high
+    if not inside or range_.step is None:
+        return inside
+    steps = (value - range_.low) / range_.step
+    return abs(steps - round(steps)) < 1e-9
+
+
+def describe(dimension: Dimension) -> str:
+    """The range in words, such as ``1e-05 to 0.01, log``."""
+    if dimension.categorical is not None:
+        return ", ".join(map(str, dimension.categorical))
+    range_ = dimension.float_range or dimension.int_range
+    assert range_ is not None  # Dimension checks it
+    text = f"{range_.low:g} to {range_.high:g}"
+    if range_.log:
+        return f"{text}, log"
+    return text if range_.step in (None, 1) else f"{text}, step {range_.step:g}"
+
+
+def _ends(dimension: Dimension) -> tuple[Choice, ...]:
+    if dimension.categorical is not None:
+        return dimension.categorical
+    range_ = dimension.float_range or dimension.int_range
+    assert range_ is not None  # Dimension checks it
+    return (range_.low, range_.high)
+
+
+def _active_part(
+    dimensions: Mapping[str, Dimension], values: Mapping[str, Choice]
+) -> dict[str, Choice]:
+    chosen: dict[str, Choice] = {}
+    for name, dimension in dimensions.items():
+        if is_active(dimension, chosen):
+            chosen[name] = values[name]
+    return chosen

@@ -1,0 +1,426 @@
+"""A sweep from its file to its finalists, and the resume of one: the whole story, top to bottom."""
+
+import fcntl
+import logging
+import os
+import platform
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import ray
+from ray import tune
+
+from core.commit import commit_yaml
+from core.config import TrialConfig
+from core.errors import UserError
+from tuning import records
+from tuning.bridge import (
+    Dispatcher,
+    InterruptStopper,
+    LedgerScheduler,
+    LedgerSearcher,
+    reconcile,
+)
+from tuning.config import SweepSpec, specification_changes
+from tuning.events import EventLog, Prepared, Reporting, Silent, Watcher
+from tuning.ledger import Ledger
+from tuning.resources import Cluster, concurrent_trials
+from tuning.results import ranked
+from tuning.space import bind, corner_proposals
+from tuning.trainable import UnlearningTrial, placement, start_rank
+
+FINALISTS = 3
+"""Trials that are measured on the reporting split."""
+
+_PACKAGES = ("unlearn-tune", "torch", "ray", "optuna", "deepspeed", "peft", "transformers")
+_OBJECT_STORE_BYTES = 100 * 2**20
+
+
+class Interrupted(Exception):
+    """A signal ended the driver; the run can be resumed.
+
+    Args:
+        signal_number: The signal.
+    """
+
+    def __init__(self, signal_number: int) -> None:
+        """Keep the number: the exit status is 128 + it."""
+        super().__init__(signal_number)
+        self.signal_number = signal_number
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """How a driver meets Ray.
+
+    Attributes:
+        address: Address of an existing cluster; a Ray of its own on this machine if absent.
+    """
+
+    address: str | None = None
+
+
+def run_sweep(
+    spec: SweepSpec, run_dir: Path, *, launch: Launch | None = None, watcher: Watcher | None = None
+) -> records.Run:
+    """Run a sweep in a new run folder.
+
+    Raises:
+        UserError: If the run exists, or model, data or resources are not as the file says.
+        Interrupted: If a signal ended it.
+    """
+    launch, watcher = launch or Launch(), watcher or Silent()
+    refuse_existing(spec, run_dir)
+    run_dir.mkdir(parents=True)
+    try:
+        with _lock(run_dir), _ray(spec, launch) as concurrent:
+            spec, facts = _prepare(spec, run_dir, watcher)
+            commit_yaml(run_dir / records.SPEC_FILE, {"sweep": spec.plain()})
+            ledger = Ledger(run_dir, spec, create=True)
+            for key, value in facts.items():
+                ledger.set_note(key, value)
+            ledger.set_note("created", records.now())
+            ledger.set_note("target", spec.budget.trials)
+            return _drive(spec, run_dir, ledger, concurrent, watcher)
+    finally:
+        if not (run_dir / records.LEDGER_FILE).exists():
+            shutil.rmtree(run_dir)  # refused before anything was tried: the name stays free
+
+
+def resume_sweep(
+    run_dir: Path,
+    *,
+    trials: int | None = None,
+    spec: SweepSpec | None = None,
+    launch: Launch | None = None,
+    watcher: Watcher | None = None,
+) -> records.Run:
+    """Go on with a run exactly where it stopped.
+
+    Args:
+        run_dir: The run folder.
+        trials: New number of trials of the whole sweep; as before if absent.
+        spec: The sweep file as it is now, to be compared with the run's; not compared if absent.
+        launch: How to meet Ray.
+        watcher: Who is shown what happens.
+
+    Raises:
+        UserError: If there is no run, another driver holds it, or the sweep, model or data changed.
+        Interrupted: If a signal ended it.
+    """
+    launch, watcher = launch or Launch(), watcher or Silent()
+    run = records.load_run(run_dir)
+    if spec is not None:
+        refuse_changed(spec, run)
+    with _lock(run_dir), _ray(run.spec, launch) as concurrent:
+        ledger = Ledger(run_dir, run.spec, create=False)
+        _, facts = _prepare(run.spec, run_dir, watcher)
+        changed = [k for k, v in facts["identity"].items() if ledger.note("identity").get(k) != v]
+        if changed:
+            raise UserError(
+                f"{run_dir}: {', '.join(changed)} changed since the run began; restore the old contents, or "
+                "start a new run"
+            )
+        begun = ledger.n_begun()
+        if trials is not None:
+            if trials < begun:
+                raise UserError(
+                    f"--trials: the run already has {begun} trials, got {trials}; give a larger number"
+                )
+            ledger.set_note("target", trials)
+        return _drive(run.spec, run_dir, ledger, concurrent, watcher)
+
+
+def refuse_existing(spec: SweepSpec, run_dir: Path) -> None:
+    """Refuse to start where a run is, and say what differs and how to go on.
+
+    Raises:
+        UserError: If the folder exists.
+    """
+    if not run_dir.exists():
+        return
+    message = f"{run_dir} exists already; go on with `unlearn-tune resume {run_dir}`, or give another --name"
+    if (run_dir / records.SPEC_FILE).is_file():
+        changes = _changes(spec, records.load_run(run_dir))
+        if changes:
+            message += "\nThe sweep file differs from the run's:\n" + "\n".join(changes)
+    raise UserError(message)
+
+
+def refuse_changed(spec: SweepSpec, run: records.Run) -> None:
+    """Refuse a sweep file that no longer is the run's.
+
+    Raises:
+        UserError: With the difference.
+    """
+    changes = _changes(spec, run)
+    if changes:
+        raise UserError(
+            f"{run.path}: the sweep file changed since the run began; undo the change, or start a new run "
+            "with --name:\n" + "\n".join(changes)
+        )
+
+
+def _changes(spec: SweepSpec, run: records.Run) -> list[str]:
+    before, now = run.spec.binding(), spec.binding()
+    now["engine"] = {**now["engine"]}
+    if now["engine"].get("dtype", "auto") == "auto":  # resolved when the run began
+        now["engine"]["dtype"] = before["engine"]["dtype"]
+    return specification_changes(before, now)
+
+
+def _drive(
+    spec: SweepSpec, run_dir: Path, ledger: Ledger, concurrent: int, watcher: Watcher
+) -> records.Run:
+    """Bring the ledger to its target, measure finalists, and record how it ended."""
+    log = EventLog(run_dir / "events.jsonl", watcher)
+    began, before = time.monotonic(), float(ledger.note("elapsed_s") or 0.0)
+    ledger.set_note("concurrent", concurrent)
+    ledger.set_note("ended", None)
+    try:
+        reconcile(spec, run_dir, ledger, log)
+        dispatcher = Dispatcher(spec, run_dir, ledger, log, target=int(ledger.note("target")))
+        with _signals(dispatcher) as signals:
+            if not dispatcher.is_done:
+                _execute(spec, dispatcher, concurrent)
+            if signals:
+                raise Interrupted(signals[0])
+        _report_finalists(spec, run_dir, ledger, log)
+        run = records.load_run(run_dir)
+        ledger.set_note("ended", _ending(run))
+    finally:
+        ledger.set_note("elapsed_s", round(before + time.monotonic() - began, 1))
+    return records.load_run(run_dir)
+
+
+def _ending(run: records.Run) -> records.RunState:
+    if any(t.feasible and t.state == "COMPLETE" for t in run.trials):
+        return "done"
+    return "failed" if all(t.state == "FAIL" for t in run.trials) else "no_feasible"
+
+
+def _execute(spec: SweepSpec, dispatcher: Dispatcher, concurrent: int) -> None:
+    """Let Ray Tune run what the dispatcher hands out; its own state is scratch."""
+    with tempfile.TemporaryDirectory(prefix="unlearn-tune-") as scratch:
+        tuner = tune.Tuner(
+            tune.with_resources(UnlearningTrial, placement(spec.resources)),
+            tune_config=tune.TuneConfig(
+                search_alg=LedgerSearcher(dispatcher, spec.resources),
+                scheduler=LedgerScheduler(dispatcher),
+                num_samples=-1,  # the searcher says when it is over
+                max_concurrent_trials=concurrent,
+                reuse_actors=True,
+                trial_dirname_creator=lambda trial: str(trial.trial_id),
+            ),
+            run_config=tune.RunConfig(
+                name="tune",
+                storage_path=scratch,
+                stop=InterruptStopper(lambda: dispatcher.is_interrupted),
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=0),  # the dispatcher tries again
+            ),
+        )
+        tuner.fit()
+
+
+def _prepare(spec: SweepSpec, run_dir: Path, watcher: Watcher) -> tuple[SweepSpec, dict[str, Any]]:
+    """Do what all trials share, once, in a process of its own; resolve what depends on the hardware."""
+    began = time.monotonic()
+    trials = [bind(spec, proposal, where="sweep") for proposal in corner_proposals(spec)]
+    facts = _on_a_rank(spec, _prepare_all, _distinct_preparations(trials))
+    watcher.show(Prepared(baseline=facts["baseline"], seconds=time.monotonic() - began))
+    facts["versions"] = {name: version(name) for name in _PACKAGES} | {
+        "python": platform.python_version()
+    }
+    engine = dict(spec.engine) | {"dtype": facts.pop("dtype"), "device": facts.pop("device")}
+    return spec.model_copy(update={"engine": engine}), facts
+
+
+def _distinct_preparations(trials: list[TrialConfig]) -> list[TrialConfig]:
+    """One trial for each distinct initialisation: shared work does not depend on the rest."""
+    found = {}
+    for trial in trials:
+        is_fisher = trial.method.adapter_init == "fila"
+        rank = trial.adapter.rank if trial.adapter.rank > 32 else 32  # one decomposition up to 32
+        key = (
+            trial.method.adapter_init,
+            trial.adapter.targets,
+            trial.fisher if is_fisher else None,
+            rank,
+        )
+        kept = found.setdefault(key, trial)
+        if trial.adapter.rank > kept.adapter.rank:
+            found[key] = trial
+    return list(found.values())
+
+
+def _prepare_all(bench: Any, group: Any, trials: list[TrialConfig]) -> dict[str, Any]:
+    """Runs on a rank: shared work of all trials, and what is recorded of it."""
+    from core.worker import baseline_levels, prepare
+
+    for trial in trials:
+        prepare(trial, bench=bench, group=group)
+    model, data = bench.model(trials[0]), bench.data(trials[0])
+    facts: dict[str, Any] = {
+        "dtype": "bf16" if "bfloat16" in str(model.dtype) else "fp32",
+        "device": model.device.type,
+        "identity": {"model": model.identity}
+        | {f"data.{part}": value for part, value in data.identity.items()},
+        "rows": {part: len(rows) for part, rows in data.parts.items()},
+    }
+    for part, name in (("probe", "baseline"), ("report", "report_baseline")):
+        levels = baseline_levels(trials[0], bench, group, part=part)
+        facts[name] = {f"{k}_nll": v.nll for k, v in levels.items()} | {
+            f"{k}_accuracy": v.accuracy for k, v in levels.items()
+        }
+    return facts
+
+
+def _report_finalists(spec: SweepSpec, run_dir: Path, ledger: Ledger, log: EventLog) -> None:
+    """Measure the best trials on the split that neither losses nor probes saw."""
+    run = records.load_run(run_dir)
+    finalists = [
+        t
+        for t in ranked(run)[:FINALISTS]
+        if t.adapter is not None and ledger.note(f"report:{t.number}") is None
+    ]
+    if not finalists:
+        return
+    log.emit(Reporting(numbers=tuple(t.number for t in finalists)))
+    work = [
+        (bind(spec, t.params, where=f"trial {t.number}"), run_dir / str(t.adapter)) for t in finalists
+    ]
+    measured = _on_a_rank(spec, _measure_finalists, work)
+    for trial, metrics in zip(finalists, measured, strict=True):
+        ledger.set_note(f"report:{trial.number}", metrics)
+
+
+def _measure_finalists(
+    bench: Any, group: Any, work: list[tuple[TrialConfig, Path]]
+) -> list[dict[str, float]]:
+    from core.worker import report_metrics
+
+    return [report_metrics(trial, folder, bench=bench, group=group) for trial, folder in work]
+
+
+def _on_a_rank(spec: SweepSpec, function: Any, argument: Any) -> Any:
+    """Run ``function(bench, group, argument)`` in a rank's process that ends afterwards.
+
+    Raises:
+        UserError: What the function raised, as itself.
+    """
+    rank = start_rank(spec.resources)
+    trial = bind(spec, next(iter(corner_proposals(spec))), where="sweep")
+    alone = trial.model_copy(update={"engine": trial.engine.model_copy(update={"ranks": 1})})
+    try:
+        host, port = ray.get(rank.open.remote(1))
+        ray.get(rank.join.remote(0, 1, host, port, alone))
+        return ray.get(rank.call.remote(function, argument))
+    except ray.exceptions.RayTaskError as err:
+        if isinstance(err.cause, UserError):
+            raise err.cause from None
+        raise
+    finally:
+        ray.kill(rank)
+
+
+@contextmanager
+def _ray(spec: SweepSpec, launch: Launch) -> Iterator[int]:
+    """A Ray to run on, and the number of trials at the same time.
+
+    Raises:
+        UserError: If the cluster does not answer, or not even one trial fits.
+    """
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # ours also takes SIGTERM
+    os.environ["TUNE_FORCE_TRIAL_CLEANUP_S"] = "60"
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if launch.address is None:
+        here = Cluster.this_machine()
+        concurrent_trials(spec.resources, here)  # refuse before Ray starts
+        ray.init(
+            address="local",
+            num_cpus=int(here.cpus),
+            num_gpus=int(here.gpus),
+            include_dashboard=False,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            **common,
+        )
+    else:
+        try:
+            ray.init(address=launch.address, runtime_env=_code(), **common)
+        except (ConnectionError, ValueError, RuntimeError, TimeoutError) as err:
+            first = (str(err).strip().splitlines() or [type(err).__name__])[0]
+            raise UserError(
+                f"--address {launch.address}: the cluster does not answer: {first}; check the address, that "
+                "`ray status` works there, and that the authentication token is the cluster's"
+            ) from err
+    try:
+        yield concurrent_trials(
+            spec.resources,
+            Cluster.from_ray(ray.cluster_resources()),
+            may_grow=launch.address is not None,
+        )
+    finally:
+        ray.shutdown()
+
+
+def _code() -> dict[str, Any]:
+    """Our packages, shipped to the cluster's workers and put first on their path."""
+    import core
+    import tuning
+
+    return {"py_modules": [str(Path(p.__file__).parent) for p in (core, tuning) if p.__file__]}
+
+
+@contextmanager
+def _lock(run_dir: Path) -> Iterator[None]:
+    """Hold the run; one driver at a time.
+
+    Raises:
+        UserError: If another driver holds it.
+    """
+    with (run_dir / records.LOCK_FILE).open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as err:
+            file.seek(0)
+            raise UserError(
+                f"{run_dir}: another driver holds this run ({file.read().strip()}); wait for it, or stop it"
+            ) from err
+        file.truncate(0)
+        file.write(f"pid {os.getpid()} on {platform.node()} since {records.now()}\n")
+        file.flush()
+        yield
+
+
+@contextmanager
+def _signals(dispatcher: Dispatcher) -> Iterator[list[int]]:
+    """SIGINT and SIGTERM end the sweep at the next turn; a second one ends the process."""
+    received: list[int] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if received:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        received.append(number)
+        dispatcher.is_interrupted = True
+
+    before: Mapping[int, Any] = {
+        n: signal.signal(n, handle) for n in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,45 @@
+"""One configuration without a sweep: the same worker, guard and selection."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from core.commit import commit_json, commit_yaml, finite
+from core.config import TrialConfig
+from core.launch import launch_trial
+from core.selection import Probe
+from tuning.objective import conclude
+
+
+def train_trial(config: TrialConfig, out: Path, *, say: Callable[[str], None]) -> dict[str, Any]:
+    """Run a trial into ``out``: ``trial.yaml``, ``history.jsonl``, ``adapter/``, ``result.json``.
+
+    Returns:
+        What ``result.json`` holds.
+    """
+
+    def tell(probe: Probe) -> None:
+        m = probe.metrics
+        say(
+            f"step {probe.step}/{config.selection.max_steps}  {config.selection.metric} "
+            f"{m[config.selection.metric]:.4f}  retain_drop {m['retain_drop']:.4f}  "
+            f"general_drop {m['general_drop']:.4f}  {probe.seconds:.0f} s"
+        )
+
+    commit_yaml(out / "trial.yaml", config.model_dump(mode="json"))
+    finished = launch_trial(config, out, tell=tell)
+    outcome = conclude(finished.probes, config.selection, finished.decision.verdict)
+    result = finite(
+        {
+            "state": outcome.state,
+            "stopped_by": outcome.stopped_by,
+            "reason": outcome.reason,
+            "value": outcome.value,
+            "feasible": outcome.feasible,
+            "step": outcome.step,
+            "steps": outcome.steps,
+            "metrics": dict(outcome.metrics),
+        }
+    )
+    commit_json(out / "result.json", result)
+    return dict(result)

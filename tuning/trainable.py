@@ -1,0 +1,181 @@
+"""Door to ray: a trial as a warm Tune actor that owns its DeepSpeed ranks inside Tune's placement group."""
+
+import os
+import traceback
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.util.placement_group import PlacementGroup
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from core.commit import commit_json
+from core.config import TrialConfig
+from core.errors import UserError
+from core.selection import Probe
+from tuning.config import ResourcesSpec
+
+PROBE = "probe"
+"""Key of a Tune result that holds the probe."""
+
+
+class Rank:
+    """One process of a trial. It stays warm: the target model and the data serve trial after trial."""
+
+    def __init__(self) -> None:
+        """Import what a trial needs; nothing is loaded yet."""
+        from core.worker import Bench
+
+        self._bench = Bench()
+        self._trial: Any = None
+        self._meeting: Any = None
+        self._group: Any = None
+
+    def open(self, size: int) -> tuple[str, int]:
+        """Open the meeting point of ``size`` ranks on this rank's machine."""
+        from core.engine import Rendezvous
+
+        self._meeting = Rendezvous(size)
+        return self._meeting.host, self._meeting.port
+
+    def join(self, rank: int, size: int, host: str, port: int, config: TrialConfig) -> None:
+        """Join the trial's other ranks; Ray shows this process only its own GPU."""
+        from core.engine import join
+
+        local = 0 if os.environ.get("CUDA_VISIBLE_DEVICES") else rank
+        self._group = join(rank, size, host, port, config.engine, local_rank=local)
+
+    def begin(self, config: TrialConfig, folder: Path) -> None:
+        """Begin a trial; the one before must be closed."""
+        from core.worker import probes
+
+        self._trial = probes(config, folder=folder, group=self._group, bench=self._bench)
+
+    def advance(self) -> Probe:
+        """Train up to the next probe."""
+        probe: Probe = next(self._trial)
+        return probe
+
+    def call(self, function: Any, argument: Any) -> Any:
+        """``function(bench, group, argument)``: work of a sweep that needs the model but is no trial."""
+        return function(self._bench, self._group, argument)
+
+    def close(self) -> None:
+        """End the trial; frees its engine and adapter."""
+        if self._trial is not None:
+            trial, self._trial = self._trial, None
+            trial.close()
+
+
+class UnlearningTrial(tune.Trainable):
+    """Tune's view of a trial: each ``step`` is a probe. Only the ranks compute; this process stays small."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Take the first trial; ranks start with its first step."""
+        self._ranks: list[Any] = []
+        self._assign(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Take the next trial with the ranks kept warm; refused after ZeRO 3, which leaks a model copy."""
+        was_zero_3 = self._config.engine.zero_stage == 3
+        if was_zero_3:
+            return False
+        self._on_all("close")
+        self._assign(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Advance all ranks to the next probe; the first rank's counts (they are equal)."""
+        try:
+            if not self._ranks:
+                self._ranks = self._start_ranks()
+            if not self._begun:
+                self._on_all("begin", self._config, self._folder)
+                self._begun = True
+            probe: Probe = self._on_all("advance")[0]
+        except Exception as err:
+            self._record_failure(err)
+            raise
+        return {PROBE: probe}
+
+    def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
+        """Nothing to save: the worker commits its history and adapter itself."""
+        return {}
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Nothing to load: an interrupted trial begins a new attempt."""
+
+    def cleanup(self) -> None:
+        """End the ranks' processes."""
+        for rank in self._ranks:
+            ray.kill(rank)
+
+    def _assign(self, config: dict[str, Any]) -> None:
+        self._config: TrialConfig = config["trial"]
+        self._resources: ResourcesSpec = config["resources"]
+        self._folder = Path(config["folder"])
+        self._begun = False
+
+    def _start_ranks(self) -> list[Any]:
+        size = self._config.engine.ranks
+        group = ray.util.get_current_placement_group()
+        ranks = [start_rank(self._resources, group, bundle=i) for i in range(size)]
+        host, port = ray.get(ranks[0].open.remote(size))
+        ray.get(
+            [r.join.remote(i, size, host, port, self._config) for i, r in enumerate(ranks)]
+        )
+        return ranks
+
+    def _on_all(self, method: str, *args: Any) -> list[Any]:
+        return list(ray.get([getattr(rank, method).remote(*args) for rank in self._ranks]))
+
+    def _record_failure(self, err: Exception) -> None:
+        cause = getattr(err, "cause", None) or err
+        lines = str(cause).strip().splitlines() or [type(cause).__name__]
+        commit_json(
+            self._folder / "failure.json",
+            {
+                "kind": type(cause).__name__,
+                "message": lines[0] if not isinstance(cause, UserError) else str(cause),
+                "is_user_error": isinstance(cause, UserError),
+                "traceback": traceback.format_exc(),
+            },
+        )
+
+
+def start_rank(
+    resources: ResourcesSpec, group: PlacementGroup | None = None, *, bundle: int = 0
+) -> Any:
+    """Start a rank's process with its share of cores and GPUs, in a bundle of a placement group."""
+    threads = str(resources.cpus_per_rank)
+    options: dict[str, Any] = {
+        "num_cpus": resources.cpus_per_rank,
+        "num_gpus": resources.gpus_per_rank,
+        "runtime_env": {
+            "env_vars": {
+                "OMP_NUM_THREADS": threads,  # before torch starts: two busy pools stall each other
+                "MKL_NUM_THREADS": threads,
+                "TOKENIZERS_PARALLELISM": "false",
+                "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+                "TRANSFORMERS_VERBOSITY": "error",
+            }
+        },
+    }
+    if group is not None:
+        options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(
+            placement_group=group,
+            placement_group_bundle_index=bundle,
+            placement_group_capture_child_tasks=True,
+        )
+    return ray.remote(Rank).options(**options).remote()
+
+
+def placement(resources: ResourcesSpec) -> tune.PlacementGroupFactory:
+    """A trial's place: nothing for the small Tune actor, a bundle for each rank."""
+    bundle = {"CPU": float(resources.cpus_per_rank)}
+    if resources.gpus_per_rank:
+        bundle["GPU"] = float(resources.gpus_per_rank)
+    return tune.PlacementGroupFactory(
+        [{}] + [bundle] * resources.ranks_per_trial, strategy="PACK"
+    )

@@ -1,0 +1,74 @@
+"""Check a file without starting anything: sweep, trial or cluster. Imports neither torch nor Ray for the first two."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from core.config import DataConfig, TrialConfig, parse_trial
+from core.data.splits import ROLES
+from core.data.sources import source_problem
+from core.errors import ConfigError
+from tuning.config import load_sweep, read_yaml
+from tuning.space import bind, corner_proposals, describe
+
+
+def validate_file(path: Path) -> str:
+    """Say what the file is, if it is valid.
+
+    Raises:
+        ConfigError: With every problem at once.
+    """
+    values = read_yaml(path)
+    if "provider" in values or "cluster_name" in values:
+        from tuning.cluster import validate_cluster_file
+
+        problems = validate_cluster_file(path)
+        if problems:
+            raise ConfigError(str(path), problems)
+        return f"{path}: a valid cluster file"
+    if "space" in values or "schema" in values:
+        return _validate_sweep(path)
+    trial = parse_trial(values, where=str(path))
+    _refuse_missing_sources(trial.data, str(path))
+    return f"{path}: a valid trial"
+
+
+def _validate_sweep(path: Path) -> str:
+    spec = load_sweep(path)
+    trial = bind(spec, next(iter(corner_proposals(spec))), where=str(path))
+    _refuse_missing_sources(trial.data, str(path))
+    _refuse_missing_model(trial, str(path))
+    ranges = "; ".join(f"{n}: {describe(d)}" for n, d in spec.space.items())
+    return f"{path}: a valid sweep of {spec.budget.trials} trials over {ranges}"
+
+
+def _refuse_missing_sources(data: DataConfig, where: str) -> None:
+    found = {role: source_problem(getattr(data, role)) for role in ROLES}
+    problems = [f"data.{role}.{problem}" for role, problem in found.items() if problem]
+    if problems:
+        raise ConfigError(where, problems)
+
+
+def _refuse_missing_model(trial: TrialConfig, where: str) -> None:
+    problem = model_problem({"source": trial.model.source})
+    if problem:
+        raise ConfigError(where, [problem])
+
+
+def model_problem(model: Mapping[str, Any]) -> str | None:
+    """What is wrong with a model source as far as can be told without loading it, or ``None``."""
+    from core.packaged import PACKAGED_MODELS
+
+    source = str(model["source"])
+    kind, _, name = source.partition(":")
+    if kind == "package":
+        if name in PACKAGED_MODELS:
+            return None
+        return f"model.source: no packaged model {source!r}; known: package:{', package:'.join(PACKAGED_MODELS)}"
+    if kind == "hub" or (source.count("/") == 1 and not source.startswith((".", "/"))):
+        return None
+    if not Path(source).is_dir():
+        return f"model.source: {source!r} is no folder; give package:NAME, hub:ORG/NAME or a model folder"
+    if not (Path(source) / "config.json").is_file():
+        return f"model.source: folder {source!r} holds no config.json; it is no model folder"
+    return None

@@ -1,0 +1,162 @@
+"""Text views of a run for the terminal. They read records and write nothing."""
+
+from collections.abc import Sequence
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from core.errors import UserError
+from tuning.progress import duration, parameters
+from tuning.records import Run, TrialRecord
+from tuning.results import best, counts, eta_s, pareto_front, ranked, savings
+
+_SPARKS = "▁▂▃▄▅▆▇█"
+
+
+def pick_trial(run: Run, name: str) -> TrialRecord:
+    """The trial of a number, or ``best``.
+
+    Raises:
+        UserError: If there is none.
+    """
+    if name == "best":
+        found = best(run)
+        if found is None:
+            raise UserError(
+                f"{run.path}: no trial is feasible yet; look at `unlearn-tune best {run.path}` for the nearest"
+            )
+        return found
+    if not name.isdigit() or int(name) >= len(run.trials):
+        last = len(run.trials) - 1
+        raise UserError(f"TRIAL: a number from 0 to {last}, or best, is expected, got {name!r}")
+    return run.trials[int(name)]
+
+
+def status_text(run: Run) -> str:
+    """A few lines: state, counts, savings, best."""
+    c, saved, first = counts(run), savings(run), best(run)
+    lines = [
+        f"{run.name}: {run.state}, {c['complete'] + c['pruned'] + c['failed']} of {run.target} trials "
+        f"({c['complete']} complete, {c['pruned']} pruned, {c['failed']} failed, {c['running']} running, "
+        f"{c['waiting']} waiting)",
+        savings_text(run),
+    ]
+    if first is None:
+        lines.append("best: no feasible trial yet")
+    else:
+        lines.append(
+            f"best: trial {first.number}, {run.spec.objective.metric} {first.value:.3f} at step {first.step}: "
+            f"{parameters(first.params)}"
+        )
+    if run.state == "running":
+        lines.append(f"left: about {duration(eta_s(run))}")
+    elif run.state == "interrupted":
+        lines.append(f"go on with: unlearn-tune resume {run.path}")
+    return "\n".join(line for line in lines if line or saved)
+
+
+def savings_text(run: Run) -> str:
+    """What stopping early saved, in a sentence."""
+    s = savings(run)
+    return (
+        f"early stops: {s.guard_stopped} by the retain guard, {s.past_target_stopped} past the target; "
+        f"{s.steps_saved} of {s.steps_planned} steps saved ({s.share:.0%})"
+    )
+
+
+def ending_text(run: Run) -> str:
+    """How a sweep ended, and what to do next."""
+    lines = [savings_text(run)]
+    first = best(run)
+    if first is None:
+        lines.append(
+            "no trial kept every constraint: look at the reasons with "
+            f"`unlearn-tune best {run.path}`, widen the space (smaller learning rates), or loosen the limits"
+        )
+    else:
+        lines.append(f"export it with: unlearn-tune export {run.path} --out {run.name}-best")
+    lines.append(f"finished in {duration(run.notes.get('elapsed_s'))}")
+    return "\n".join(lines)
+
+
+def best_table(run: Run, *, top: int) -> Group:
+    """The best trials as a table, feasible ones first."""
+    front = {t.number for t in pareto_front(run.trials)}
+    objective = run.spec.objective.metric.removesuffix("_closure") + "\nclosure"
+    table = Table(box=None, pad_edge=False)
+    table.add_column("trial", justify="right")
+    table.add_column("state", no_wrap=True)
+    for name in (objective, "step", "retain\ndrop", "general\ndrop", "forget\naccuracy"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("parameters")
+    shown = ranked(run)[:top]
+    for trial in shown:
+        m = trial.metrics
+        mark = "*" if trial.number in front else ("" if trial.feasible else "!")
+        table.add_row(
+            f"{mark}{trial.number}",
+            trial.state,
+            _number(trial.value),
+            str(trial.step),
+            *(_number(m.get(k)) for k in ("retain_drop", "general_drop", "forget_accuracy")),
+            parameters(trial.params),
+        )
+    base = run.notes.get("baseline", {})
+    legend = "* on the Pareto front of objective and largest constraint excess   ! breaks a constraint"
+    target = (
+        f"untouched model: forget accuracy {base['forget_accuracy']:.3f}, approximate set "
+        f"{base['approximate_accuracy']:.3f} (the target)"
+        if base
+        else ""
+    )
+    return Group(table, Text(legend, style="dim"), Text(target, style="dim"))
+
+
+def trial_text(run: Run, trial: TrialRecord) -> Group:
+    """Everything about a trial."""
+    proposed = {
+        "start_from": "the sweep file (start_from)",
+        "startup": f"{run.spec.sampler.name}, before its model is fitted (random)",
+        "sampler": f"{run.spec.sampler.name}, fitted to the trials before",
+    }.get(trial.proposed_by or "", "unknown")
+    lines = [
+        f"trial {trial.number} of {run.name}: {trial.state}",
+        f"proposed by: {proposed}",
+        f"attempts: {trial.attempt}" + (f", {duration(trial.duration_s)}" if trial.duration_s else ""),
+        f"why it ended: {trial.stopped_by or '-'}: {trial.reason or 'it has not'}",
+        "parameters:",
+        *(f"  {name} = {value}" for name, value in trial.params.items()),
+    ]
+    if trial.metrics:
+        lines.append(f"at step {trial.step} ({'feasible' if trial.feasible else 'infeasible'}):")
+        report = trial.report_metrics or {}
+        for name, value in trial.metrics.items():
+            beside = f"   reporting split {report[name]:.4f}" if name in report else ""
+            lines.append(f"  {name} = {value:.4f}{beside}")
+    history = run.history(trial.number) if trial.attempt else []
+    if len(history) > 1:
+        lines.append(f"curves over steps {history[0]['step']} to {history[-1]['step']}:")
+        for metric in (run.spec.objective.metric, "forget_nll", "retain_drop", "general_drop"):
+            series = [float(line["metrics"][metric]) for line in history]
+            lines.append(f"  {metric:15} {sparkline(series)}  {series[0]:.3f} to {series[-1]:.3f}")
+    lines.append(f"folder: {run.path}/trials/{trial.number:04d}/attempt-{max(1, trial.attempt)}")
+    lines.append(
+        f"run it again: unlearn-tune train {run.path}/trials/{trial.number:04d}/"
+        f"attempt-{max(1, trial.attempt)}/trial.yaml --out again"
+    )
+    return Group(*(Text(line) for line in lines))
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """One character for each value, from lowest to highest; a dot where it is not finite."""
+    finite = [v for v in values if v == v and abs(v) != float("inf")]
+    if not finite:
+        return "·" * len(values)
+    low, high = min(finite), max(finite)
+    scale = (len(_SPARKS) - 1) / (high - low) if high > low else 0.0
+    return "".join(_SPARKS[round((v - low) * scale)] if v in finite else "·" for v in values)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
