@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import peft
 import torch
@@ -37,28 +37,42 @@ class InitialFactors:
     b: Tensor | None
 
 
-class DifferenceLinear(lora.Linear):  # type: ignore[misc]  # peft is untyped
+class DifferenceLinear(lora.Linear):
     """PEFT's LoRA layer with its weights read as increments on frozen initial factors."""
+
+    initial_a: Tensor
+    initial_b: Tensor | None
+
+    @property
+    def moved_a(self) -> nn.Linear:
+        """The increment dA, as a linear map ``(r, inputs)``."""
+        return cast(nn.Linear, self.lora_A[ADAPTER])
+
+    @property
+    def moved_b(self) -> nn.Linear:
+        """The increment dB, as a linear map ``(outputs, r)``."""
+        return cast(nn.Linear, self.lora_B[ADAPTER])
 
     def set_initial(self, factors: InitialFactors, dtype: torch.dtype) -> None:
         """Take the frozen factors and set the increments to zero."""
-        weight = self.lora_A[ADAPTER].weight
-        self.register_buffer("initial_a", factors.a.to(weight.device, dtype), persistent=False)
-        b = None if factors.b is None else factors.b.to(weight.device, dtype)
+        device = self.moved_a.weight.device
+        self.register_buffer("initial_a", factors.a.to(device, dtype), persistent=False)
+        b = None if factors.b is None else factors.b.to(device, dtype)
         self.register_buffer("initial_b", b, persistent=False)
-        nn.init.zeros_(self.lora_A[ADAPTER].weight)
-        nn.init.zeros_(self.lora_B[ADAPTER].weight)
+        for increment in (self.moved_a, self.moved_b):
+            nn.init.zeros_(increment.weight)
+            increment.to(dtype)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """``W x + s [(B0 + dB) dA + dB A0] x``."""
-        result: Tensor = self.base_layer(x, *args, **kwargs)
+        result = cast(Tensor, self.base_layer(x, *args, **kwargs))
         if self.disable_adapters:
             return result
-        moved = self.lora_A[ADAPTER](x)
-        difference = self.lora_B[ADAPTER](moved + F.linear(x, self.initial_a))
+        moved: Tensor = self.moved_a(x)
+        difference: Tensor = self.moved_b(moved + F.linear(x, self.initial_a))
         if self.initial_b is not None:
             difference = difference + F.linear(moved, self.initial_b)
-        return result + self.scaling[ADAPTER] * difference
+        return result + float(self.scaling[ADAPTER]) * difference
 
 
 class DifferenceAdapter:
@@ -87,13 +101,16 @@ class DifferenceAdapter:
         self.model = peft.get_peft_model(network, config, autocast_adapter_dtype=False)
         for name, layer in self._layers():
             layer.set_initial(factors[name], dtype)
-            layer.lora_A[ADAPTER].to(dtype)
-            layer.lora_B[ADAPTER].to(dtype)
 
     def _layers(self) -> Iterator[tuple[str, DifferenceLinear]]:
         for name, module in self.model.named_modules():
             if isinstance(module, DifferenceLinear):
                 yield name.removeprefix("base_model.model."), module
+
+    @property
+    def is_transposed(self) -> bool:
+        """Whether the layers store weights as inputs by outputs (GPT-2's Conv1D)."""
+        return any(isinstance(layer.get_base_layer(), Conv1D) for _, layer in self._layers())
 
     def disabled(self) -> AbstractContextManager[None]:
         """Within the context the model is the reference model."""
@@ -114,8 +131,8 @@ class DifferenceAdapter:
         """
         tensors = {}
         for name, layer in self._layers():
-            moved_a = gather(layer.lora_A[ADAPTER].weight)
-            moved_b = gather(layer.lora_B[ADAPTER].weight)
+            moved_a = gather(layer.moved_a.weight)
+            moved_b = gather(layer.moved_b.weight)
             a0 = layer.initial_a.detach().float().cpu()
             if layer.initial_b is None:
                 a, b = a0 + moved_a, moved_b
@@ -136,13 +153,18 @@ class DifferenceAdapter:
 class Gather:
     """How to read a trained parameter in full; the engine knows, a plain model needs nothing."""
 
-    def __call__(self, parameter: nn.Parameter) -> Tensor:
+    def __call__(self, parameter: Tensor) -> Tensor:
         """Full float32 value on the CPU."""
         return parameter.detach().float().cpu()
 
 
 def save_adapter(
-    folder: Path, tensors: Mapping[str, Tensor], *, scaling: float, base: str
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    *,
+    scaling: float,
+    base: str,
+    transposed: bool = False,
 ) -> None:
     """Commit a folder that stock ``PeftModel.from_pretrained(original, folder)`` loads.
 
@@ -151,6 +173,7 @@ def save_adapter(
         tensors: What :meth:`DifferenceAdapter.exported` gave.
         scaling: Strength s = alpha / r.
         base: Name of the original model for ``base_model_name_or_path``.
+        transposed: Whether the original model's layers are GPT-2's Conv1D.
     """
     suffix = ".lora_A.weight"
     ranks = {len(t) for name, t in tensors.items() if name.endswith(suffix)}
@@ -161,6 +184,7 @@ def save_adapter(
     config = _lora_config(names, rank=ranks.pop(), scaling=scaling)
     config.base_model_name_or_path = base
     config.inference_mode = True
+    config.fan_in_fan_out = transposed
     plain = {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
     commit_json(folder / "adapter_config.json", plain)
     commit(
@@ -176,10 +200,10 @@ def load_adapter(network: nn.Module, folder: Path) -> nn.Module:
 
 
 def _lora_config(targets: list[str], *, rank: int, scaling: float) -> peft.LoraConfig:
-    alpha = scaling * rank
+    alpha = float(scaling * rank)
     return peft.LoraConfig(
         r=rank,
-        lora_alpha=int(alpha) if float(alpha).is_integer() else alpha,
+        lora_alpha=cast(int, int(alpha) if alpha.is_integer() else alpha),  # peft takes floats too
         lora_dropout=0.0,
         target_modules=targets,
         bias="none",

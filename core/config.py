@@ -325,7 +325,7 @@ class TrialConfig(Section):
         except ValueError as err:
             problems.append(str(err))
         if problems:
-            raise ValueError("; ".join(problems))
+            raise ValueError("\n".join(problems))
         return self
 
     def batch_plan(self) -> BatchPlan:
@@ -380,11 +380,13 @@ def describe_problems(err: ValidationError, model: type[BaseModel]) -> list[str]
     lines = []
     for problem in err.errors():
         place = ".".join(str(part) for part in problem["loc"]) or "(whole)"
-        message = problem["msg"].removeprefix("Value error, ")
+        message = problem["msg"].removeprefix("Value error, ").rstrip(".")
         if problem["type"] == "missing":
             lines.append(f"{place}: required, but absent; add it.")
         elif problem["type"] == "extra_forbidden":
-            lines.append(f"{place}: unknown key{_suggestion(problem['loc'], model)}.")
+            lines.append(f"{place}: unknown key; {_suggestion(problem['loc'], model)}")
+        elif not problem["loc"]:  # rules across sections name their fields themselves
+            lines += [f"{line}." for line in message.split("\n")]
         elif isinstance(problem["input"], Mapping | BaseModel):
             lines.append(f"{place}: {message}.")
         else:
@@ -395,10 +397,10 @@ def describe_problems(err: ValidationError, model: type[BaseModel]) -> list[str]
 def _suggestion(place: tuple[int | str, ...], model: type[BaseModel]) -> str:
     """The nearest valid key beside the unknown last part of ``place``."""
     known = _keys_at(model, place[:-1])
-    near = get_close_matches(str(place[-1]), known, n=1, cutoff=0.5)
+    near = get_close_matches(str(place[-1]), known, n=1, cutoff=0.6)
     if near:
-        return f"; did you mean {near[0]!r}?"
-    return f"; known keys: {', '.join(known)}" if known else ""
+        return f"did you mean {near[0]!r}?"
+    return f"known keys: {', '.join(known)}." if known else "remove it."
 
 
 def _keys_at(model: type[BaseModel], place: tuple[int | str, ...]) -> list[str]:

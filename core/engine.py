@@ -4,7 +4,9 @@ import gc
 import logging
 import os
 import socket
+import sys
 from collections.abc import Callable, Iterable
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._C._distributed_c10d import TCPStore
 
 from core.adapters import Gather
 from core.config import BatchPlan, EngineConfig, OptimizerConfig
@@ -62,7 +65,7 @@ class Rendezvous:
     def __init__(self, size: int) -> None:
         """Open the store; the operating system picks the port, so that two trials never collide."""
         self.host = _own_address()
-        self._store = dist.TCPStore(
+        self._store = TCPStore(
             self.host, 0, size, is_master=True, wait_for_workers=False, timeout=_TIMEOUT
         )
         self.port: int = self._store.port
@@ -99,12 +102,15 @@ def join(
             torch.cuda.set_device(local % torch.cuda.device_count())
         dist.init_process_group(
             "nccl" if use_cuda else "gloo",
-            store=dist.TCPStore(host, port, size, is_master=False, timeout=_TIMEOUT),
+            store=TCPStore(host, port, size, is_master=False, timeout=_TIMEOUT),
             rank=rank,
             world_size=size,
             timeout=_TIMEOUT,
         )
-        _deepspeed().init_distributed(dist_backend="nccl" if use_cuda else "gloo", verbose=False)
+        with redirect_stdout(sys.stderr):  # it prints what it compiles; stdout is for results
+            _deepspeed().init_distributed(
+                dist_backend="nccl" if use_cuda else "gloo", verbose=False
+            )
     return Group(rank=rank, size=size)
 
 
@@ -191,7 +197,7 @@ class Engine(Gather):
         for group in self._engine.optimizer.param_groups:
             group["lr"] = rate
 
-    def __call__(self, parameter: nn.Parameter) -> Tensor:
+    def __call__(self, parameter: Tensor) -> Tensor:
         """Full float32 value of a trained parameter: the master copy where there is one."""
         from deepspeed.utils import safe_get_full_fp32_param
 
@@ -200,7 +206,8 @@ class Engine(Gather):
         value = safe_get_full_fp32_param(parameter)
         if value is None:
             return super().__call__(parameter)
-        return value.detach().float().cpu().reshape(_full_shape(parameter))
+        full: Tensor = value.detach().float().cpu()
+        return full.reshape(_full_shape(parameter))
 
     def destroy(self) -> None:
         """Free everything, so that the next trial of this process starts clean."""
@@ -211,7 +218,7 @@ class Engine(Gather):
             torch.cuda.empty_cache()
 
 
-def _full_shape(parameter: nn.Parameter) -> tuple[int, ...]:
+def _full_shape(parameter: Tensor) -> tuple[int, ...]:
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 

@@ -6,7 +6,7 @@ and shared by all trials and runs.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +67,7 @@ def fisher_information(
 
     def measure() -> dict[str, Tensor]:
         size = config.fisher.batch_size
-        measured = {}
+        measured: dict[str, Tensor] = {}
         for part, rows in (("forget", forget), ("retain", retain)):
             fisher = diagonal_fisher(_gradients(model, layers, rows, batch_size=size))
             measured |= {f"{part}/{name}": f for name, f in fisher.items()}
@@ -171,7 +171,7 @@ def _gradients(
     *,
     batch_size: int,
 ) -> Iterator[tuple[dict[str, Tensor], int]]:
-    weights = {name: layer.weight for name, layer in layers.items()}
+    weights = {name: cast(nn.Parameter, layer.weight) for name, layer in layers.items()}
     for weight in weights.values():
         weight.requires_grad_(True)
     try:
@@ -181,10 +181,12 @@ def _gradients(
                 input_ids=batch.ids, attention_mask=batch.mask, use_cache=False
             )
             nll_loss(output.logits, batch.labels).backward()
-            yield (
-                {name: oriented(layers[name], w.grad) for name, w in weights.items()},
-                batch.n_counted,
-            )
+            gradients = {
+                name: oriented(layers[name], w.grad)
+                for name, w in weights.items()
+                if w.grad is not None
+            }
+            yield gradients, batch.n_counted
             for weight in weights.values():
                 weight.grad = None
     finally:

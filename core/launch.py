@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import spawn
 
 from core.config import TrialConfig
 from core.engine import Rendezvous, join
@@ -42,7 +42,7 @@ def launch_trial(
     meeting = Rendezvous(config.engine.ranks)
     others: Any = None
     if config.engine.ranks > 1:
-        others = mp.spawn(
+        others = spawn(
             _other_rank,
             args=(config, meeting.host, meeting.port),
             nprocs=config.engine.ranks - 1,

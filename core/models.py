@@ -3,11 +3,11 @@
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -64,7 +64,7 @@ def load_model(config: ModelConfig, engine: EngineConfig) -> LoadedModel:
             f"model.source: cannot load {config.source!r}: {_first_line(err)}; give a folder written by "
             "save_pretrained (safetensors), a hub id that this machine can reach, or package:smollm2"
         ) from err
-    network.to(device).eval().requires_grad_(False)
+    nn.Module.to(network, device).eval().requires_grad_(False)
     return LoadedModel(
         network=network,
         tokenizer=tokenizer,
@@ -206,14 +206,14 @@ def resolve_targets(network: nn.Module, group: TargetGroup, *, rank: int) -> lis
 
 def linear_shape(module: nn.Module) -> tuple[int, int]:
     """``(outputs, inputs)`` of a linear layer; also under ZeRO 3, where the weight itself is away."""
-    weight = module.weight
+    weight = cast(nn.Parameter, module.weight)
     shape = tuple(getattr(weight, "ds_shape", weight.shape))
     return (shape[1], shape[0]) if isinstance(module, Conv1D) else (shape[0], shape[1])
 
 
 def dense_weight(module: nn.Module) -> Tensor:
     """Weight as ``(outputs, inputs)``: GPT-2's Conv1D stores the transpose."""
-    weight: Tensor = module.weight.detach()
+    weight = cast(nn.Parameter, module.weight).detach()
     return weight.T if isinstance(module, Conv1D) else weight
 
 

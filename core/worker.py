@@ -5,8 +5,9 @@ best so far, its adapter are on disk: whoever runs the trial may stop it at any 
 more from it. All ranks of a trial run this code and see the same probes.
 """
 
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -29,7 +30,7 @@ from core.data.tokens import (
     tokenise_splits,
 )
 from core.engine import Engine, Group, join_alone
-from core.errors import DataError, IntegrityError, NothingToForgetError
+from core.errors import ModelError, DataError, IntegrityError, NothingToForgetError
 from core.initialisation import initial_factors
 from core.losses import FORGET_LOSSES, RETAIN_LOSSES, Reduction
 from core.metrics.probes import MEASURED, Level, degradation, level, token_sums
@@ -135,7 +136,7 @@ def probes(
     folder: Path | None = None,
     group: Group | None = None,
     bench: Bench | None = None,
-) -> Iterator[Probe]:
+) -> Generator[Probe, None, None]:
     """The trial: yields a probe every ``selection.probe_every`` steps; closing the iterator ends it.
 
     Args:
@@ -155,6 +156,7 @@ def probes(
     model, data = bench.model(config), bench.data(config)
     baseline = baseline_levels(config, bench, group, part="probe")
     factors = _agreed_factors(config, model, data, group)
+    base_checksum = bench.verify(model)
     adapter = DifferenceAdapter(
         model.network,
         factors,
@@ -174,7 +176,7 @@ def probes(
             max_steps=config.selection.max_steps,
             dtype=model.dtype,
         )
-        history.begin(baseline, adapter)
+        history.begin(baseline, adapter, base_checksum)
         streams = _streams(config, data)
         target_nll = baseline["approximate"].nll
         for step in range(1, config.selection.max_steps + 1):
@@ -193,6 +195,7 @@ def probes(
                         tensors,
                         scaling=config.adapter.scaling,
                         base=locate(config.model)[0],
+                        transposed=adapter.is_transposed,
                     )
             history.commit(probe)
             yield probe
@@ -252,9 +255,15 @@ def baseline_levels(config: TrialConfig, bench: Bench, group: Group, *, part: st
     """
     measured = group.agree(_baseline(config, bench, part) if group.is_first else None)
     levels = {
-        name: Level(nll=measured[f"{name}_nll"], accuracy=measured[f"{name}_accuracy"])
+        name: Level(nll=float(measured[f"{name}_nll"]), accuracy=float(measured[f"{name}_accuracy"]))
         for name in (*MEASURED, "approximate")
     }
+    for name, at in levels.items():
+        if not math.isfinite(at.nll):
+            raise ModelError(
+                f"model.source: the target model's cross-entropy on the {name} set is {at.nll} before "
+                "unlearning; its weights are damaged, or engine.dtype is too small for them (try fp32)"
+            )
     forget, approximate = levels["forget"].nll, levels["approximate"].nll
     if part == "probe" and approximate - forget < MIN_GAP_NATS:
         raise NothingToForgetError(
@@ -271,7 +280,7 @@ def _baseline(config: TrialConfig, bench: Bench, part: str) -> dict[str, float]:
 
     def measure() -> dict[str, float]:
         alone = Group(rank=0, size=1)
-        found = {}
+        found: dict[str, float] = {}
         for name in names:
             at = _level(_forward(model.network), data[name], config, alone, model)
             role = name.partition("_")[0]
@@ -427,7 +436,9 @@ class _History:
         self._started = started
         self._probes: list[Probe] = []
 
-    def begin(self, baseline: Levels, adapter: DifferenceAdapter) -> None:
+    def begin(
+        self, baseline: Levels, adapter: DifferenceAdapter, base_checksum: str
+    ) -> None:
         """Commit the line of step 0: the untouched model."""
         if self._path is None:
             return
@@ -439,6 +450,7 @@ class _History:
             "target_nll": baseline["approximate"].nll,
             "target_accuracy": baseline["approximate"].accuracy,
             "initial_rms": {"a0": rms_a, "b0": rms_b},
+            "base_checksum": base_checksum,
         }
         append_line(self._path, line)
 
@@ -449,7 +461,7 @@ class _History:
         probe = Probe(step=step, metrics=metrics, seconds=self._seconds())
         stopped_by: StoppedBy | None = "budget" if is_last else None
         rule = self._selection.past_target
-        if metrics["forget_nll"] != metrics["forget_nll"]:
+        if not math.isfinite(metrics["forget_nll"]):
             stopped_by = "non_finite"
         elif rule is not None and is_past_target(
             [*self._probes, probe], self._selection, rule, target_nll=target_nll

@@ -235,7 +235,9 @@ class LedgerSearcher(Searcher):
         self._dispatcher, self._resources = dispatcher, resources
         self._numbers: dict[str, int] = {}
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(  # type: ignore[override]  # the base class's type forgets FINISHED
+        self, trial_id: str
+    ) -> dict[str, Any] | str | None:
         """The next assignment, ``None`` while only running trials are left, or the end."""
         assignment = self._dispatcher.next()
         if assignment is None:
@@ -271,7 +273,7 @@ class LedgerScheduler(FIFOScheduler):
 
     def __init__(self, dispatcher: Dispatcher) -> None:
         """Report to ``dispatcher``."""
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._dispatcher = dispatcher
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:

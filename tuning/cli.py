@@ -40,7 +40,7 @@ def main() -> None:
     try:
         app()
     except UserError as err:
-        print(f"error: {err}", file=sys.stderr)  # noqa: T201
+        print(f"error: {err}", file=sys.stderr)
         sys.exit(REFUSED)
 
 
@@ -68,11 +68,15 @@ def sweep(
     as_json: Annotated[bool, typer.Option("--json", help="End with `best` as JSON.")] = False,
 ) -> None:
     """Start a sweep in runs/NAME."""
+    from tuning.validate import refuse_missing
+
     overrides = _overrides(set_ or [])
     if trials is not None:
         overrides["budget.trials"] = trials
     loaded = load_sweep(spec, overrides=overrides)
     run_dir = RUNS / _run_name(name or loaded.name)
+    if address is None:  # a cluster may have what this machine has not
+        refuse_missing(loaded, where=str(spec))
     if dry_run:
         from tuning.dry_run import show_dry_run
 
@@ -321,11 +325,11 @@ def _overrides(pairs: list[str]) -> dict[str, Any]:
 
 
 def _print(text: str) -> None:
-    print(text)  # noqa: T201
+    print(text)
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr)  # noqa: T201
+    print(text, file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from difflib import unified_diff
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
@@ -27,9 +27,6 @@ MAX_FILE_BYTES = 1 << 20
 FIXED_SECTIONS = ("model", "data", "method", "optimizer", "adapter", "fisher", "batch", "engine")
 
 
-Range = TypeVar("Range", "FloatRange", "IntRange")
-
-
 class FloatRange(Section):
     """A real-valued range, inclusive."""
 
@@ -44,7 +41,8 @@ class FloatRange(Section):
 
     @model_validator(mode="after")
     def _is_a_range(self) -> Self:
-        return _checked_range(self)
+        _check_range(self)
+        return self
 
 
 class IntRange(Section):
@@ -61,17 +59,17 @@ class IntRange(Section):
 
     @model_validator(mode="after")
     def _is_a_range(self) -> Self:
-        return _checked_range(self)
+        _check_range(self)
+        return self
 
 
-def _checked_range(value: Range) -> Range:
+def _check_range(value: FloatRange | IntRange) -> None:
     if value.low > value.high:
         raise ValueError(f"low must not exceed high, got low={value.low} high={value.high}")
     if value.log and value.low <= 0:
         raise ValueError(f"a log scale needs low > 0, got low={value.low}")
     if value.log and value.step not in (None, 1):
         raise ValueError(f"a log scale takes no step, got step={value.step}")
-    return value
 
 
 Choice = bool | int | float | str
@@ -90,7 +88,7 @@ class Dimension(Section):
     """Why this range: required."""
     source: str | None = None
     """Where the range comes from."""
-    when: dict[str, Choice | tuple[Choice, ...]] = {}
+    when: dict[str, Choice | tuple[Choice, ...]] = Field(default={})
     """Searched only while these categorical dimensions have these values."""
 
     @model_validator(mode="after")
@@ -200,12 +198,12 @@ class SweepSpec(Section):
     model: dict[str, Any]
     """Fixed values of the section of the same name; so for the next ones."""
     data: dict[str, Any]
-    method: dict[str, Any] = {}
-    optimizer: dict[str, Any] = {}
-    adapter: dict[str, Any] = {}
-    fisher: dict[str, Any] = {}
-    batch: dict[str, Any] = {"global_batch_size": 8}
-    engine: dict[str, Any] = {}
+    method: dict[str, Any] = Field(default={})
+    optimizer: dict[str, Any] = Field(default={})
+    adapter: dict[str, Any] = Field(default={})
+    fisher: dict[str, Any] = Field(default={})
+    batch: dict[str, Any] = Field(default={})
+    engine: dict[str, Any] = Field(default={})
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Seed of the trials (data order, adapter initialisation)."""
     space: Annotated[dict[str, Dimension], Field(min_length=1)]
@@ -234,19 +232,36 @@ class SweepSpec(Section):
 
     @model_validator(mode="after")
     def _sampler_fits(self) -> Self:
+        problems = []
         if self.sampler.name == "grid":
             for name, dimension in self.space.items():
                 if dimension.float_range is not None and dimension.float_range.step is None:
-                    raise ValueError(
+                    problems.append(
                         f"space.{name}: the grid sampler needs a step for a float range (or categorical)"
                     )
                 if dimension.when:
-                    raise ValueError(f"space.{name}: the grid sampler takes no conditional parameter")
+                    problems.append(f"space.{name}: the grid sampler takes no conditional parameter")
+            for i, start in enumerate(self.start_from):
+                absent = [name for name in self.space if name not in start.values]
+                if absent:
+                    problems.append(
+                        f"start_from.{i}.values: the grid sampler needs every searched field, "
+                        f"{', '.join(absent)} absent"
+                    )
+        if self.sampler.name == "nsga2" and self.sampler.n_startup_trials < 2:
+            problems.append(
+                "sampler.n_startup_trials: is the population of nsga2 and must be >= 2, "
+                f"got {self.sampler.n_startup_trials}"
+            )
+        if problems:
+            raise ValueError("; ".join(problems))
         return self
 
     def fixed_values(self) -> dict[str, Any]:
         """Values of a trial that are not searched: nested, without ``selection``'s defaults left out."""
         values = {name: dict(getattr(self, name)) for name in FIXED_SECTIONS}
+        if not self.batch:
+            del values["batch"]  # TrialConfig has a default for the whole section
         values["engine"] |= {
             "ranks": self.resources.ranks_per_trial,
             "threads": self.resources.cpus_per_rank,
@@ -297,12 +312,13 @@ def parse_sweep(values: Mapping[str, Any], *, where: str) -> SweepSpec:
     Raises:
         ConfigError: With every problem at once.
     """
-    from tuning.space import space_problems
+    from tuning.space import problems_apart, space_problems
 
     try:
         spec = SweepSpec.model_validate(values)
     except ValidationError as err:
-        raise ConfigError(where, describe_problems(err, SweepSpec)) from err
+        found = [*describe_problems(err, SweepSpec), *problems_apart(values)]
+        raise ConfigError(where, found) from err
     problems = space_problems(spec)
     if problems:
         raise ConfigError(where, problems)
@@ -315,7 +331,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            key = self.construct_object(key_node, deep=True)
             if key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"key {key!r} is given twice", key_node.start_mark
@@ -364,9 +380,9 @@ def set_dotted(values: dict[str, Any], key: str, value: Any, *, where: str) -> N
 
 def specification_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Lines that differ between two bindings, ``-`` before and ``+`` now; empty if they are equal."""
-    texts = [json.dumps(v, indent=1, sort_keys=True).splitlines() for v in (before, now)]
-    lines = list(unified_diff(*texts, fromfile="when the run began", tofile="now", lineterm="", n=1))
-    return lines
+    old, new = (json.dumps(v, indent=1, sort_keys=True).splitlines() for v in (before, now))
+    names = {"fromfile": "when the run began", "tofile": "now"}
+    return list(unified_diff(old, new, **names, lineterm="", n=1))
 
 
 def _anchored(values: dict[str, Any], folder: Path) -> dict[str, Any]:

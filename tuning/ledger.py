@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
@@ -19,7 +19,7 @@ from core.seeding import derive_seed
 from core.selection import GuardVerdict, Probe, running_score
 from tuning.config import Choice, Dimension, SamplerSpec, SweepSpec
 from tuning.objective import Outcome
-from tuning.pruning import ATTEMPT, RetainGuardPruner, guard_key, make_pruner
+from tuning.pruning import ATTEMPT, guard_key, make_pruner
 from tuning.records import LEDGER_FILE
 from tuning.space import is_active, ordered_dimensions
 
@@ -210,7 +210,9 @@ def make_sampler(spec: SweepSpec, *, number: int) -> optuna.samplers.BaseSampler
         ),
         "grid": lambda: _Grid(_grid(spec), seed=sampler.seed),
         "qmc": lambda: optuna.samplers.QMCSampler(
-            seed=sampler.seed, scramble=True
+            seed=sampler.seed,
+            scramble=True,
+            independent_sampler=optuna.samplers.RandomSampler(seed=drawn),  # for conditional fields
         ),
     }
     with warnings.catch_warnings():
@@ -245,14 +247,13 @@ def _grid_values(dimension: Dimension) -> list[Choice]:
     range_ = dimension.float_range or dimension.int_range
     assert range_ is not None and range_.step is not None  # SweepSpec checks it
     count = int((range_.high - range_.low) / range_.step + 1e-9) + 1
-    return [range_.low + i * range_.step for i in range(count)]
+    return [min(range_.high, range_.low + i * range_.step) for i in range(count)]  # 3 * 0.1 > 0.3
 
 
 def suggest(trial: Trial, name: str, dimension: Dimension) -> Choice:
     """A value for a dimension, from the trial's study."""
     if dimension.categorical is not None:
-        choice: Choice = trial.suggest_categorical(name, list(dimension.categorical))
-        return choice
+        return cast(Choice, trial.suggest_categorical(name, list(dimension.categorical)))
     if dimension.int_range is not None:
         i = dimension.int_range
         return trial.suggest_int(name, i.low, i.high, log=i.log, step=i.step)

@@ -65,10 +65,9 @@ def conclude(
     last, best = probes[-1], best_probe(probes, selection)
     stopped_by = verdict.stopped_by if verdict else (last.stopped_by or "budget")
     improved = best is not None and best.metrics[selection.metric] > UNTOUCHED_VALUE
-    if stopped_by in ("retain_guard", "non_finite"):
-        is_pruned = not improved
-    else:
-        is_pruned = stopped_by == "ranking_pruner"
+    is_pruned = stopped_by == "ranking_pruner" or (
+        stopped_by in ("retain_guard", "non_finite") and not improved
+    )
     chosen = best if best is not None and (improved or not is_pruned) else last
     feasible = chosen is best and is_feasible(chosen.metrics, selection)
     value = (
@@ -98,7 +97,7 @@ def _finite_violations(
     metrics: Mapping[str, float], selection: SelectionConfig, *, diverged: bool
 ) -> dict[str, float]:
     hard = selection.retain_guard.hard_limit if selection.retain_guard else 1.0
-    found = {}
+    found: dict[str, float] = {}
     for constraint in selection.constraints:
         excess = metrics[constraint.metric] - constraint.at_most
         if diverged or not math.isfinite(excess):

@@ -47,7 +47,7 @@ KINDS: Final[Mapping[Kind, Style]] = {
     "feasible": Style(label="COMPLETE, feasible", color="#2b83ba", marker="o", symbol="circle"),
     "infeasible": Style(label="COMPLETE, infeasible", color="#e69f00", marker="s", symbol="square"),
     "pruned": Style(label="PRUNED", color="#d55e00", marker="X", symbol="x"),
-    "failed": Style(label="FAIL", color="#8a8f98", marker="d", symbol="diamond-tall"),
+    "failed": Style(label="FAIL", color="#8a8f98", marker="d", symbol="diamond"),
     "running": Style(label="RUNNING", color="#cc79a7", marker=".", symbol="circle-open"),
 }
 ENDINGS: Final[Mapping[Ending, Style]] = {
@@ -56,7 +56,7 @@ ENDINGS: Final[Mapping[Ending, Style]] = {
     "retain_guard": Style(label="retain guard", color="#d55e00", marker="X", symbol="x"),
     "non_finite": Style(label="diverged", color="#a0429b", marker="P", symbol="cross"),
     "ranking_pruner": Style(label="ranking pruner", color="#56b4e9", marker="s", symbol="square"),
-    "failed": Style(label="FAIL", color="#8a8f98", marker="d", symbol="diamond-tall"),
+    "failed": Style(label="FAIL", color="#8a8f98", marker="d", symbol="diamond"),
     "other": Style(label="other", color="#5d6470", marker="v", symbol="triangle-down"),
 }
 BEST_COLOR: Final = "#009e73"
@@ -64,6 +64,9 @@ LIMIT_COLOR: Final = "#8a8f98"
 
 LOWEST_SHOWN: Final = -2.0
 """Penalised values below this are drawn here, so that one wild trial does not flatten the others."""
+
+TOP: Final = 1.18
+"""Upper end of axes of an objective, which is at most 1: room for a marker at 1."""
 
 LABELLED_FRONT: Final = 10
 """A longer Pareto front is drawn without the trials' numbers."""
@@ -188,15 +191,22 @@ def history_matplotlib(data: HistoryData) -> Figure:
         )
     for point in data.points:
         if point.number == data.best_number:
-            axes.scatter([point.number], [data.drawn(point)], **_ring(f"best: trial {point.number}"))
-    axes.set_ylim(data.bottom - 0.08, 1.08)
+            axes.scatter(
+                [point.number], [data.drawn(point)], **_ring(f"best: trial {point.number}")
+            )
+    axes.set_ylim(data.bottom - 0.08, TOP)
     axes.set_xlabel("trial number")
     axes.set_ylabel(f"value: {data.metric} (up is better)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if data.bottom < -1:
         axes.axhspan(data.bottom - 0.08, -1.0, color=LIMIT_COLOR, alpha=0.12, lw=0)
         axes.text(
-            0.01, -1.03, data.band_label, va="top", fontsize=8, color="#5d6470",
+            0.01,
+            -1.03,
+            data.band_label,
+            va="top",
+            fontsize=8,
+            color="#5d6470",
             transform=axes.get_yaxis_transform(),
         )
     return _finished(figure, axes, is_empty=not data.points)
@@ -233,12 +243,17 @@ def history_plotly(data: HistoryData) -> Any:
             _plotly_ring(figure, point.number, data.drawn(point), f"best: trial {point.number}")
     if data.bottom < -1:
         figure.add_hrect(
-            y0=data.bottom - 0.08, y1=-1.0, fillcolor=LIMIT_COLOR, opacity=0.12, line_width=0,
-            annotation_text=data.band_label, annotation_position="top left",
+            y0=data.bottom - 0.08,
+            y1=-1.0,
+            fillcolor=LIMIT_COLOR,
+            opacity=0.12,
+            line_width=0,
+            annotation_text=data.band_label,
+            annotation_position="top left",
         )
-    figure.update_xaxes(title="trial number")
+    figure.update_xaxes(title="trial number", **_whole_ticks([p.number for p in data.points]))
     figure.update_yaxes(
-        title=f"value: {data.metric} (up is better)", range=[data.bottom - 0.08, 1.08]
+        title=f"value: {data.metric} (up is better)", range=[data.bottom - 0.08, TOP]
     )
     return _plotly_finished(figure, height=400, is_empty=not data.points)
 
@@ -282,7 +297,9 @@ class TradeoffData:
         """Legend lines for what the axes do not hold."""
         n_cut = sum(p.excess > self.furthest for p in self.points)
         found = [f"cut at the right edge ({n_cut})"] if n_cut else []
-        return found + ([f"no finite objective, not shown ({self.n_hidden})"] if self.n_hidden else [])
+        return found + (
+            [f"no finite objective, not shown ({self.n_hidden})"] if self.n_hidden else []
+        )
 
     @property
     def span(self) -> tuple[float, float]:
@@ -317,14 +334,14 @@ def tradeoff_data(run: Run) -> TradeoffData:
                 is_on_front=trial.number in front,
             )
         )
-    first, guard = best(run), run.spec.pruning.retain
+    first = best(run)
     return TradeoffData(
         metric=metric,
         points=tuple(points),
         front=tuple(sorted((p for p in points if p.is_on_front), key=lambda p: p.excess)),
         best_number=None if first is None else first.number,
         n_hidden=len(finished) - len(points),
-        furthest=guard.hard_limit if guard else 0.5,
+        furthest=2 * max((c.at_most for c in run.spec.constraints), default=0.0) or 0.5,
     )
 
 
@@ -337,7 +354,10 @@ def tradeoff_matplotlib(data: TradeoffData) -> Figure:
     if data.front:
         corner = [(p.excess, p.objective) for p in data.front]
         axes.step(
-            *_columns(corner), where="post", color=BEST_COLOR, lw=1.6,
+            *_columns(corner),
+            where="post",
+            color=BEST_COLOR,
+            lw=1.6,
             label=f"Pareto front ({len(data.front)})",
         )
     for kind, count in data.n_by_kind.items():
@@ -353,18 +373,26 @@ def tradeoff_matplotlib(data: TradeoffData) -> Figure:
         )
     for point in data.points:
         if point.number == data.best_number:
-            axes.scatter([data.drawn(point)], [point.objective], **_ring(f"best: trial {point.number}"))
+            axes.scatter(
+                [data.drawn(point)], [point.objective], **_ring(f"best: trial {point.number}")
+            )
     if len(data.front) <= LABELLED_FRONT:
         for point in data.front:
             axes.annotate(
-                f"{point.number}", (point.excess, point.objective), (-7, 5), fontsize=9,
-                textcoords="offset points", ha="right",
+                f"{point.number}",
+                (point.excess, point.objective),
+                (-7, 5),
+                fontsize=9,
+                textcoords="offset points",
+                ha="right",
             )
     for note in data.notes:
         axes.plot([], [], ls="none", label=note)
     axes.set_xlim(low, high)
-    axes.set_ylim(data.bottom, 1.08)
-    axes.set_xlabel("largest constraint excess, metric - limit (left is better; shaded: above a limit)")
+    axes.set_ylim(data.bottom, TOP)
+    axes.set_xlabel(
+        "largest constraint excess, metric - limit (left is better; shaded: above a limit)"
+    )
     axes.set_ylabel(f"{data.metric} (up is better)")
     return _finished(figure, axes, is_empty=not data.points)
 
@@ -375,15 +403,18 @@ def tradeoff_plotly(data: TradeoffData) -> Any:
     low, high = data.span
     figure.add_vrect(x0=0.0, x1=high, fillcolor=LIMIT_COLOR, opacity=0.10, line_width=0)
     figure.add_vline(
-        x=0.0, line={"color": LIMIT_COLOR, "dash": "dash", "width": 1.5},
-        annotation_text="limit", annotation_position="bottom right",
+        x=0.0,
+        line={"color": LIMIT_COLOR, "dash": "dash", "width": 1.5},
+        annotation_text="limit",
+        annotation_position="bottom right",
+        annotation_yshift=8,
     )
     if data.front:
         figure.add_scatter(
             x=[p.excess for p in data.front],
             y=[p.objective for p in data.front],
             mode="lines+text" if len(data.front) <= LABELLED_FRONT else "lines",
-            text=[f"{p.number}  " for p in data.front],
+            text=[f"{p.number}\u00a0\u00a0\u00a0" for p in data.front],  # clear of the marker
             textposition="middle left",
             line={"shape": "hv", "color": BEST_COLOR, "width": 2},
             name=f"Pareto front ({len(data.front)})",
@@ -413,7 +444,7 @@ def tradeoff_plotly(data: TradeoffData) -> Any:
     figure.update_xaxes(
         title="largest constraint excess, metric - limit (left is better)", range=[low, high]
     )
-    figure.update_yaxes(title=f"{data.metric} (up is better)", range=[data.bottom, 1.08])
+    figure.update_yaxes(title=f"{data.metric} (up is better)", range=[data.bottom, TOP])
     return _plotly_finished(figure, height=440, is_empty=not data.points)
 
 
@@ -429,10 +460,10 @@ class Panel:
     top: float
 
     @property
-    def label(self) -> str:
-        """Axis title with unit and direction."""
-        what = f"{self.metric} ({unit(self.metric)})" if unit(self.metric) else self.metric
-        return f"{what}\n{'down' if self.metric.endswith('_drop') else 'up'} is better"
+    def words(self) -> list[str]:
+        """Axis title in lines: metric, unit if it has one, direction."""
+        direction = "down is better" if self.metric.endswith("_drop") else "up is better"
+        return [line for line in (self.metric, unit(self.metric), direction) if line]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -463,7 +494,9 @@ class Curve:
 
     def end(self, panel: Panel) -> tuple[int, float] | None:
         """Where the stop marker stands: the last probe that can be drawn."""
-        found = [(s, v) for s, v in zip(self.steps, self.drawn(panel), strict=True) if v is not None]
+        found = [
+            (s, v) for s, v in zip(self.steps, self.drawn(panel), strict=True) if v is not None
+        ]
         return found[-1] if found else None
 
 
@@ -545,13 +578,16 @@ def curves_matplotlib(data: CurvesData) -> Figure:
                 axes.scatter([curve.steps[at]], [values[at]], **_ring(""))
         _tidy(axes)
         axes.set_xlabel("optimiser step")
-        axes.set_ylabel(panel.label, fontsize=9)
+        name, *rest = panel.words
+        axes.set_ylabel(f"{name}\n{', '.join(rest)}", fontsize=9)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if not data.curves:
             _say_empty(axes)
     handles: list[Line2D] = []
     for kind, count in data.n_by_kind.items():
-        handles.append(Line2D([], [], color=KINDS[kind].color, label=f"{KINDS[kind].label} ({count})"))
+        handles.append(
+            Line2D([], [], color=KINDS[kind].color, label=f"{KINDS[kind].label} ({count})")
+        )
     for curve in data.curves:
         if curve.is_best:
             label = f"best: trial {curve.number}, ring at step {curve.chosen_step}"
@@ -562,7 +598,11 @@ def curves_matplotlib(data: CurvesData) -> Figure:
         style = ENDINGS[ending]
         handles.append(
             Line2D(
-                [], [], ls="none", color=style.color, marker=style.marker,
+                [],
+                [],
+                ls="none",
+                color=style.color,
+                marker=style.marker,
                 label=f"ended: {style.label} ({count})",
             )
         )
@@ -575,19 +615,23 @@ def curves_plotly(data: CurvesData) -> Any:
     n = len(data.panels)
     figure = make_subplots(rows=n, cols=1, shared_xaxes=True, vertical_spacing=0.16 / n)
     for row, panel in enumerate(data.panels, start=1):
-        if panel.limit is not None:
-            figure.add_hline(
-                y=panel.limit, row=row, col=1,
-                line={"color": LIMIT_COLOR, "dash": "dash", "width": 1.5},
-                annotation_text=f"limit {panel.limit:g}", annotation_position="top right",
-            )
         for kind, count in data.n_by_kind.items():
             mine = [c for c in data.curves if c.kind == kind and not c.is_best]
             if mine:
-                _add_lines(figure, mine, panel, row, KINDS[kind].color, 1.3, f"{KINDS[kind].label} ({count})")
+                _add_lines(
+                    figure,
+                    mine,
+                    panel,
+                    row,
+                    KINDS[kind].color,
+                    1.3,
+                    f"{KINDS[kind].label} ({count})",
+                )
         for curve in data.curves:
             if curve.is_best:
-                _add_lines(figure, [curve], panel, row, BEST_COLOR, 3.5, f"best: trial {curve.number}")
+                _add_lines(
+                    figure, [curve], panel, row, BEST_COLOR, 3.5, f"best: trial {curve.number}"
+                )
         for ending, count in data.n_by_ending.items():
             ends = [(c.number, c.end(panel)) for c in data.curves if c.ending == ending]
             shown = [(number, *end) for number, end in ends if end is not None]
@@ -608,17 +652,38 @@ def curves_plotly(data: CurvesData) -> Any:
             if curve.is_best and curve.chosen_step in curve.steps:
                 at = curve.steps.index(curve.chosen_step)
                 _plotly_ring(
-                    figure, curve.steps[at], curve.drawn(panel)[at],
+                    figure,
+                    curve.steps[at],
+                    curve.drawn(panel)[at],
                     f"its value is taken at step {curve.chosen_step}",
-                    row=row, col=1, showlegend=row == 1, legendgroup="chosen",
+                    row=row,
+                    col=1,
+                    showlegend=row == 1,
+                    legendgroup="chosen",
                 )
-        figure.update_yaxes(title=panel.label.replace("\n", "<br>"), row=row, col=1)
+        if panel.limit is not None and data.curves:  # not on a panel without a trace
+            figure.add_hline(
+                y=panel.limit,
+                row=row,
+                col=1,
+                line={"color": LIMIT_COLOR, "dash": "dash", "width": 1.5},
+                annotation_text=f"limit {panel.limit:g}",
+                annotation_position="top left",
+            )
+        figure.update_yaxes(title="<br>".join(panel.words), row=row, col=1)
+    figure.update_xaxes(**_whole_ticks([s for c in data.curves for s in c.steps]))
     figure.update_xaxes(title="optimiser step", row=n, col=1)
-    return _plotly_finished(figure, height=110 + 230 * n, is_empty=not data.curves)
+    return _plotly_finished(figure, height=120 + 240 * n, is_empty=not data.curves)
 
 
 def _add_lines(
-    figure: Any, curves: Sequence[Curve], panel: Panel, row: int, color: str, width: float, name: str
+    figure: Any,
+    curves: Sequence[Curve],
+    panel: Panel,
+    row: int,
+    color: str,
+    width: float,
+    name: str,
 ) -> None:
     """Many curves as one trace, separated by gaps: a thousand trials stay quick to draw."""
     xs: list[int | None] = []
@@ -686,9 +751,7 @@ def steps_data(run: Run) -> StepsData:
             continue
         made = trial.steps if trial.steps is not None else (trial.step or 0)
         saved = 0 if kind == "failed" else max(0, planned - made)
-        bars.append(
-            StepsBar(number=trial.number, ending=ending_of(trial), made=made, saved=saved)
-        )
+        bars.append(StepsBar(number=trial.number, ending=ending_of(trial), made=made, saved=saved))
     return StepsData(planned=planned, bars=tuple(bars))
 
 
@@ -702,13 +765,22 @@ def steps_matplotlib(data: StepsData) -> Figure:
         numbers, made = [b.number for b in mine], [b.made for b in mine]
         axes.barh(numbers, made, color=style.color, height=0.72)
         axes.barh(
-            numbers, [b.saved for b in mine], left=made, height=0.72, facecolor="none",
-            edgecolor=style.color, hatch="////", lw=0.8, alpha=0.6,
+            numbers,
+            [b.saved for b in mine],
+            left=made,
+            height=0.72,
+            facecolor="none",
+            edgecolor=style.color,
+            hatch="////",
+            lw=0.8,
+            alpha=0.6,
         )
         handles.append(Patch(color=style.color, label=_steps_label(data, ending, count)))
     if data.bars:
         handles.append(
-            Patch(facecolor="none", edgecolor="#5d6470", hatch="////", label="hatched: steps not made")
+            Patch(
+                facecolor="none", edgecolor="#5d6470", hatch="////", label="hatched: steps not made"
+            )
         )
         axes.set_xlim(0, 1.02 * data.planned)
         axes.set_ylim(max(b.number for b in data.bars) + 0.6, -0.6)
@@ -752,8 +824,13 @@ def steps_plotly(data: StepsData) -> Any:
     figure.update_xaxes(
         title=f"optimiser steps, hatched: not made (a trial that nothing stops makes {data.planned})",
         range=[0, 1.02 * data.planned],
+        **_whole_ticks([0, data.planned]),
     )
-    figure.update_yaxes(title="trial number", autorange="reversed")
+    figure.update_yaxes(
+        title="trial number",
+        autorange="reversed",
+        **_whole_ticks([b.number for b in data.bars], at_most=45),
+    )
     height = min(1000, max(280, 170 + 20 * len(data.bars)))
     return _plotly_finished(figure, height=height, is_empty=not data.bars)
 
@@ -801,7 +878,12 @@ def _tidy(axes: Axes) -> None:
 
 def _say_empty(axes: Axes) -> None:
     axes.text(
-        0.5, 0.5, "no finished trial", transform=axes.transAxes, ha="center", va="center",
+        0.5,
+        0.5,
+        "no finished trial",
+        transform=axes.transAxes,
+        ha="center",
+        va="center",
         color="#5d6470",
     )
     axes.set_xticks([])
@@ -822,7 +904,11 @@ def _finished(
 
 def _ring(label: str) -> dict[str, Any]:
     return {
-        "s": 150, "facecolors": "none", "edgecolors": BEST_COLOR, "linewidths": 2.0, "zorder": 6,
+        "s": 150,
+        "facecolors": "none",
+        "edgecolors": BEST_COLOR,
+        "linewidths": 2.0,
+        "zorder": 6,
         "label": label,
     }
 
@@ -843,19 +929,27 @@ def _plotly_ring(figure: Any, x: float, y: float | None, label: str, **where: An
     )
 
 
+def _whole_ticks(numbers: Sequence[int], *, at_most: int = 20) -> dict[str, Any]:
+    """A tick at every whole number while there are few; plotly would put some between them."""
+    few = bool(numbers) and max(numbers) - min(numbers) <= at_most
+    return {"dtick": 1} if few else {}
+
+
 def _plotly_finished(figure: Any, *, height: int, is_empty: bool) -> Any:
     """Common layout; ground and text colour are the page's."""
     figure.update_layout(
         template="none",
         height=height,
-        margin={"l": 75, "r": 20, "t": 20, "b": 60},
+        margin={"l": 75, "r": 45, "t": 20, "b": 60},
+        modebar={"orientation": "v"},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "xanchor": "left"},
         hovermode="closest",
     )
-    figure.update_xaxes(zeroline=False, automargin=True)
-    figure.update_yaxes(zeroline=False, automargin=True)
+    title = {"font": {"size": 13}, "standoff": 10}
+    figure.update_xaxes(zeroline=False, automargin=True, title=title)
+    figure.update_yaxes(zeroline=False, automargin=True, title=title)
     if is_empty:
         figure.update_xaxes(visible=False)
         figure.update_yaxes(visible=False)

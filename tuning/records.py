@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from core.commit import read_lines
-from core.errors import UserError
+from core.errors import ConfigError, UserError
 from tuning.config import SweepSpec, parse_sweep, read_yaml
 
 LEDGER_FILE = "ledger.db"
@@ -108,7 +108,8 @@ class Run:
     def history(self, number: int) -> list[dict[str, Any]]:
         """History lines of a trial's latest attempt, the untouched model's first."""
         record = self.trials[number]
-        return read_lines(self.path / attempt_folder(number, record.attempt) / "history.jsonl")
+        path = self.path / attempt_folder(number, record.attempt) / "history.jsonl"
+        return [_value(line) for line in read_lines(path)]
 
 
 def attempt_folder(number: int, attempt: int) -> str:
@@ -129,20 +130,27 @@ def load_run(run_dir: Path) -> Run:
             "give the folder of a sweep, such as runs/demo"
         )
     try:
-        with closing(sqlite3.connect(f"{ledger.resolve().as_uri()}?mode=ro", uri=True)) as database:
-            database.execute("PRAGMA busy_timeout = 5000")
-            trials, notes = _read(database)
+        trials, notes = _read(ledger)
     except sqlite3.DatabaseError as err:
+        if _code(err) == sqlite3.SQLITE_BUSY:
+            raise UserError(f"{ledger}: the ledger is being written; try again in a moment") from err
         raise UserError(
             f"{ledger}: the ledger cannot be read: {err}; nothing was changed, restore it from a copy"
         ) from err
     return Run(
         path=run_dir,
-        spec=parse_sweep(read_yaml(run_dir / SPEC_FILE)["sweep"], where=str(run_dir / SPEC_FILE)),
+        spec=_read_spec(run_dir / SPEC_FILE),
         trials=trials,
         notes=notes,
         is_driven=is_driven(run_dir),
     )
+
+
+def _read_spec(path: Path) -> SweepSpec:
+    values = read_yaml(path)
+    if not isinstance(values.get("sweep"), dict):
+        raise ConfigError(str(path), ["sweep: required, but absent; restore the file from a copy"])
+    return parse_sweep(values["sweep"], where=str(path))
 
 
 def is_driven(run_dir: Path) -> bool:
@@ -164,7 +172,28 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _read(database: sqlite3.Connection) -> tuple[tuple[TrialRecord, ...], dict[str, Any]]:
+def _read(ledger: Path) -> tuple[tuple[TrialRecord, ...], dict[str, Any]]:
+    try:
+        return _read_opened(ledger, mode="ro")
+    except sqlite3.OperationalError as err:
+        if _code(err) != sqlite3.SQLITE_READONLY:
+            raise
+    # A driver was killed in the middle of a write; SQLite takes the half of it back when it may write.
+    return _read_opened(ledger, mode="rw")
+
+
+def _code(err: sqlite3.DatabaseError) -> int:
+    """SQLite's primary result code; 0 if the error is not SQLite's own."""
+    return int(getattr(err, "sqlite_errorcode", 0)) & 0xFF
+
+
+def _read_opened(ledger: Path, *, mode: str) -> tuple[tuple[TrialRecord, ...], dict[str, Any]]:
+    with closing(sqlite3.connect(f"{ledger.resolve().as_uri()}?mode={mode}", uri=True)) as database:
+        database.execute("PRAGMA busy_timeout = 5000")
+        return _records(database)
+
+
+def _records(database: sqlite3.Connection) -> tuple[tuple[TrialRecord, ...], dict[str, Any]]:
     notes = {
         key: _value(json.loads(text))
         for key, text in database.execute("SELECT key, value_json FROM study_user_attributes")

@@ -84,7 +84,8 @@ def write_report(run: Run) -> Path:
     text = pages.get_template("report.md.j2").render(content)
     commit(folder / "report.md", _writer(re.sub(r"\n{3,}", "\n\n", text).encode("utf-8")))
     html = pages.get_template("report.html.j2").render(
-        content, plotly_js=Markup(plots.plotly_js())  # noqa: S704  # the library's own text
+        content,
+        plotly_js=Markup(plots.plotly_js()),  # noqa: S704  # the library's own text
     )
     page = folder / "index.html"
     commit(page, _writer(html.encode("utf-8")))
@@ -135,7 +136,7 @@ def report_content(run: Run) -> dict[str, Any]:
     first, order = best(run), ranked(run)
     front = {t.number for t in pareto_front(run.trials)}
     placed = {t.number for t in order}
-    rest = [t for t in run.trials if t.number not in placed]
+    rest = [t for t in run.trials if t.number not in placed and t.state != "WAITING"]
     saved = savings(run)
     finalists = [t for t in order if t.report_metrics]
     return {
@@ -180,9 +181,18 @@ def verdict(run: Run) -> str:
             for c in run.spec.constraints
         ]
         kept = f" with {' and '.join(drops)}" if drops else ""
+        steps = f"{first.step} optimiser step{'' if first.step == 1 else 's'}"
+        reported = ""
+        if first.report_metrics:
+            measured = [metric, *(c.metric for c in run.spec.constraints)]
+            values = [
+                f"{m} {(number if m == metric else signed)(first.report_metrics.get(m))}"
+                for m in measured
+            ]
+            reported = f"; on the reporting split {', '.join(values)}"
         return (
             f"Trial {first.number} is the best of {finished}: {metric} {number(first.value)} "
-            f"after {first.step} optimiser steps{kept}."
+            f"after {steps}{kept}{reported}."
         )
     nearest = min(order, key=excess, default=None)
     if nearest is None:
@@ -203,7 +213,7 @@ def watched_metrics(run: Run) -> list[str]:
 
 def metric_rows(run: Run, trial: TrialRecord) -> list[dict[str, Any]]:
     """Metrics of a trial on both splits, with limit and meaning."""
-    limits = {c.metric: c.at_most for c in run.spec.constraints}
+    limits: dict[str, float] = {c.metric: c.at_most for c in run.spec.constraints}
     report = trial.report_metrics or {}
     return [
         {
@@ -271,7 +281,10 @@ def commands(run: Run, first: TrialRecord | None) -> list[tuple[str, str]]:
         return [*found, ("try more trials", f"unlearn-tune resume {shown} --trials {more}")]
     return [
         ("look at the best trial", f"unlearn-tune show {shown} {first.number}"),
-        ("export its adapter and its configuration", f"unlearn-tune export {shown} --trial best --out exported"),
+        (
+            "export its adapter and its configuration",
+            f"unlearn-tune export {shown} --trial best --out exported",
+        ),
         ("train that configuration again", "unlearn-tune train exported/trial.yaml --out again"),
     ]
 
@@ -357,6 +370,11 @@ def markdown(value: Any) -> Markup:
     return Markup(_MARKDOWN_SIGNS.sub(r"\\\1", safe))  # noqa: S704  # escaped above
 
 
+def verbatim(value: Any) -> Markup:
+    """A line of an indented code block, where Markdown shows every sign as it is."""
+    return Markup(" ".join(str(value).splitlines()))  # noqa: S704  # a code block holds no markup
+
+
 def _environment() -> Environment:
     pages = Environment(
         loader=PackageLoader("tuning", "templates"),
@@ -366,7 +384,13 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     shown: Sequence[Callable[[Any], Any]] = (
-        number, signed, parameter, percent, duration, markdown,
+        number,
+        signed,
+        parameter,
+        percent,
+        duration,
+        markdown,
+        verbatim,
     )
     pages.filters |= {function.__name__: function for function in shown}
     return pages

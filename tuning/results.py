@@ -45,13 +45,18 @@ def excess(trial: TrialRecord) -> float:
 def ranked(run: Run) -> list[TrialRecord]:
     """Finished trials, best first: feasible ones by value, then the others by value."""
     judged = [t for t in run.trials if t.value is not None and math.isfinite(t.value)]
-    return sorted(judged, key=lambda t: (not t.feasible, -(t.value or 0.0), t.number))
+    return sorted(judged, key=lambda t: (not is_candidate(t), not t.feasible, -(t.value or 0.0), t.number))
+
+
+def is_candidate(trial: TrialRecord) -> bool:
+    """Whether a trial may be called best: complete, and every constraint kept."""
+    return trial.state == "COMPLETE" and trial.feasible
 
 
 def best(run: Run) -> TrialRecord | None:
     """The best feasible trial, or ``None``."""
     first = ranked(run)[:1]
-    return first[0] if first and first[0].feasible else None
+    return first[0] if first and is_candidate(first[0]) else None
 
 
 def pareto_front(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
@@ -139,7 +144,9 @@ def status_json(run: Run) -> dict[str, Any]:
             "steps_saved": saved.steps_saved,
             "steps_planned": saved.steps_planned,
         },
-        "best": None if first is None else _trial_json(first, is_on_front=True),
+        "best": None
+        if first is None
+        else _trial_json(first, is_on_front=first in pareto_front(run.trials)),
         "elapsed_s": run.notes.get("elapsed_s"),
         "eta_s": eta_s(run) if run.state == "running" else None,
     }
@@ -150,8 +157,9 @@ def to_dataframe(run: Run) -> "pandas.DataFrame":
     import pandas
 
     rows = []
+    front = {t.number for t in pareto_front(run.trials)}
     for trial in run.trials:
-        row = _trial_json(trial, is_on_front=trial in pareto_front(run.trials))
+        row = _trial_json(trial, is_on_front=trial.number in front)
         for group in ("params", "metrics", "report_metrics"):
             values = row.pop(group) or {}
             row |= {f"{group}.{key}": value for key, value in values.items()}

@@ -11,10 +11,11 @@ from difflib import get_close_matches
 from typing import Any, Literal, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
+from pydantic import ValidationError
 
-from core.config import TrialConfig, parse_trial
+from core.config import TrialConfig, describe_problems, parse_trial
 from core.errors import ConfigError
-from tuning.config import Choice, Dimension, SweepSpec, leaf_fields
+from tuning.config import FIXED_SECTIONS, Choice, Dimension, SweepSpec, leaf_fields
 
 Proposal = Mapping[str, Choice]
 """Dotted path to value: what a sampler proposes."""
@@ -86,8 +87,8 @@ def corner_proposals(spec: SweepSpec, *, limit: int = 64) -> Iterator[dict[str, 
 
 
 def space_problems(spec: SweepSpec) -> list[str]:
-    """Everything wrong with space, conditions and starting points, one line each."""
-    problems = []
+    """Everything wrong with fixed values, space, conditions and starting points, one line each."""
+    problems = _fixed_problems(spec.fixed_values())
     fields = searchable_fields()
     for name, dimension in spec.space.items():
         problems += _dimension_problems(name, dimension, fields)
@@ -97,16 +98,14 @@ def space_problems(spec: SweepSpec) -> list[str]:
             problems.append(
                 f"space.{name}: is also fixed by {name}; remove one of the two"
             )
+    for i, start in enumerate(spec.start_from):
+        problems += _start_problems(f"start_from.{i}", start.values, spec)
     if problems:
         return problems
     try:
         ordered_dimensions(spec)
     except ConfigError as err:
         return [f"space: {p}" for p in err.problems]
-    for i, start in enumerate(spec.start_from):
-        problems += _start_problems(f"start_from.{i}", start.values, spec)
-    if problems:
-        return problems
     found: dict[str, None] = {}
     for proposal in corner_proposals(spec):
         try:
@@ -114,6 +113,37 @@ def space_problems(spec: SweepSpec) -> list[str]:
         except ConfigError as err:
             found |= dict.fromkeys(err.problems)
     return list(found)
+
+
+def problems_apart(values: Mapping[str, Any]) -> list[str]:
+    """What is wrong with fixed values and single ranges of a file that is no sweep for other reasons."""
+    problems = _fixed_problems(values)
+    fields, space = searchable_fields(), values.get("space")
+    for name, range_ in space.items() if isinstance(space, Mapping) else ():
+        try:
+            problems += _dimension_problems(str(name), Dimension.model_validate(range_), fields)
+        except ValidationError:
+            continue  # already named
+    return problems
+
+
+def _fixed_problems(values: Mapping[str, Any]) -> list[str]:
+    given = {n: values[n] for n in FIXED_SECTIONS if isinstance(values.get(n), Mapping)}
+    try:
+        TrialConfig.model_validate(given)
+    except ValidationError as err:
+        lines = zip(err.errors(), describe_problems(err, TrialConfig), strict=True)
+        return [
+            line
+            for problem, line in lines
+            if problem["type"] != "missing" or not _may_be_searched(problem["loc"], given)
+        ]
+    return []
+
+
+def _may_be_searched(absent: tuple[int | str, ...], given: Mapping[str, Any]) -> bool:
+    """Whether a field that is not among the fixed values can come from elsewhere."""
+    return absent[0] not in given or ".".join(map(str, absent)) in searchable_fields()
 
 
 def nearest(name: str, known: Mapping[str, Any]) -> str:

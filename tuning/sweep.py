@@ -45,7 +45,7 @@ _PACKAGES = ("unlearn-tune", "torch", "ray", "optuna", "deepspeed", "peft", "tra
 _OBJECT_STORE_BYTES = 100 * 2**20
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818 - not an error
     """A signal ended the driver; the run can be resumed.
 
     Args:
@@ -90,7 +90,8 @@ def run_sweep(
                 ledger.set_note(key, value)
             ledger.set_note("created", records.now())
             ledger.set_note("target", spec.budget.trials)
-            return _drive(spec, run_dir, ledger, concurrent, watcher)
+            _drive(spec, run_dir, ledger, concurrent, watcher)
+        return records.load_run(run_dir)  # after the lock: the run is no longer driven
     finally:
         if not (run_dir / records.LEDGER_FILE).exists():
             shutil.rmtree(run_dir)  # refused before anything was tried: the name stays free
@@ -137,7 +138,8 @@ def resume_sweep(
                     f"--trials: the run already has {begun} trials, got {trials}; give a larger number"
                 )
             ledger.set_note("target", trials)
-        return _drive(run.spec, run_dir, ledger, concurrent, watcher)
+        _drive(run.spec, run_dir, ledger, concurrent, watcher)
+    return records.load_run(run_dir)
 
 
 def refuse_existing(spec: SweepSpec, run_dir: Path) -> None:
@@ -180,7 +182,7 @@ def _changes(spec: SweepSpec, run: records.Run) -> list[str]:
 
 def _drive(
     spec: SweepSpec, run_dir: Path, ledger: Ledger, concurrent: int, watcher: Watcher
-) -> records.Run:
+) -> None:
     """Bring the ledger to its target, measure finalists, and record how it ended."""
     log = EventLog(run_dir / "events.jsonl", watcher)
     began, before = time.monotonic(), float(ledger.note("elapsed_s") or 0.0)
@@ -199,7 +201,6 @@ def _drive(
         ledger.set_note("ended", _ending(run))
     finally:
         ledger.set_note("elapsed_s", round(before + time.monotonic() - began, 1))
-    return records.load_run(run_dir)
 
 
 def _ending(run: records.Run) -> records.RunState:
@@ -247,7 +248,7 @@ def _prepare(spec: SweepSpec, run_dir: Path, watcher: Watcher) -> tuple[SweepSpe
 
 def _distinct_preparations(trials: list[TrialConfig]) -> list[TrialConfig]:
     """One trial for each distinct initialisation: shared work does not depend on the rest."""
-    found = {}
+    found: dict[Any, TrialConfig] = {}
     for trial in trials:
         is_fisher = trial.method.adapter_init == "fila"
         rank = trial.adapter.rank if trial.adapter.rank > 32 else 32  # one decomposition up to 32

@@ -74,6 +74,7 @@ class UnlearningTrial(tune.Trainable):
     def setup(self, config: dict[str, Any]) -> None:
         """Take the first trial; ranks start with its first step."""
         self._ranks: list[Any] = []
+        self._begun = False
         self._assign(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from core.config import DataConfig, TrialConfig, parse_trial
-from core.data.splits import ROLES
+from core.config import TrialConfig, parse_trial
 from core.data.sources import source_problem
+from core.data.splits import ROLES
 from core.errors import ConfigError
-from tuning.config import load_sweep, read_yaml
+from tuning.config import SweepSpec, load_sweep, read_yaml
 from tuning.space import bind, corner_proposals, describe
 
 
@@ -29,30 +29,34 @@ def validate_file(path: Path) -> str:
     if "space" in values or "schema" in values:
         return _validate_sweep(path)
     trial = parse_trial(values, where=str(path))
-    _refuse_missing_sources(trial.data, str(path))
+    _refuse_missing(trial, str(path))
     return f"{path}: a valid trial"
 
 
 def _validate_sweep(path: Path) -> str:
     spec = load_sweep(path)
-    trial = bind(spec, next(iter(corner_proposals(spec))), where=str(path))
-    _refuse_missing_sources(trial.data, str(path))
-    _refuse_missing_model(trial, str(path))
+    refuse_missing(spec, where=str(path))
     ranges = "; ".join(f"{n}: {describe(d)}" for n, d in spec.space.items())
     return f"{path}: a valid sweep of {spec.budget.trials} trials over {ranges}"
 
 
-def _refuse_missing_sources(data: DataConfig, where: str) -> None:
-    found = {role: source_problem(getattr(data, role)) for role in ROLES}
+def refuse_missing(spec: SweepSpec, *, where: str) -> None:
+    """Refuse a sweep whose model or data are not there, as far as can be told without loading them.
+
+    Raises:
+        ConfigError: With every problem at once.
+    """
+    _refuse_missing(bind(spec, next(iter(corner_proposals(spec))), where=where), where)
+
+
+def _refuse_missing(trial: TrialConfig, where: str) -> None:
+    found = {role: source_problem(getattr(trial.data, role)) for role in ROLES}
     problems = [f"data.{role}.{problem}" for role, problem in found.items() if problem]
+    model = model_problem({"source": trial.model.source})
+    if model:
+        problems.insert(0, model)
     if problems:
         raise ConfigError(where, problems)
-
-
-def _refuse_missing_model(trial: TrialConfig, where: str) -> None:
-    problem = model_problem({"source": trial.model.source})
-    if problem:
-        raise ConfigError(where, [problem])
 
 
 def model_problem(model: Mapping[str, Any]) -> str | None:

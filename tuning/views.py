@@ -27,7 +27,7 @@ def pick_trial(run: Run, name: str) -> TrialRecord:
                 f"{run.path}: no trial is feasible yet; look at `unlearn-tune best {run.path}` for the nearest"
             )
         return found
-    if not name.isdigit() or int(name) >= len(run.trials):
+    if not name.isdecimal() or int(name) >= len(run.trials):
         last = len(run.trials) - 1
         raise UserError(f"TRIAL: a number from 0 to {last}, or best, is expected, got {name!r}")
     return run.trials[int(name)]
@@ -89,7 +89,7 @@ def best_table(run: Run, *, top: int) -> Group:
     table.add_column("state", no_wrap=True)
     for name in (objective, "step", "retain\ndrop", "general\ndrop", "forget\naccuracy"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("parameters")
+    table.add_column("parameters", overflow="fold")
     shown = ranked(run)[:top]
     for trial in shown:
         m = trial.metrics

@@ -15,7 +15,12 @@ from core.fila import weighted_low_rank
 from core.models import dense_weight, linear_shape, resolve_targets, weights_checksum
 
 RANK, SCALING = 4, 2.0
-LAYERS = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+LAYERS = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+}
 GROUPED = LAYERS | {"num_key_value_heads": 1}
 
 ARCHITECTURES: Mapping[str, dict[str, Any]] = {
@@ -56,9 +61,15 @@ def factors_of(network: Any, init: str, *, scaling: float = SCALING) -> dict[str
         layer = network.get_submodule(name)
         n_out, n_in = linear_shape(layer)
         if init == "lora":
-            made[name] = InitialFactors(a=0.3 * torch.randn(RANK, n_in, generator=generator), b=None)
+            made[name] = InitialFactors(
+                a=0.3 * torch.randn(RANK, n_in, generator=generator), b=None
+            )
             continue
-        rho = torch.exp(torch.randn(n_out, generator=generator)) if init == "fila" else torch.ones(n_out)
+        rho = (
+            torch.exp(torch.randn(n_out, generator=generator))
+            if init == "fila"
+            else torch.ones(n_out)
+        )
         found = weighted_low_rank(dense_weight(layer), rho, rank=RANK, scaling=scaling)
         made[name] = InitialFactors(a=found.a, b=found.b)
     return made
@@ -78,7 +89,9 @@ def increments(adapter: DifferenceAdapter) -> list[torch.nn.Parameter]:
 def move(adapter: DifferenceAdapter, size: float = 0.1) -> None:
     generator = torch.Generator().manual_seed(2)
     for parameter in increments(adapter):
-        parameter.data = (size * torch.randn(parameter.shape, generator=generator)).to(parameter.dtype)
+        parameter.data = (size * torch.randn(parameter.shape, generator=generator)).to(
+            parameter.dtype
+        )
 
 
 @torch.no_grad()
@@ -118,7 +131,7 @@ def test_the_saved_adapter_is_through_stock_peft_what_was_trained(
     assert float((ours - before).abs().max()) > 1e-2
     save_adapter(saved, adapter.exported(Gather()), scaling=SCALING, base="original")
     original = tiny_network(name)
-    stock = peft.PeftModel.from_pretrained(original, str(saved)).eval()
+    stock: Any = peft.PeftModel.from_pretrained(original, str(saved)).eval()
     assert float((logits_of(stock) - ours).abs().max()) < 1e-4
     assert stock.peft_config["default"].r == (RANK if init == "lora" else 2 * RANK)
     merged = stock.merge_and_unload()
@@ -176,10 +189,12 @@ def test_the_difference_is_s_times_the_change_of_the_product(init: str) -> None:
     factors = factors_of(network, init)[name]
     adapter = attach(network, init)
     move(adapter)
-    layer = adapter.model.get_submodule(f"base_model.model.{name}")
+    layer: Any = adapter.model.get_submodule(f"base_model.model.{name}")
     da, db = layer.lora_A["default"].weight, layer.lora_B["default"].weight
     b0 = torch.zeros_like(db) if factors.b is None else factors.b
-    change = SCALING * ((b0 + db).double() @ (factors.a + da).double() - b0.double() @ factors.a.double())
+    change = SCALING * (
+        (b0 + db).double() @ (factors.a + da).double() - b0.double() @ factors.a.double()
+    )
     x = torch.randn(5, 16, generator=torch.Generator().manual_seed(4))
     expected = x.double() @ (dense_weight(layer.base_layer).double() + change).T
     torch.testing.assert_close(layer(x).double(), expected, rtol=1e-4, atol=1e-5)
@@ -195,7 +210,7 @@ def test_a_small_update_is_not_lost_in_bf16(init: str) -> None:
     for network, dtype in ((exact_network, torch.float32), (low_network, torch.bfloat16)):
         adapter = attach(network, init, dtype=dtype)
         move(adapter, size=1e-5)
-        layer = adapter.model.get_submodule(layer_name)
+        layer: Any = adapter.model.get_submodule(layer_name)
         x = torch.randn(5, 16, generator=torch.Generator().manual_seed(4)).to(dtype)
         moved = layer.lora_A["default"](x)
         change = layer.lora_B["default"](moved + x @ layer.initial_a.T)

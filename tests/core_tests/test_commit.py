@@ -58,7 +58,9 @@ def test_a_folder_is_committed_whole(tmp_path: Path) -> None:
 
 def test_numbers_that_json_cannot_hold_become_strings(tmp_path: Path) -> None:
     path = tmp_path / "value.json"
-    commit_json(path, {"a": math.nan, "b": [math.inf, {"c": -math.inf}], "d": 1.5, "e": (True, None)})
+    commit_json(
+        path, {"a": math.nan, "b": [math.inf, {"c": -math.inf}], "d": 1.5, "e": (True, None)}
+    )
     assert json.loads(path.read_text(encoding="utf-8")) == {
         "a": "nan",
         "b": ["inf", {"c": "-inf"}],

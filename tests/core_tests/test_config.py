@@ -60,7 +60,9 @@ def problems(changes: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def test_every_problem_is_named_at_once_with_field_and_value() -> None:
-    values = changed({"optimizer.learning_rate": -1.0, "adapter.rank": 0, "method.forget_loss": "gaa"})
+    values = changed(
+        {"optimizer.learning_rate": -1.0, "adapter.rank": 0, "method.forget_loss": "gaa"}
+    )
     del values["selection"]["max_steps"]
     values["data"]["retain"]["colour"] = "red"
     with pytest.raises(ConfigError, match=r"^sweep\.yaml: 5 problems\n") as caught:
@@ -81,7 +83,8 @@ def test_one_problem_is_counted_in_the_singular() -> None:
 def test_the_error_survives_the_way_between_processes() -> None:
     error = ConfigError("sweep.yaml", ["a: b", "c: d"])
     copy = pickle.loads(pickle.dumps(error))
-    assert isinstance(copy, UserError)
+    assert isinstance(copy, ConfigError)
+    assert issubclass(ConfigError, UserError)
     assert (str(copy), copy.where, copy.problems) == (str(error), error.where, error.problems)
 
 
@@ -112,10 +115,16 @@ def test_a_number_that_is_not_finite_is_refused(field: str, value: float) -> Non
             {"global_batch_size": 8, "micro_batch_size": 2}, 2, (8, 2, 2), id="steps-derived-ranks"
         ),
         pytest.param(
-            {"global_batch_size": 8, "gradient_accumulation_steps": 4}, 2, (8, 1, 4), id="micro-derived"
+            {"global_batch_size": 8, "gradient_accumulation_steps": 4},
+            2,
+            (8, 1, 4),
+            id="micro-derived",
         ),
         pytest.param(
-            {"micro_batch_size": 3, "gradient_accumulation_steps": 2}, 2, (12, 3, 2), id="global-derived"
+            {"micro_batch_size": 3, "gradient_accumulation_steps": 2},
+            2,
+            (12, 3, 2),
+            id="global-derived",
         ),
         pytest.param({"micro_batch_size": 3}, 2, (6, 3, 1), id="only-micro"),
         pytest.param({"gradient_accumulation_steps": 2}, 1, (16, 8, 2), id="only-steps"),
@@ -134,10 +143,15 @@ def test_the_missing_batch_numbers_are_derived(
 
 
 @given(
-    micro=st.integers(1, 16), steps=st.integers(1, 16), ranks=st.integers(1, 8), left_out=st.integers(0, 2)
+    micro=st.integers(1, 16),
+    steps=st.integers(1, 16),
+    ranks=st.integers(1, 8),
+    left_out=st.integers(0, 2),
 )
 @settings(deadline=None)
-def test_any_two_batch_numbers_give_the_third(micro: int, steps: int, ranks: int, left_out: int) -> None:
+def test_any_two_batch_numbers_give_the_third(
+    micro: int, steps: int, ranks: int, left_out: int
+) -> None:
     numbers = {
         "global_batch_size": micro * steps * ranks,
         "micro_batch_size": micro,
@@ -178,7 +192,9 @@ def test_three_batch_numbers_are_one_too_many() -> None:
 
 def test_the_hard_limit_must_exceed_the_limit() -> None:
     (line,) = problems({"selection.retain_guard": {"limit": 0.5, "hard_limit": 0.5}})
-    assert "selection.retain_guard: hard_limit must exceed limit, got hard_limit=0.5 limit=0.5" in line
+    assert (
+        "selection.retain_guard: hard_limit must exceed limit, got hard_limit=0.5 limit=0.5" in line
+    )
     assert RetainGuardConfig(limit=0.5, hard_limit=0.51).hard_limit == 0.51
 
 
@@ -189,7 +205,9 @@ def test_a_schedule_with_a_horizon_needs_the_last_probe() -> None:
 
 
 def test_both_cross_field_problems_are_named_together() -> None:
-    (line,) = problems({"optimizer.schedule": "linear", "batch.micro_batch_size": 3, "batch.global_batch_size": 8})
+    (line,) = problems(
+        {"optimizer.schedule": "linear", "batch.micro_batch_size": 3, "batch.global_batch_size": 8}
+    )
     assert "optimizer.schedule" in line
     assert "batch.global_batch_size" in line
 
@@ -197,9 +215,16 @@ def test_both_cross_field_problems_are_named_together() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"selection.probe_every": 11}, "probe_every must not exceed max_steps, got probe_every=11 max_steps=10"),
         (
-            {"selection.constraints": [{"metric": "retain_drop", "at_most": x} for x in (0.1, 0.2)]},
+            {"selection.probe_every": 11},
+            "probe_every must not exceed max_steps, got probe_every=11 max_steps=10",
+        ),
+        (
+            {
+                "selection.constraints": [
+                    {"metric": "retain_drop", "at_most": x} for x in (0.1, 0.2)
+                ]
+            },
             "each metric may have one limit, got two for retain_drop",
         ),
         (
@@ -216,10 +241,15 @@ def test_both_cross_field_problems_are_named_together() -> None:
             {"data.forget.fields": {"text": "t", "prompt": "q", "answer": "a"}},
             "give either text, or both prompt and answer",
         ),
-        ({"data.forget.fields": {"text": "t", "answer": "a"}}, "give either text, or both prompt and answer"),
+        (
+            {"data.forget.fields": {"text": "t", "answer": "a"}},
+            "give either text, or both prompt and answer",
+        ),
     ],
 )
-def test_a_rule_across_fields_is_stated_with_its_values(changes: dict[str, Any], message: str) -> None:
+def test_a_rule_across_fields_is_stated_with_its_values(
+    changes: dict[str, Any], message: str
+) -> None:
     (line,) = problems(changes)
     assert message in line
 
@@ -281,6 +311,10 @@ def test_every_field_is_described() -> None:
     def undescribed(model: Any) -> list[str]:
         return [f"{model.__name__}.{n}" for n, f in model.model_fields.items() if not f.description]
 
-    sections = [f.annotation for f in TrialConfig.model_fields.values() if hasattr(f.annotation, "model_fields")]
+    sections = [
+        f.annotation
+        for f in TrialConfig.model_fields.values()
+        if hasattr(f.annotation, "model_fields")
+    ]
     assert len(sections) == 9
     assert [name for section in sections for name in undescribed(section)] == []

@@ -101,7 +101,10 @@ def test_n_takes_the_first_rows(tmp_path: Path) -> None:
     [
         ('{"text": "one"}\n{"text": \n', r"data\.forget: .*rows\.jsonl:2: not JSON: "),
         ('{"text": "one"}\n\n[1]\n', r"rows\.jsonl:3: each line must be an object, got list"),
-        ('{"text": "one"}\n{"txt": "two"}\n', r"rows\.jsonl row 2: no field 'text'; fields are 'txt'"),
+        (
+            '{"text": "one"}\n{"txt": "two"}\n',
+            r"rows\.jsonl row 2: no field 'text'; fields are 'txt'",
+        ),
         ('{"text": 5}\n', r"row 1: field 'text' must be text that is not blank, got 5"),
         ('{"text": "  "}\n', r"row 1: field 'text' must be text that is not blank, got '  '"),
         ('{"text": null}\n', r"row 1: field 'text' must be text that is not blank, got None"),
@@ -126,7 +129,10 @@ def test_a_missing_answer_is_named(tmp_path: Path) -> None:
     ("source", "message"),
     [
         ("nowhere.jsonl", r"data\.forget\.source: file 'nowhere\.jsonl' does not exist"),
-        ("rows.csv", r"'rows\.csv' is none of hub:ORG/NAME, embedded:NAME, or a file ending in \.jsonl"),
+        (
+            "rows.csv",
+            r"'rows\.csv' is none of hub:ORG/NAME, embedded:NAME, or a file ending in \.jsonl",
+        ),
         ("embedded:nothing", r"no embedded text 'embedded:nothing'; known: embedded:"),
         ("hub:a/b/c", r"hub:ORG/NAME expected, got 'hub:a/b/c'"),
     ],
@@ -176,14 +182,18 @@ def test_the_same_seed_gives_the_same_splits_and_another_seed_others(make_data: 
 
 def test_a_role_s_split_does_not_depend_on_the_other_roles_files(make_data: DataMaker) -> None:
     before = split_data(make_data())
-    after = split_data(make_data(forget=["something else"], general=[f"general {i}" for i in range(20)]))
+    after = split_data(
+        make_data(forget=["something else"], general=[f"general {i}" for i in range(20)])
+    )
     for part in ("retain_train", "retain_probe", "retain_report", "approximate_probe"):
         assert getattr(after, part) == getattr(before, part)
 
 
 def test_a_row_that_two_roles_share_is_refused(make_data: DataMaker) -> None:
     retain = [f"retain row {i}" for i in range(12)]
-    with pytest.raises(DataError, match=r"data\.retain: .* shares a row with data\.forget: 'Forget, ROW 3!'"):
+    with pytest.raises(
+        DataError, match=r"data\.retain: .* shares a row with data\.forget: 'Forget, ROW 3!'"
+    ):
         split_data(make_data(retain=[*retain, "Forget, ROW 3!"]))
 
 
@@ -195,9 +205,21 @@ def test_rows_that_occur_twice_in_a_role_are_kept_once(make_data: DataMaker) -> 
 @pytest.mark.parametrize(
     ("role", "n_rows", "message"),
     [
-        ("retain", 9, r"data\.retain: 4 probe rows and 5 report rows and at least one to train on need 10"),
-        ("approximate", 8, r"data\.approximate: 4 probe rows and 5 report rows need 9 distinct rows, got 8"),
-        ("general", 8, r"data\.general: 4 probe rows and 5 report rows need 9 distinct rows, got 8"),
+        (
+            "retain",
+            9,
+            r"data\.retain: 4 probe rows and 5 report rows and at least one to train on need 10",
+        ),
+        (
+            "approximate",
+            8,
+            r"data\.approximate: 4 probe rows and 5 report rows need 9 distinct rows, got 8",
+        ),
+        (
+            "general",
+            8,
+            r"data\.general: 4 probe rows and 5 report rows need 9 distinct rows, got 8",
+        ),
     ],
 )
 def test_a_role_with_too_few_rows_is_refused(
@@ -237,15 +259,22 @@ def test_a_prompt_is_read_and_its_answer_counts_up_to_the_end_of_text(tokenizer:
     assert batch.n_counted == 4
 
 
-def test_a_counted_end_of_text_stays_counted_although_it_is_also_the_padding(tokenizer: Any) -> None:
-    rows = [tokens(Row("who?", "me"), tokenizer), tokens(Row("where is it?", "over there"), tokenizer)]
+def test_a_counted_end_of_text_stays_counted_although_it_is_also_the_padding(
+    tokenizer: Any,
+) -> None:
+    rows = [
+        tokens(Row("who?", "me"), tokenizer),
+        tokens(Row("where is it?", "over there"), tokenizer),
+    ]
     batch = collate(rows, CPU)
     lengths = [len(row.ids) for row in rows]
     assert tokenizer.pad_token_id == tokenizer.eos_token_id == 0
     assert batch.mask.sum(dim=1).tolist() == lengths
     assert batch.labels[0, lengths[0] - 1] == tokenizer.eos_token_id
     assert (batch.labels[0, lengths[0] :] == IGNORED).all()
-    assert int(counted_tokens(batch.labels).sum()) == batch.n_counted == sum(r.n_counted for r in rows)
+    assert (
+        int(counted_tokens(batch.labels).sum()) == batch.n_counted == sum(r.n_counted for r in rows)
+    )
 
 
 def test_a_long_row_is_cut(tokenizer: Any) -> None:
@@ -264,7 +293,9 @@ def test_a_long_row_is_cut(tokenizer: Any) -> None:
 def test_a_row_of_which_nothing_would_be_predicted_is_refused(
     tokenizer: Any, row: Row, max_tokens: int
 ) -> None:
-    with pytest.raises(DataError, match=rf"data \(forget\): no token of .* max_tokens={max_tokens}"):
+    with pytest.raises(
+        DataError, match=rf"data \(forget\): no token of .* max_tokens={max_tokens}"
+    ):
         tokens(row, tokenizer, max_tokens=max_tokens)
 
 

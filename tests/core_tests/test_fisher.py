@@ -99,7 +99,7 @@ def batch_gradients(
     )
     for i in range(len(ids)):
         logits = model(input_ids=ids[i], attention_mask=masks[i], use_cache=False).logits
-        weights = [layer.weight for layer in layers.values()]
+        weights: list[Any] = [layer.weight for layer in layers.values()]
         gradients = torch.autograd.grad(nll_loss(logits, labels[i]), weights)
         n_counted = int(counted_tokens(labels[i]).sum())
         yield {f"{n}.weight": g for n, g in zip(layers, gradients, strict=True)}, n_counted

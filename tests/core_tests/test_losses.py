@@ -70,7 +70,9 @@ def one_step(probs: list[float], *, answer: int) -> tuple[Tensor, Tensor]:
     ],
 )
 def test_the_hinge_is_one_plus_answer_minus_rival(probs: list[float], expected: float) -> None:
-    assert inverted_hinge_loss(*one_step(probs, answer=0)).item() == pytest.approx(expected, abs=1e-6)
+    assert inverted_hinge_loss(*one_step(probs, answer=0)).item() == pytest.approx(
+        expected, abs=1e-6
+    )
 
 
 @pytest.mark.parametrize(
@@ -117,7 +119,9 @@ def test_the_hinge_pushes_answer_and_strongest_rival_only_through_the_softmax() 
     inverted_hinge_loss(logits, labels).backward()
     assert logits.grad is not None
     p = torch.tensor([0.6, 0.3, 0.1])
-    by_hand = p * (torch.tensor([1.0, -1.0, 0.0]) - (0.6 - 0.3))  # softmax Jacobian times (1, -1, 0)
+    by_hand = p * (
+        torch.tensor([1.0, -1.0, 0.0]) - (0.6 - 0.3)
+    )  # softmax Jacobian times (1, -1, 0)
     torch.testing.assert_close(logits.grad[0, 0], by_hand)
 
 
@@ -137,14 +141,16 @@ def test_logits_predict_the_next_token() -> None:
 @st.composite
 def batches(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor]:
     """Logits, reference logits and labels of any mask with at least one counted token."""
-    n_rows, n_tokens, size = draw(st.integers(1, 4)), draw(st.integers(2, 7)), draw(st.integers(2, 9))
+    n_rows, n_tokens, size = (
+        draw(st.integers(1, 4)),
+        draw(st.integers(2, 7)),
+        draw(st.integers(2, 9)),
+    )
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31 - 1)))
     scale = draw(st.sampled_from([0.1, 1.0, 10.0]))
     logits, reference = scale * torch.randn(2, n_rows, n_tokens, size, generator=generator)
     labels = torch.randint(0, size, (n_rows, n_tokens), generator=generator)
-    counted = draw(
-        st.lists(st.booleans(), min_size=n_rows * n_tokens, max_size=n_rows * n_tokens)
-    )
+    counted = draw(st.lists(st.booleans(), min_size=n_rows * n_tokens, max_size=n_rows * n_tokens))
     labels[~torch.tensor(counted).view_as(labels)] = IGNORED
     if not counted_tokens(labels).any():
         labels[-1, -1] = 0
@@ -218,7 +224,9 @@ def test_padding_changes_nothing_whatever_its_logits(
 ) -> None:
     logits, _, labels = batch
     n_rows, _, size = logits.shape
-    filler = 100.0 * torch.randn(n_rows, n_padding, size, generator=torch.Generator().manual_seed(0))
+    filler = 100.0 * torch.randn(
+        n_rows, n_padding, size, generator=torch.Generator().manual_seed(0)
+    )
     padded = torch.cat([logits, filler], dim=1)
     ignored = torch.cat([labels, torch.full((n_rows, n_padding), IGNORED)], dim=1)
     for loss in LOSSES.values():
@@ -421,7 +429,9 @@ def test_kl_equals_published_code_token_by_token_but_averages_over_counted_token
         expected = variant["expected"]
         logits, reference, labels = case.part(variant, "retain")
         found = retain_loss.compute(logits, reference, labels)
-        assert found.item() == pytest.approx(variant["derived"]["kl_masked_mean"], rel=1e-4, abs=2e-6)
+        assert found.item() == pytest.approx(
+            variant["derived"]["kl_masked_mean"], rel=1e-4, abs=2e-6
+        )
         assert found.item() != pytest.approx(expected["kl"], rel=1e-4, abs=2e-6)
         counted = counted_tokens(labels)
         per_position = case.value(expected["kl_per_position"])

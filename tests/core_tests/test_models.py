@@ -22,7 +22,12 @@ from core.models import (
 )
 
 SIZES = {"vocab_size": 50, "max_position_embeddings": 32}
-LAYERS = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+LAYERS = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+}
 GROUPED = LAYERS | {"num_key_value_heads": 1}
 SEPARATE = {"q_proj", "k_proj", "v_proj", "o_proj"}
 GATED = {"gate_proj", "up_proj", "down_proj"}
@@ -156,7 +161,10 @@ def test_a_loaded_model_is_frozen_in_evaluation_mode_and_in_the_asked_precision(
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("no folder!", r"model\.source: 'no folder!' is no folder and no hub id; give package:NAME"),
+        (
+            "no folder!",
+            r"model\.source: 'no folder!' is no folder and no hub id; give package:NAME",
+        ),
         ("package:unknown", r"no packaged model 'package:unknown'; known: package:smollm2"),
     ],
 )
@@ -169,7 +177,9 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Any) -> None:
     with pytest.raises(ModelError, match="holds no config.json; it is no model folder"):
         locate(ModelConfig(source=str(tmp_path)))
     (tmp_path / "config.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(ModelError, match=r"model\.source: cannot load .*; give a folder written by"):
+    with pytest.raises(
+        ModelError, match=r"model\.source: cannot load .*; give a folder written by"
+    ):
         load_model(ModelConfig(source=str(tmp_path)), EngineConfig(device="cpu"))
 
 

@@ -38,7 +38,9 @@ def selection(**changes: Any) -> SelectionConfig:
     return SelectionConfig(**(values | changes))
 
 
-def drops(retain: Sequence[float], general: Sequence[float] | None = None) -> list[dict[str, float]]:
+def drops(
+    retain: Sequence[float], general: Sequence[float] | None = None
+) -> list[dict[str, float]]:
     other = general if general is not None else [0.0] * len(retain)
     return [{"retain_drop": r, "general_drop": g} for r, g in zip(retain, other, strict=True)]
 
@@ -72,7 +74,9 @@ def stops_at(series: Sequence[Mapping[str, float]], guard: RetainGuardConfig = G
         pytest.param([0.2] * 9, 4, id="constant-violation-after-grace-and-patience"),
         pytest.param([0.2, 0.2, 0.0, 0.0, 0.0], None, id="a-dip-during-grace-is-forgiven"),
         pytest.param([0.0, 0.2, 0.2, 0.0, 0.0], None, id="grace-probes-do-not-add-to-patience"),
-        pytest.param([0.0, 0.0, 0.0, 0.2, 0.0, 0.2, 0.2], 7, id="patience-counts-consecutive-probes"),
+        pytest.param(
+            [0.0, 0.0, 0.0, 0.2, 0.0, 0.2, 0.2], 7, id="patience-counts-consecutive-probes"
+        ),
         pytest.param([0.2, 0.0] * 6, None, id="alternating-violations-do-not-count"),
         pytest.param([0.51], 1, id="the-hard-limit-acts-during-grace"),
         pytest.param([0.5, 0.0, 0.0], None, id="at-the-hard-limit-is-within"),
@@ -139,7 +143,11 @@ def test_the_guard_never_stops_a_series_within_the_limit(
     assert stops_at(series, guard) is None
 
 
-@given(guard=guards, above=st.floats(1e-3, 1.0), metric=st.sampled_from(["retain_drop", "general_drop"]))
+@given(
+    guard=guards,
+    above=st.floats(1e-3, 1.0),
+    metric=st.sampled_from(["retain_drop", "general_drop"]),
+)
 def test_a_constant_violation_stops_exactly_at_grace_plus_patience(
     guard: RetainGuardConfig, above: float, metric: str
 ) -> None:
@@ -273,5 +281,7 @@ def test_an_infeasible_probe_scores_below_any_feasible_one(
 def test_a_trial_is_past_its_target(
     closures: list[float], nlls: list[float], expected: bool
 ) -> None:
-    series = [probe(i, c, nll=n) for i, (c, n) in enumerate(zip(closures, nlls, strict=True), start=1)]
+    series = [
+        probe(i, c, nll=n) for i, (c, n) in enumerate(zip(closures, nlls, strict=True), start=1)
+    ]
     assert is_past_target(series, selection(), PAST_TARGET, target_nll=2.0) is expected

@@ -11,7 +11,7 @@ import peft
 import pytest
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, multiprocessing
 
 from core.adapters import InitialFactors
 from core.config import TrialConfig
@@ -47,7 +47,9 @@ def make_uneven(
     """Ten steps over rows of 5 to 64 tokens, so unevenly spread that a mean of means would differ."""
     folder = tmp_path_factory.mktemp("uneven")
     retain = cut_to_lengths(folder / "retain.jsonl", tiny_data["retain"], [64, 7, 64, 12, 33])
-    forget = cut_to_lengths(folder / "forget.jsonl", tiny_data["forget"], [64, 5, 64, 64, 6, 64, 11, 64])
+    forget = cut_to_lengths(
+        folder / "forget.jsonl", tiny_data["forget"], [64, 5, 64, 64, 6, 64, 11, 64]
+    )
 
     def make(changes: Mapping[str, Any] | None = None) -> TrialConfig:
         values: dict[str, Any] = {
@@ -112,7 +114,7 @@ def plain_model(config: TrialConfig, factors: Mapping[str, InitialFactors]) -> A
     )
     with torch.no_grad():
         for name, factor in factors.items():
-            layer = adapted.get_submodule(f"base_model.model.{name}")
+            layer: Any = adapted.get_submodule(f"base_model.model.{name}")
             layer.lora_A["default"].weight.copy_(factor.a)
             if factor.b is not None:
                 layer.lora_B["default"].weight.copy_(factor.b)
@@ -136,7 +138,9 @@ def hinge(logits: Tensor, targets: Tensor) -> Tensor:
     return (1 + probs[is_answer] - probs.masked_fill(is_answer, 0.0).max(dim=-1).values).mean()
 
 
-def plain_loop(config: TrialConfig, data: TokenSplits, factors: Mapping[str, InitialFactors]) -> Series:
+def plain_loop(
+    config: TrialConfig, data: TokenSplits, factors: Mapping[str, InitialFactors]
+) -> Series:
     model = plain_model(config, factors)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=config.optimizer.learning_rate, weight_decay=0.0)
@@ -229,12 +233,12 @@ def two_ranks(
 ) -> Iterator[tuple[Path, list[TrialConfig]]]:
     """The folder in which two processes have written what each of them saw of each trial."""
     folder = tmp_path_factory.mktemp("ranks")
-    configs = [make_uneven(changes | {"engine.ranks": 2}) for changes in TWO_RANKS.values()]
+    configs = [make_uneven({**changes, "engine.ranks": 2}) for changes in TWO_RANKS.values()]
     meeting = Rendezvous(2)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(ROOT)  # the new processes import this module by its name
         patch.setattr(sys, "argv", sys.argv[:1])
-        torch.multiprocessing.spawn(
+        multiprocessing.spawn(  # type: ignore[attr-defined, no-untyped-call]
             run_rank,
             args=(meeting.host, meeting.port, [c.model_dump_json() for c in configs], str(folder)),
             nprocs=2,

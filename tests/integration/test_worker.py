@@ -30,10 +30,14 @@ TrialMaker = Callable[..., TrialConfig]
 
 KINDS: Mapping[str, Mapping[str, Any]] = {
     "lora": {"method.adapter_init": "lora"},
-    "svd": {"method.adapter_init": "svd"},
-    "fila": {"method.adapter_init": "fila"},
+    "svd": {"method.adapter_init": "svd", "optimizer.learning_rate": 5e-4},
+    "fila": {"method.adapter_init": "fila", "optimizer.learning_rate": 5e-4},
     "kl": {"method.retain_loss": "kl"},
-    "bf16": {"method.adapter_init": "fila", "engine.dtype": "bf16"},
+    "bf16": {
+        "method.adapter_init": "fila",
+        "optimizer.learning_rate": 5e-4,
+        "engine.dtype": "bf16",
+    },
 }
 
 
@@ -49,7 +53,9 @@ class Finished:
 
     @property
     def best(self) -> dict[str, Any]:
-        return [line for line in read_lines(self.folder / "history.jsonl") if line.get("is_best")][-1]
+        return [line for line in read_lines(self.folder / "history.jsonl") if line.get("is_best")][
+            -1
+        ]
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +91,9 @@ def metrics_of(result: TrialResult | tuple[Probe, ...]) -> list[dict[str, float]
     return [dict(p.metrics) for p in series]
 
 
-def assert_same(found: list[dict[str, float]], expected: list[dict[str, float]], *, within: float) -> None:
+def assert_same(
+    found: list[dict[str, float]], expected: list[dict[str, float]], *, within: float
+) -> None:
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
         assert one == pytest.approx(other, rel=0, abs=within, nan_ok=True)
@@ -114,11 +122,14 @@ def test_a_trial_probes_every_step_and_ends_with_its_budget(finished: Finished) 
     assert seconds == sorted(seconds)
 
 
-def test_a_trial_forgets(finished: Finished) -> None:
-    assert max(p.metrics["forget_closure"] for p in finished.probes) > 0.05
+def test_a_trial_forgets_at_a_feasible_probe(finished: Finished) -> None:
+    assert finished.best["metrics"]["forget_closure"] > 0.05
+    assert finished.best["metrics"]["retain_drop"] <= 0.10
 
 
-def test_a_probe_and_its_adapter_are_on_disk_before_the_probe_is_handed_out(finished: Finished) -> None:
+def test_a_probe_and_its_adapter_are_on_disk_before_the_probe_is_handed_out(
+    finished: Finished,
+) -> None:
     had_best = False
     for probe, lines, has_adapter in zip(
         finished.probes, finished.lines_at_probe, finished.adapters_at_probe, strict=True
@@ -157,12 +168,16 @@ def test_stock_peft_on_the_original_model_gives_the_recorded_forget_nll(
         for line in tiny_data["forget"].read_text(encoding="utf-8").splitlines()
     ]
     found = forget_nll(stock, tokenizer, texts, max_tokens=config.data.forget.max_tokens)
-    assert found == pytest.approx(finished.best["metrics"]["forget_nll"], abs=3e-2 if is_low else 1e-3)
+    assert found == pytest.approx(
+        finished.best["metrics"]["forget_nll"], abs=3e-2 if is_low else 1e-3
+    )
 
 
 def test_the_adapter_is_a_plain_float32_lora_of_the_expected_rank(finished: Finished) -> None:
     tensors = load_file(finished.folder / "adapter" / "adapter_model.safetensors")
-    rank = finished.config.adapter.rank * (1 if finished.config.method.adapter_init == "lora" else 2)
+    rank = finished.config.adapter.rank * (
+        1 if finished.config.method.adapter_init == "lora" else 2
+    )
     assert {t.dtype for t in tensors.values()} == {torch.float32}
     assert {t.shape[0] for n, t in tensors.items() if ".lora_A." in n} == {rank}
     assert {t.shape[1] for n, t in tensors.items() if ".lora_B." in n} == {rank}
@@ -171,7 +186,9 @@ def test_the_adapter_is_a_plain_float32_lora_of_the_expected_rank(finished: Fini
     assert settings["base_model_name_or_path"] == finished.config.model.source
 
 
-def test_a_saved_adapter_is_reported_on_rows_that_no_probe_saw(finished: Finished, bench: Bench) -> None:
+def test_a_saved_adapter_is_reported_on_rows_that_no_probe_saw(
+    finished: Finished, bench: Bench
+) -> None:
     group, _meeting = join_alone(finished.config.engine)
     found = report_metrics(finished.config, finished.folder / "adapter", bench=bench, group=group)
     low = finished.config.engine.dtype == "bf16"
@@ -208,7 +225,7 @@ def test_a_trial_that_is_closed_early_leaves_the_network_as_it_was(make_trial: T
     checksum = weights_checksum(network)
     trial = probes(config, bench=bench)
     first = next(iter(trial))
-    trial.close()  # type: ignore[attr-defined]  # a generator
+    trial.close()
     assert dict(first.metrics) == pytest.approx(expected[0], abs=1e-6)
     assert bench.model(config).network is network
     assert [name for name, _ in network.named_modules()] == names
@@ -217,7 +234,9 @@ def test_a_trial_that_is_closed_early_leaves_the_network_as_it_was(make_trial: T
     assert_same(metrics_of(tuple(probes(config, bench=bench))), expected, within=1e-6)
 
 
-def test_the_seed_changes_the_trial_and_not_the_splits(make_trial: TrialMaker, bench: Bench) -> None:
+def test_the_seed_changes_the_trial_and_not_the_splits(
+    make_trial: TrialMaker, bench: Bench
+) -> None:
     one, other = make_trial({"seed": 1}), make_trial({"seed": 2})
     assert bench.data(one) is bench.data(other)
     found = [metrics_of(tuple(probes(c, bench=bench)))[-1]["forget_nll"] for c in (one, other)]
@@ -314,5 +333,7 @@ def test_a_general_set_without_training_rows_is_refused_where_the_retain_loss_re
     rows = [f"an ordinary sentence, number {i}" for i in range(12)]  # 6 to probe, 6 to report
     path.write_text("".join(json.dumps({"text": t}) + "\n" for t in rows), encoding="utf-8")
     config = make_trial({"data.general.source": str(path), "method.retain_source": "general"})
-    with pytest.raises(DataError, match=r"data\.general: no row is left to train on after data\.probe_rows"):
+    with pytest.raises(
+        DataError, match=r"data\.general: no row is left to train on after data\.probe_rows"
+    ):
         next(iter(probes(config, bench=bench)))

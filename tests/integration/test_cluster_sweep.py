@@ -1,0 +1,141 @@
+"""A sweep on an existing Ray cluster of two nodes, which the test starts and stops by its own pids."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from tuning.records import load_run
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+
+PORT = 26381  # outside 10002 to 19999, Ray's range for workers
+
+
+def ray_command(*arguments: str, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run Ray's own command line."""
+    return subprocess.run(
+        [sys.executable, "-m", "ray.scripts.scripts", *arguments],
+        env=dict(env),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.fixture
+def two_nodes(tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """Address of a cluster: a head without CPUs, and one worker node; token authentication on."""
+    before = set(psutil.pids())
+    (tmp_path / "token").write_text("0" * 64, encoding="utf-8")
+    env = {
+        **os.environ,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token"),
+        "RAY_TMPDIR": "/tmp",  # noqa: S108 - sockets have short names only
+        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+    }
+    host = subprocess.run(  # noqa: S603
+        ["hostname", "-I"],  # noqa: S607
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()[0]
+    store = ["--object-store-memory", "100000000"]
+    head = ray_command(
+        "start", "--head", "--port", str(PORT), "--num-cpus", "0", "--include-dashboard", "false", *store, env=env
+    )
+    assert head.returncode == 0, head.stderr + head.stdout
+    worker = ray_command("start", "--address", f"{host}:{PORT}", "--num-cpus", "1", *store, env=env)
+    assert worker.returncode == 0, worker.stderr + worker.stdout
+    yield f"{host}:{PORT}", env
+    started = [p for p in psutil.process_iter() if p.pid not in before and _is_ray(p)]
+    for process in started:
+        process.kill()
+    psutil.wait_procs(started, timeout=20)
+
+
+def _is_ray(process: psutil.Process) -> bool:
+    try:
+        line = " ".join(process.cmdline())
+    except psutil.Error:
+        return False
+    return "ray" in line and (str(PORT) in line or "ray::" in line or "/ray/" in line)
+
+
+def test_a_sweep_runs_on_the_worker_node_of_an_existing_cluster(
+    two_nodes: tuple[str, dict[str, str]],
+    tmp_path: Path,
+    tiny_model: Path,
+    tiny_data: Mapping[str, Path],
+) -> None:
+    address, env = two_nodes
+    data: dict[str, Any] = {r: {"source": str(p), "max_tokens": 64} for r, p in tiny_data.items()}
+    values = {
+        "schema": 1,
+        "name": "far",
+        "model": {"source": str(tiny_model)},
+        "data": data | {"probe_rows": 6, "report_rows": 6},
+        "method": {"forget_loss": "ihl"},
+        "batch": {"global_batch_size": 4},
+        "engine": {"dtype": "fp32", "device": "cpu"},
+        "space": {
+            "optimizer.learning_rate": {
+                "float": {"low": 1.0e-4, "high": 1.0e-3, "log": True},
+                "why": "small",
+            }
+        },
+        "budget": {"trials": 2, "max_steps": 2},
+    }
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "tuning.cli", "sweep", "sweep.yaml", "--address", address],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    run = load_run(tmp_path / "runs" / "far")
+    assert [t.state for t in run.trials] == ["COMPLETE", "COMPLETE"]
+    assert run.notes["concurrent"] == 1
+    assert time.monotonic() > began
+
+
+def test_a_cluster_that_does_not_answer_is_refused_with_the_address(
+    tmp_path: Path, tiny_model: Path, tiny_data: Mapping[str, Path]
+) -> None:
+    values = {
+        "schema": 1,
+        "name": "nobody",
+        "model": {"source": str(tiny_model)},
+        "data": {r: {"source": str(p)} for r, p in tiny_data.items()} | {"probe_rows": 6, "report_rows": 6},
+        "method": {"forget_loss": "ihl"},
+        "space": {"optimizer.learning_rate": {"categorical": [1.0e-4], "why": "one"}},
+        "budget": {"trials": 1, "max_steps": 1},
+    }
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "tuning.cli", "sweep", "sweep.yaml", "--address", "127.0.0.1:26399"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "RAY_gcs_rpc_server_connect_timeout_s": "3", "RAY_raylet_start_wait_time_s": "3"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "127.0.0.1:26399: the cluster does not answer" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "runs" / "nobody").exists()

@@ -1,0 +1,265 @@
+"""Sweeps of real trials on a real Ray, through the command line: start, kill, resume, extend, export."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+import yaml
+
+from core.models import model_identity
+from core.config import ModelConfig
+from tuning.records import Run, load_run
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+
+SPACE = {
+    "optimizer.learning_rate": {
+        "float": {"low": 1.0e-3, "high": 3.0e-2, "log": True},
+        "why": "from too small to far too large for a tiny model",
+    },
+    "adapter.rank": {"categorical": [2, 4], "why": "small"},
+    "method.adapter_init": {"categorical": ["lora", "fila"], "why": "both kinds"},
+    "fisher.exponent": {
+        "categorical": [0.0, 0.5],
+        "why": "control and paper",
+        "when": {"method.adapter_init": "fila"},
+    },
+}
+
+
+class Sweeper:
+    """Runs the command line in a folder of its own."""
+
+    def __init__(self, folder: Path, values: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.values = dict(values)
+        self.write({})
+
+    def write(self, changes: Mapping[str, Any]) -> None:
+        """Write the sweep file with top-level keys replaced."""
+        text = yaml.safe_dump(self.values | dict(changes), sort_keys=False)
+        (self.folder / "sweep.yaml").write_text(text, encoding="utf-8")
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start ``unlearn-tune ...``."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "tuning.cli", *arguments],
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        )
+
+    def call(self, *arguments: str, expect: int = 0) -> str:
+        """Run ``unlearn-tune ...`` to its end and return what it printed."""
+        process = self.start(*arguments)
+        out, err = process.communicate(timeout=500)
+        assert process.returncode == expect, f"{arguments} ended with {process.returncode}:\n{out}\n{err}"
+        assert "Traceback" not in err, err
+        return out
+
+    def run(self, name: str) -> Run:
+        """The run folder, read."""
+        return load_run(self.folder / "runs" / name)
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """The run's event log."""
+        path = self.folder / "runs" / name / "events.jsonl"
+        if not path.exists():
+            return []
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+    def wait_for(self, name: str, event: str, count: int, process: subprocess.Popen[str]) -> None:
+        """Wait until the event has occurred ``count`` times."""
+        deadline = time.monotonic() + 240
+        while sum(e["event"] == event for e in self.events(name)) < count:
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline, self.events(name)
+            time.sleep(0.05)
+
+
+@pytest.fixture
+def sweeper(tmp_path: Path, tiny_model: Path, tiny_data: Mapping[str, Path]) -> Sweeper:
+    """A small sweep over a tiny model that has memorised its forget set."""
+    data: dict[str, Any] = {
+        role: {"source": str(path), "max_tokens": 64} for role, path in tiny_data.items()
+    }
+    values = {
+        "schema": 1,
+        "name": "tiny",
+        "model": {"source": str(tiny_model)},
+        "data": data | {"probe_rows": 6, "report_rows": 6},
+        "method": {"forget_loss": "ihl", "retain_loss": "nll"},
+        "batch": {"global_batch_size": 4},
+        "engine": {"dtype": "fp32", "device": "cpu"},
+        "space": SPACE,
+        "start_from": [{"source": "a test", "values": {"optimizer.learning_rate": 3.0e-2}}],
+        "budget": {"trials": 6, "max_steps": 6},
+        "sampler": {"name": "tpe", "seed": 0, "n_startup_trials": 3},
+    }
+    return Sweeper(tmp_path, values)
+
+
+def ended(sweeper: Sweeper, name: str) -> Counter[int]:
+    """How often each trial was told."""
+    return Counter(e["number"] for e in sweeper.events(name) if e["event"] == "TrialEnded")
+
+
+def test_a_sweep_ends_with_a_best_trial_that_can_be_exported_and_repeated(sweeper: Sweeper) -> None:
+    before = model_identity.__wrapped__(ModelConfig(source=str(sweeper.values["model"]["source"])))
+    sweeper.call("sweep", "sweep.yaml")
+    run = sweeper.run("tiny")
+    assert run.state == "done"
+    assert len(run.trials) == 6
+    assert ended(sweeper, "tiny") == Counter(range(6))
+    pruned = [t for t in run.trials if t.state == "PRUNED"]
+    assert pruned
+    assert all(t.stopped_by == "retain_guard" and t.reason for t in pruned)
+    assert {t.proposed_by for t in run.trials} == {"start_from", "startup", "sampler"}
+
+    listed = json.loads(sweeper.call("best", "runs/tiny", "--format", "json"))
+    best = listed["trials"][0]
+    assert best["feasible"] and best["pareto"]
+    assert best["metrics"]["retain_drop"] <= 0.10
+    assert best["report_metrics"] is not None
+    status = json.loads(sweeper.call("status", "runs/tiny", "--json"))
+    assert status["state"] == "done" and status["counts"]["running"] == 0
+    assert status["guard"]["stopped"] >= len(pruned)
+    assert "proposed by" in sweeper.call("show", "runs/tiny", str(best["number"]))
+    report = Path(sweeper.call("report", "runs/tiny").strip())
+    assert (sweeper.folder / report).is_file()
+
+    sweeper.call("export", "runs/tiny", "--out", "best")
+    assert "a valid trial" in sweeper.call("validate", "best/trial.yaml")
+    again = json.loads(sweeper.call("train", "best/trial.yaml", "--out", "again", "--json"))
+    assert again["step"] == best["step"]
+    for name, value in best["metrics"].items():
+        assert again["metrics"][name] == pytest.approx(value, abs=1e-3), name
+    with torch.no_grad():
+        _assert_stock_peft_repeats(sweeper, best)
+    assert before == model_identity.__wrapped__(
+        ModelConfig(source=str(sweeper.values["model"]["source"]))
+    )
+    lines = [run.history(t.number)[0] for t in run.trials]
+    assert len({line["base_checksum"] for line in lines}) == 1
+
+
+def _assert_stock_peft_repeats(sweeper: Sweeper, best: Mapping[str, Any]) -> None:
+    """The exported folder, on the original model in stock PEFT, has the recorded forget cross-entropy."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    base = str(sweeper.values["model"]["source"])
+    model = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(base), str(sweeper.folder / "best")
+    ).eval()
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    total = count = 0.0
+    for line in Path(sweeper.values["data"]["forget"]["source"]).read_text().splitlines():
+        ids = tokenizer(json.loads(line)["text"], return_tensors="pt")["input_ids"][:, :64]
+        nll = torch.nn.functional.cross_entropy(
+            model(input_ids=ids).logits[0, :-1], ids[0, 1:], reduction="sum"
+        )
+        total, count = total + float(nll), count + ids.shape[1] - 1
+    assert total / count == pytest.approx(best["metrics"]["forget_nll"], abs=1e-3)
+
+
+def test_after_kill_9_of_the_driver_resume_loses_nothing_and_finishes_nothing_twice(
+    sweeper: Sweeper,
+) -> None:
+    process = sweeper.start("sweep", "sweep.yaml")
+    sweeper.wait_for("tiny", "TrialEnded", 2, process)
+    process.kill()
+    process.communicate()
+    run = sweeper.run("tiny")
+    assert run.state == "interrupted"
+    told = {t.number: (t.state, t.value) for t in run.trials if t.state in ("COMPLETE", "PRUNED")}
+    params = {t.number: t.params for t in run.trials if t.params}
+    sweeper.call("resume", "runs/tiny")
+    run = sweeper.run("tiny")
+    assert run.state == "done"
+    assert len(run.trials) == 6
+    assert all(t.state in ("COMPLETE", "PRUNED") for t in run.trials)
+    assert {n: (run.trials[n].state, run.trials[n].value) for n in told} == told
+    assert {n: run.trials[n].params for n in params} == params
+    assert ended(sweeper, "tiny") == Counter(range(6))
+
+    refused = sweeper.start("resume", "runs/tiny", "--trials", "3")
+    assert "already has 6 trials" in refused.communicate()[1]
+    assert refused.returncode == 2
+    sweeper.call("resume", "runs/tiny", "--trials", "7")
+    assert [t.number for t in sweeper.run("tiny").trials] == list(range(7))
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["sigterm", "sigint"]
+)
+def test_a_signal_ends_cleanly_and_prints_the_command_that_resumes(
+    sweeper: Sweeper, number: signal.Signals, status: int
+) -> None:
+    process = sweeper.start("sweep", "sweep.yaml", "--trials", "4")
+    sweeper.wait_for("tiny", "TrialProbed", 1, process)
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == status, err
+    assert "unlearn-tune resume runs/tiny" in err
+    assert "Traceback" not in err
+    psutil.wait_procs(children, timeout=30)
+    assert not [c for c in children if c.is_running() and c.status() != psutil.STATUS_ZOMBIE]
+    assert sweeper.run("tiny").state == "interrupted"
+
+
+def test_a_trial_whose_process_dies_is_tried_again_under_its_number(sweeper: Sweeper) -> None:
+    sweeper.write({"budget": {"trials": 3, "max_steps": 30}, "start_from": []})
+    process = sweeper.start("sweep", "sweep.yaml", "--set", "pruning.retain=null", "--set", "stop.past_target=null")
+    sweeper.wait_for("tiny", "TrialProbed", 1, process)
+    ranks = [
+        p
+        for p in psutil.Process(process.pid).children(recursive=True)
+        if p.name().startswith("ray::Rank")
+    ]
+    assert ranks
+    ranks[0].kill()
+    _, err = process.communicate(timeout=300)
+    assert process.returncode in (0, 3), err
+    broke = [e for e in sweeper.events("tiny") if e["event"] == "TrialBroke"]
+    assert [e["is_final"] for e in broke] == [False]
+    again = sweeper.run("tiny").trials[broke[0]["number"]]
+    assert (again.state, again.attempt) == ("COMPLETE", 2)
+    assert len(sweeper.run("tiny").trials) == 3
+
+
+def test_two_ranks_per_trial_make_a_sweep(sweeper: Sweeper) -> None:
+    sweeper.call("sweep", "sweep.yaml", "--trials", "2", "--set", "resources.ranks_per_trial=2")
+    run = sweeper.run("tiny")
+    assert [t.state in ("COMPLETE", "PRUNED") for t in run.trials] == [True, True]
+    assert run.spec.resources.ranks_per_trial == 2
+
+
+def test_a_sweep_whose_data_leave_nothing_to_forget_is_refused_and_leaves_no_run(
+    sweeper: Sweeper,
+) -> None:
+    data = dict(sweeper.values["data"])
+    unseen = [f"qz{i} vxkw{i * 7} jjq wpx" for i in range(8)]
+    path = sweeper.folder / "unseen.jsonl"
+    path.write_text("".join(json.dumps({"text": t}) + "\n" for t in unseen), encoding="utf-8")
+    data["forget"] = {"source": str(path)}
+    sweeper.write({"data": data})
+    process = sweeper.start("sweep", "sweep.yaml")
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 2
+    assert "there is nothing to forget" in err
+    assert "Traceback" not in err
+    assert not (sweeper.folder / "runs" / "tiny").exists()

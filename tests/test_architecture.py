@@ -1,0 +1,218 @@
+"""Who may import whom, on the syntax tree; and what the quick verbs really load."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("core", "tuning", "search_spaces")
+
+DOORS: Mapping[str, frozenset[str]] = {
+    "ray": frozenset(f"tuning/{n}.py" for n in ("trainable", "bridge", "sweep", "cluster")),
+    "optuna": frozenset(f"tuning/{n}.py" for n in ("ledger", "pruning", "dry_run")),
+    "sqlite3": frozenset({"tuning/records.py"}),
+    "plotly": frozenset({"tuning/plots.py"}),
+    "matplotlib": frozenset({"tuning/plots.py"}),
+    "deepspeed": frozenset({"core/engine.py", "core/launch.py"}),
+    "torch.distributed": frozenset({"core/engine.py", "core/launch.py"}),
+    "torch.multiprocessing": frozenset({"core/engine.py", "core/launch.py"}),
+    "torch._C": frozenset({"core/engine.py", "core/launch.py"}),
+    "peft": frozenset({"core/adapters.py"}),
+    "transformers": frozenset({"core/models.py", "core/adapters.py"}),
+    "datasets": frozenset({"core/data/sources.py"}),
+    "pickle": frozenset(),
+    "cloudpickle": frozenset(),
+    "dill": frozenset(),
+    "joblib": frozenset(),
+    "shelve": frozenset(),
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A Python file of ours, parsed."""
+
+    name: str
+    tree: ast.Module
+
+    def imports(self) -> Iterator[str]:
+        """Dotted names that the file imports at run time, at any depth, with what it takes from them."""
+        skipped = {id(n) for n in self._type_checking_only()}
+        for node in ast.walk(self.tree):
+            if id(node) in skipped:
+                continue
+            if isinstance(node, ast.Import):
+                yield from (alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+                yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+    def calls(self) -> Iterator[tuple[str, ast.Call]]:
+        """Every call, with the dotted name of what is called."""
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.Call):
+                yield ast.unparse(node.func), node
+
+    def _type_checking_only(self) -> Iterator[ast.AST]:
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+                for child in node.body:
+                    yield from ast.walk(child)
+
+
+SOURCES: Sequence[Source] = [
+    Source(str(path.relative_to(ROOT)), ast.parse(path.read_text(encoding="utf-8")))
+    for package in PACKAGES
+    for path in sorted((ROOT / package).rglob("*.py"))
+]
+
+
+def importers(module: str) -> set[str]:
+    return {
+        source.name
+        for source in SOURCES
+        for name in source.imports()
+        if name == module or name.startswith(f"{module}.")
+    }
+
+
+def of(package: str) -> list[Source]:
+    return [s for s in SOURCES if s.name.startswith(f"{package}/")]
+
+
+def test_the_sources_are_found() -> None:
+    names = {s.name for s in SOURCES}
+    assert {"core/worker.py", "core/losses/forget.py", "tuning/cli.py"} <= names
+
+
+@pytest.mark.parametrize("module", DOORS)
+def test_a_framework_is_imported_in_its_door_only(module: str) -> None:
+    assert importers(module) <= DOORS[module]
+
+
+@pytest.mark.parametrize("module", ["ray", "optuna", "tuning", "search_spaces"])
+def test_core_does_not_know_that_it_is_tuned(module: str) -> None:
+    assert not {name for name in importers(module) if name.startswith("core/")}
+
+
+def test_search_spaces_hold_no_code_but_their_docstring() -> None:
+    for source in of("search_spaces"):
+        assert all(isinstance(n, ast.Expr) for n in source.tree.body), source.name
+
+
+def test_results_and_reports_import_no_framework_of_training() -> None:
+    readers = {f"tuning/{n}.py" for n in ("records", "results", "views", "report", "plots", "export")}
+    for module in ("ray", "optuna", "torch", "transformers", "deepspeed", "peft"):
+        assert not importers(module) & readers
+
+
+def test_nothing_loads_pickles_or_foreign_code() -> None:
+    for source in SOURCES:
+        for name, call in source.calls():
+            place = f"{source.name}:{call.lineno}"
+            assert name not in {"torch.load", "pickle.loads", "eval", "exec"}, place
+            assert not (name.endswith("numpy.load") or name == "np.load"), place
+            for keyword in call.keywords:
+                if keyword.arg in ("trust_remote_code", "allow_pickle"):
+                    assert ast.unparse(keyword.value) == "False", place
+
+
+def test_trust_remote_code_is_never_switched_on_by_a_mapping() -> None:
+    for source in SOURCES:
+        for node in ast.walk(source.tree):
+            if isinstance(node, ast.Dict):
+                for key, value in zip(node.keys, node.values, strict=True):
+                    if key is not None and ast.unparse(key) == "'trust_remote_code'":
+                        assert ast.unparse(value) == "False", f"{source.name}:{node.lineno}"
+
+
+def test_yaml_is_read_by_a_safe_loader() -> None:
+    safe = {"yaml.safe_load", "yaml.safe_dump"}
+    for source in SOURCES:
+        subclasses = {
+            node.name
+            for node in ast.walk(source.tree)
+            if isinstance(node, ast.ClassDef)
+            and any(ast.unparse(base).endswith("SafeLoader") for base in node.bases)
+        } | {"yaml.SafeLoader", "yaml.CSafeLoader"}
+        for name, call in source.calls():
+            if not name.startswith("yaml.") or not name.endswith(("load", "load_all", "dump")):
+                continue
+            loaders = {ast.unparse(k.value) for k in call.keywords if k.arg == "Loader"}
+            assert name in safe or (loaders and loaders <= subclasses), f"{source.name}:{call.lineno}"
+
+
+def test_only_the_trainable_catches_every_exception_and_it_raises_again() -> None:
+    for source in SOURCES:
+        for node in ast.walk(source.tree):
+            if not isinstance(node, ast.ExceptHandler):
+                continue
+            caught = "" if node.type is None else ast.unparse(node.type)
+            if caught in ("", "Exception", "BaseException"):
+                place = f"{source.name}:{node.lineno}"
+                assert source.name == "tuning/trainable.py", place
+                assert isinstance(node.body[-1], ast.Raise) and node.body[-1].exc is None, place
+
+
+def test_only_the_command_line_prints() -> None:
+    printing = {source.name for source in SOURCES for name, _ in source.calls() if name == "print"}
+    assert printing <= {"tuning/cli.py", "tuning/dry_run.py"}
+
+
+def test_importing_does_nothing() -> None:
+    """At the top of a module stand definitions; Optuna's log level in its door is the exception."""
+    for source in SOURCES:
+        for node in source.tree.body:
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+                assert source.name == "tuning/ledger.py", f"{source.name}:{node.lineno}"
+
+
+def test_no_module_is_named_like_one_that_is_imported() -> None:
+    imported = {name.partition(".")[0] for s in SOURCES for name in s.imports()} - set(PACKAGES)
+    own = {Path(s.name).stem for s in SOURCES} - {"__init__"}
+    assert not own & (imported | set(sys.stdlib_module_names))
+
+
+def test_no_module_is_a_drawer() -> None:
+    drawers = {"utils", "util", "common", "helpers", "base", "registry", "misc"}
+    assert not {Path(s.name).stem for s in SOURCES} & drawers
+
+
+def test_there_is_no_relative_import() -> None:
+    for source in SOURCES:
+        for node in ast.walk(source.tree):
+            assert not (isinstance(node, ast.ImportFrom) and node.level), source.name
+
+
+LOADED = """
+import sys
+from tuning.cli import main
+sys.argv = ["unlearn-tune", *sys.argv[1:]]
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+heavy = {"torch", "ray", "optuna", "transformers", "deepspeed", "peft", "datasets", "pandas", "plotly", "matplotlib"}
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param(["--help"], id="help"),
+        pytest.param(["sweep", "--help"], id="sweep-help"),
+        pytest.param(["validate", "search_spaces/demo.yaml"], id="validate"),
+    ],
+)
+def test_quick_verbs_load_no_framework(arguments: list[str]) -> None:
+    run = [sys.executable, "-c", LOADED, *arguments]
+    done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout

@@ -1,0 +1,238 @@
+"""Figures: what is extracted is computed by hand here, and what is drawn holds it."""
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matplotlib.figure import Figure
+
+from tuning import plots
+from tuning.records import Run, attempt_folder
+
+Built = Callable[..., Run]
+
+EXTRACT: dict[str, Callable[[Run], Any]] = {
+    "history": plots.history_data,
+    "tradeoff": plots.tradeoff_data,
+    "curves": plots.curves_data,
+    "steps": plots.steps_data,
+}
+MATPLOTLIB: dict[str, Callable[[Any], Figure]] = {
+    "history": plots.history_matplotlib,
+    "tradeoff": plots.tradeoff_matplotlib,
+    "curves": plots.curves_matplotlib,
+    "steps": plots.steps_matplotlib,
+}
+PLOTLY: dict[str, Callable[[Any], Any]] = {
+    "history": plots.history_plotly,
+    "tradeoff": plots.tradeoff_plotly,
+    "curves": plots.curves_plotly,
+    "steps": plots.steps_plotly,
+}
+
+
+def legend_of(figure: Figure) -> list[str]:
+    return [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+
+
+def names_of(figure: Any) -> list[str]:
+    return [trace["name"] for trace in json.loads(figure.to_json())["data"] if "name" in trace]
+
+
+def test_history_holds_value_state_and_best_so_far_of_every_finished_trial(sample_run: Run) -> None:
+    data = plots.history_data(sample_run)
+    assert [(p.number, p.kind) for p in data.points] == [
+        (0, "feasible"),
+        (1, "pruned"),
+        (2, "feasible"),
+        (3, "feasible"),
+        (4, "pruned"),
+        (5, "failed"),
+        (6, "infeasible"),
+        (7, "feasible"),
+    ]
+    values = [math.nan if p.value is None else p.value for p in data.points]
+    assert values == pytest.approx([0.9, -2.2, 0.4, 0.8, -2.0, math.nan, -1.07, 0.6], nan_ok=True)
+    assert [p.best_so_far for p in data.points] == pytest.approx([0.9] * 8)
+    assert data.best_number == 0
+    assert data.n_by_kind == {"feasible": 4, "infeasible": 1, "pruned": 2, "failed": 1}
+
+
+def test_best_so_far_rises_with_feasible_trials_only(
+    build_run: Built, trial_script: Callable[..., Any]
+) -> None:
+    run = build_run(
+        scripts=[
+            trial_script(probes=[(1.5, 0.15, 0.0)] * 6),  # infeasible
+            trial_script(probes=[(1.4, 0.0, 0.0)] * 6),
+            trial_script(probes=[(2.9, 0.15, 0.0)] * 6),  # better, but infeasible
+            trial_script(probes=[(2.0, 0.0, 0.0)] * 6),
+            trial_script(probes=[(1.6, 0.0, 0.0)] * 6),
+        ]
+    )
+    line = [p.best_so_far for p in plots.history_data(run).points]
+    assert line[0] is None
+    assert line[1:] == pytest.approx([0.2, 0.2, 0.5, 0.5])
+
+
+def test_wild_and_missing_values_are_drawn_on_the_bottom(sample_run: Run) -> None:
+    data = plots.history_data(sample_run)
+    assert data.bottom == pytest.approx(-2.1)
+    assert [data.drawn(p) for p in data.points if p.number in (1, 5)] == pytest.approx([-2.1, -2.1])
+    assert data.band_label.endswith("(cut at -2)")
+
+
+def test_tradeoff_front_is_the_feasible_trials_that_no_other_beats(sample_run: Run) -> None:
+    data = plots.tradeoff_data(sample_run)
+    places = {p.number: (p.excess, p.objective) for p in data.points}
+    assert places[0] == pytest.approx((-0.02, 0.9))
+    assert places[3] == pytest.approx((-0.07, 0.8))
+    assert places[7] == pytest.approx((-0.18, 0.6))
+    assert places[2] == pytest.approx((-0.04, 0.4))
+    assert places[1] == pytest.approx((0.7, 0.25))
+    assert [p.number for p in data.front] == [7, 3, 0]
+    assert data.n_hidden == 2  # one broke, one diverged
+    low, high = data.span
+    assert low < -0.18
+    assert high > 0.2  # twice the limit: trial 1 is cut
+
+
+def test_pruned_trial_is_visible_but_never_on_the_front(
+    build_run: Built, trial_script: Callable[..., Any]
+) -> None:
+    run = build_run(
+        scripts=[
+            *[trial_script(probes=[(2.0 + 0.1 * i, 0.05, 0.05)] * 6) for i in range(4)],
+            trial_script(probes=[(1.5, -0.2, -0.2)] * 6),  # worst objective, smallest excess
+        ],
+        changes={"pruning": {"ranking": "median", "startup_trials": 4, "warmup_steps": 2}},
+    )
+    assert (run.trials[4].state, run.trials[4].stopped_by) == ("PRUNED", "ranking_pruner")
+    assert run.trials[4].feasible
+    data = plots.tradeoff_data(run)
+    assert [p.number for p in data.front] == [3]
+    assert next(p for p in data.points if p.number == 4).kind == "pruned"
+
+
+def test_curves_hold_all_probes_from_the_untouched_model_on(sample_run: Run) -> None:
+    data = plots.curves_data(sample_run)
+    assert [(p.metric, p.limit) for p in data.panels] == [
+        ("forget_closure", None),
+        ("retain_drop", 0.1),
+        ("general_drop", 0.1),
+    ]
+    assert [c.number for c in data.curves] == list(range(9))
+    first = data.curves[0]
+    assert first.is_best
+    assert first.chosen_step == 5
+    assert first.steps == (0, 1, 2, 3, 4, 5, 6)
+    assert first.values["forget_closure"] == pytest.approx((0.0, 0.2, 0.45, 0.65, 0.8, 0.9, 0.85))
+    assert first.values["retain_drop"] == pytest.approx((0, 0, 0.01, 0.02, 0.04, 0.06, 0.07))
+    assert data.n_by_ending == {
+        "budget": 3,
+        "past_target": 1,
+        "retain_guard": 2,
+        "non_finite": 1,
+        "failed": 1,
+    }
+
+
+def test_diverged_curve_ends_at_its_last_number_or_at_the_edge(sample_run: Run) -> None:
+    data = plots.curves_data(sample_run)
+    closure, retain, general = data.panels
+    diverged = data.curves[4]
+    assert math.isnan(diverged.values["retain_drop"][-1])
+    assert diverged.drawn(retain)[-1] is None
+    ends = [diverged.end(panel) for panel in (closure, retain, general)]
+    assert [end and end[0] for end in ends] == [1, 1, 2]
+    assert [end and end[1] for end in ends] == pytest.approx([-0.5, 0.45, 0.6])  # infinite: cut
+
+
+def test_steps_made_and_saved_agree_with_the_ledger(sample_run: Run) -> None:
+    from tuning.results import savings
+
+    data = plots.steps_data(sample_run)
+    assert [(b.number, b.ending, b.made, b.saved) for b in data.bars] == [
+        (0, "budget", 6, 0),
+        (1, "retain_guard", 1, 5),
+        (2, "retain_guard", 4, 2),
+        (3, "past_target", 4, 2),
+        (4, "non_finite", 2, 4),
+        (5, "failed", 1, 0),
+        (6, "budget", 6, 0),
+        (7, "budget", 6, 0),
+    ]
+    assert sum(b.saved for b in data.bars) == savings(sample_run).steps_saved
+    assert data.saved_by("retain_guard") == 7
+
+
+def test_counts_stand_in_the_legend_of_both_drawings(sample_run: Run) -> None:
+    expected = ["COMPLETE, feasible (4)", "COMPLETE, infeasible (1)", "PRUNED (2)", "FAIL (1)"]
+    data = plots.history_data(sample_run)
+    for legend in (legend_of(plots.history_matplotlib(data)), names_of(plots.history_plotly(data))):
+        assert [name for name in legend if name in expected] == expected
+    tradeoff = plots.tradeoff_data(sample_run)
+    for legend in (
+        legend_of(plots.tradeoff_matplotlib(tradeoff)),
+        names_of(plots.tradeoff_plotly(tradeoff)),
+    ):
+        assert {"Pareto front (3)", "PRUNED (1)", "no finite objective, not shown (2)"} <= set(
+            legend
+        )
+    steps = plots.steps_data(sample_run)
+    for legend in (legend_of(plots.steps_matplotlib(steps)), names_of(plots.steps_plotly(steps))):
+        assert "retain guard (2 trials, 7 steps saved)" in legend
+
+
+def test_front_and_values_are_what_plotly_draws(sample_run: Run) -> None:
+    data = plots.tradeoff_data(sample_run)
+    traces = json.loads(plots.tradeoff_plotly(data).to_json())["data"]
+    front = next(t for t in traces if t["name"].startswith("Pareto front"))
+    assert front["x"] == pytest.approx([-0.18, -0.07, -0.02])
+    assert front["y"] == pytest.approx([0.6, 0.8, 0.9])
+    pruned = next(t for t in traces if t["name"].startswith("PRUNED"))
+    assert pruned["x"] == [0.2]  # cut at twice the limit
+    assert pruned["customdata"] == [[1, "+0.700"]]
+
+
+def test_limit_line_stands_in_every_constrained_panel(sample_run: Run) -> None:
+    data = plots.curves_data(sample_run)
+    shapes = json.loads(plots.curves_plotly(data).to_json())["layout"]["shapes"]
+    assert [s["y0"] for s in shapes] == [0.1, 0.1]
+    axes = plots.curves_matplotlib(data).axes
+    assert [a.get_ylabel() for a in axes] == [
+        "forget_closure\nup is better",
+        "retain_drop\nnats per token, down is better",
+        "general_drop\nnats per token, down is better",
+    ]
+
+
+@pytest.mark.parametrize("case", ["empty", "one", "running", "failed", "diverged", "no-history"])
+def test_small_and_broken_runs_are_drawn(
+    case: str, build_run: Built, trial_script: Callable[..., Any], tmp_path: Path
+) -> None:
+    script = {
+        "empty": [],
+        "one": [trial_script(probes=[(2.0, 0.0, 0.0)] * 6)],
+        "running": [trial_script(probes=[(2.0, 0.0, 0.0)], runs=True)],
+        "failed": [trial_script(probes=[(1.0, 0.0, 0.0)], fails="no memory")],
+        "diverged": [trial_script(probes=[(math.nan, math.nan, -math.inf)])],
+        "no-history": [trial_script(probes=[(2.0, 0.0, 0.0)] * 6)],
+    }[case]
+    run = build_run(scripts=script)
+    if case == "no-history":
+        shutil.rmtree(run.path / attempt_folder(0, 1))
+    for name, extract in EXTRACT.items():
+        data = extract(run)
+        MATPLOTLIB[name](data).savefig(tmp_path / "figure.png")
+        text = PLOTLY[name](data).to_json()
+        assert "NaN" not in text
+        assert "Infinity" not in text
+
+
+def test_plotly_library_cannot_end_its_script_element() -> None:
+    assert "</script" not in plots.plotly_js()

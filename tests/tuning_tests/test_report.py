@@ -1,0 +1,295 @@
+"""The report: one page that loads nothing, escapes what it shows, and says what the ledger says."""
+
+import json
+import math
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tuning.records import Run, load_run
+from tuning.report import duration, markdown, number, signed, verdict, write_report
+
+Built = Callable[..., Run]
+HOSTILE = '<script>alert(1)</script> | [x](javascript:alert(2)) "><img src=x onerror=alert(3)>'
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Page(HTMLParser):
+    """Elements with their attributes, visible text, and the texts of scripts."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.scripts: list[str] = []
+        self._inside: str | None = None
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        self._inside = tag if tag in ("script", "style") else None
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = None
+
+    def handle_data(self, data: str) -> None:
+        if self._inside == "script":
+            self.scripts.append(data)
+        elif self._inside is None:
+            self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).split())
+
+    def tags(self, name: str) -> list[dict[str, str | None]]:
+        return [attributes for tag, attributes in self.elements if tag == name]
+
+
+def test_report_is_a_page_a_markdown_file_and_four_pictures(sample_run: Run) -> None:
+    page = write_report(sample_run)
+    assert page == sample_run.path / "report" / "index.html"
+    assert sorted(p.name for p in page.parent.iterdir()) == [
+        "curves.png",
+        "history.png",
+        "index.html",
+        "report.md",
+        "steps.png",
+        "tradeoff.png",
+    ]
+    for picture in page.parent.glob("*.png"):
+        assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_page_loads_nothing_from_outside(sample_run: Run) -> None:
+    page = Page(write_report(sample_run))
+    for tag, attributes in page.elements:
+        for name in ("src", "href", "action", "data", "poster", "srcset"):
+            value = attributes.get(name) or ""
+            assert not re.match(r"(?i)\s*(https?:)?//", value), (tag, name, value)
+        assert not any(name.startswith("on") for name in attributes)
+        assert tag not in ("link", "iframe", "object", "embed", "base", "form")
+    policy = next(m for m in page.tags("meta") if "http-equiv" in m)["content"] or ""
+    assert policy.startswith("default-src 'none'")
+    assert "http" not in policy
+    own = [s for s in page.scripts if len(s) < 1_000_000]
+    assert not any("http://" in s or "https://" in s for s in own)
+    assert len(page.scripts) - len(own) == 1  # the library, once
+
+
+def test_page_links_trials_relative_to_itself(sample_run: Run) -> None:
+    path = write_report(sample_run)
+    links = {a["href"] or "" for a in Page(path).tags("a")}
+    inside = {link for link in links if link.startswith("../trials/")}
+    assert len(inside) == len(sample_run.trials)
+    assert all((path.parent / link).is_dir() for link in inside)
+    assert (path.parent / "../spec.yaml").is_file()
+
+
+def test_figures_of_the_page_are_json_with_the_runs_numbers(sample_run: Run) -> None:
+    text = write_report(sample_run).read_text(encoding="utf-8")
+    found = re.findall(
+        r'<script type="application/json" id="data-(\w+)">(.*?)</script>', text, re.S
+    )
+    figures = {name: json.loads(content) for name, content in found}
+    assert list(figures) == ["history", "tradeoff", "curves", "steps"]
+    feasible = next(t for t in figures["history"]["data"] if t["name"] == "COMPLETE, feasible (4)")
+    assert feasible["x"] == [0, 2, 3, 7]
+    assert feasible["y"] == pytest.approx([0.9, 0.4, 0.8, 0.6])
+
+
+def test_sections_stand_in_the_order_a_reader_needs(sample_run: Run) -> None:
+    path = write_report(sample_run)
+    order = [
+        "Best configuration",
+        "Figures",
+        "Guard savings",
+        "All trials",
+        "Pruned and failed trials, and why",
+        "Search space",
+        "How to reproduce",
+        "Environment",
+    ]
+    html = path.read_text(encoding="utf-8")
+    assert re.findall(r"<h2>(.*?)</h2>", html) == order
+    text = path.with_name("report.md").read_text(encoding="utf-8")
+    assert re.findall(r"^## (.*)$", text, re.M) == order
+
+
+def test_verdict_names_the_best_trial_its_closure_and_its_drops(sample_run: Run) -> None:
+    assert verdict(sample_run) == (
+        "Trial 0 is the best of 8 finished trials: forget_closure 0.900 after 5 optimiser steps with "
+        "retain_drop +0.060 nats per token (limit 0.1) and general_drop +0.080 nats per token (limit 0.1)"
+        "; on the reporting split forget_closure 0.850, retain_drop +0.050, general_drop +0.090."
+    )
+
+
+def test_markdown_and_page_agree(sample_run: Run) -> None:
+    path = write_report(sample_run)
+    page = Page(path).text
+    text = path.with_name("report.md").read_text(encoding="utf-8")
+    shared = [
+        verdict(sample_run),
+        "Together they saved 13 of 42 planned optimiser steps (31.0 %)",
+        "Below nothing moves within six steps, above it diverges.",
+        "Cha et al., ICLR 2025",
+        "LoKU, section 5",
+        "--trial best --out exported",
+        "unlearn-tune train exported/trial.yaml --out again",
+        "sha256:ab12",
+        "retain_drop = 0.800 exceeds the hard limit 0.5 at probe 1",
+        "3 attempts failed, the last with: CUDA out of memory",
+    ]
+    for phrase in shared:
+        assert phrase in page
+        assert phrase in text
+    rows = re.findall(r"^\| (\d+)(\\\*)? \| (?:COMPLETE|PRUNED|FAIL|RUNNING) ", text, re.M)
+    assert [int(n) for n, _ in rows] == [0, 3, 7, 2, 6, 4, 1, 5, 8]
+    assert [int(n) for n, star in rows if star] == [0, 3, 7]
+    html = path.read_text(encoding="utf-8")
+    table = html[html.index('<section id="trials">') : html.index('<section id="stopped">')]
+    assert [int(n) for n in re.findall(r'<a href="\.\./trials/[^"]*">(\d+)</a>', table)] == [
+        int(n) for n, _ in rows
+    ]
+    assert table.count('<span class="star" title') == 3
+
+
+def test_levels_before_and_after_stand_side_by_side(sample_run: Run) -> None:
+    text = write_report(sample_run).with_name("report.md").read_text(encoding="utf-8")
+    assert "| forget | 80.0 % | 44.0 % | 1.000 | 2.800 |" in text
+    assert "| approximate (the target of forgetting) | 40.0 % | – | 3.000 | – |" in text
+    assert "| retain | 55.0 % | 53.5 % | 2.000 | 2.060 |" in text
+    assert "| retain | 55.0 % | 53.8 % | 2.100 | 2.150 |" in text  # reporting split
+    assert "| retain_drop | +0.060 | +0.050 | 0.1 |" in text
+
+
+def test_baseline_is_read_from_the_history_if_it_was_not_noted(build_run: Built) -> None:
+    run = build_run(notes={})
+    text = write_report(run).with_name("report.md").read_text(encoding="utf-8")
+    assert "| forget | 80.0 % | 44.0 % | 1.000 | 2.800 |" in text
+    assert "| approximate (the target of forgetting) | 40.0 % | – | 3.000 | – |" in text
+    assert "It has not been measured on the reporting split" in text
+    assert "The sweep was interrupted" in text
+
+
+def test_hostile_texts_are_shown_and_never_run(
+    build_run: Built, trial_script: Callable[..., Any]
+) -> None:
+    space = {"adapter.rank": {"categorical": [4, 8], "why": HOSTILE, "source": HOSTILE}}
+    run = build_run(
+        scripts=[
+            trial_script(probes=[(2.0, 0.0, 0.0)] * 6, reason=HOSTILE),
+            trial_script(probes=[(4.0, 0.9, 0.9)], reason=HOSTILE),
+            trial_script(probes=[(1.0, 0.0, 0.0)], fails=HOSTILE),
+        ],
+        changes={
+            "space": space
+            | {"optimizer.learning_rate": {"float": {"low": 0.1, "high": 0.2}, "why": "x"}},
+            "start_from": [{"source": HOSTILE, "values": {"adapter.rank": 4}}],
+        },
+        notes={
+            "versions": {HOSTILE: HOSTILE},
+            "identity": {"model": HOSTILE},
+            "created": HOSTILE,
+            "error": HOSTILE,
+        },
+    )
+    path = write_report(run)
+    page = Page(path)
+    assert len(page.scripts) == 6  # library, four figures, our own
+    assert not any("alert(" in s for s in page.scripts if len(s) < 1_000_000)
+    assert {(i["src"] or "")[:15] for i in page.tags("img")} == {"data:image/png;"}
+    assert page.text.count("<script>alert(1)</script>") >= 8
+    assert not any((a["href"] or "").startswith("javascript:") for a in page.tags("a"))
+    text = path.with_name("report.md").read_text(encoding="utf-8")
+    assert "<script" not in text
+    assert "<img" not in text
+    assert "[x](javascript" not in text.replace(r"\[x\]", "")
+    table = text[text.index("## All trials") : text.index("## Pruned")]
+    rows = [line for line in table.splitlines() if line.startswith("|")]
+    assert len(rows) == 5
+    assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows}) == 1
+
+
+def test_empty_run_still_gives_a_report(build_run: Built) -> None:
+    run = build_run(scripts=[], notes={})
+    path = write_report(run)
+    assert "No trial has finished yet." in Page(path).text
+    assert "No trial has begun yet." in path.with_name("report.md").read_text(encoding="utf-8")
+    assert len(list(path.parent.glob("*.png"))) == 4
+
+
+def test_run_without_a_feasible_trial_says_what_came_nearest(
+    build_run: Built, trial_script: Callable[..., Any]
+) -> None:
+    run = build_run(
+        scripts=[
+            trial_script(probes=[(2.0, 0.19, 0.12)] * 6),
+            trial_script(probes=[(2.0, 0.05, 0.14)] * 6),
+            trial_script(probes=[(math.nan, math.nan, math.nan)]),
+        ],
+        notes={"ended": "no_feasible"},
+    )
+    expected = "None of 3 finished trials is feasible; trial 1 comes nearest, general_drop 0.040 above its limit."
+    path = write_report(run)
+    assert expected in Page(path).text
+    text = path.with_name("report.md").read_text(encoding="utf-8")
+    assert expected in text
+    assert "No trial is feasible." in text
+
+
+def test_report_is_replaced_and_no_other_file_is_left(sample_run: Run) -> None:
+    write_report(sample_run)
+    before = {p.name for p in (sample_run.path / "report").iterdir()}
+    write_report(load_run(sample_run.path))
+    assert {p.name for p in (sample_run.path / "report").iterdir()} == before
+
+
+def test_report_needs_neither_ray_nor_torch_nor_optuna() -> None:
+    code = (
+        "import sys, tuning.report; "
+        "print([m for m in ('ray', 'torch', 'optuna', 'transformers') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        pytest.param(None, "–", id="missing"),
+        pytest.param(0.12345, "0.123", id="three-decimals"),
+        pytest.param(-0.0001, "0.000", id="no-negative-zero"),
+        pytest.param(math.nan, "NaN", id="nan"),
+        pytest.param(-math.inf, "-∞", id="infinite"),
+        pytest.param(1.5e8, "1.5e+08", id="large"),
+    ],
+)
+def test_numbers_are_short(value: float | None, shown: str) -> None:
+    assert number(value) == shown
+
+
+def test_drops_carry_their_sign() -> None:
+    assert [signed(v) for v in (0.05, -0.05, 0.0, 0.0001, None)] == [
+        "+0.050",
+        "-0.050",
+        "0.000",
+        "0.000",
+        "–",
+    ]
+
+
+def test_durations_are_in_words() -> None:
+    assert [duration(v) for v in (8.2, 187.4, 7300, None)] == ["8 s", "3 min 7 s", "2 h 1 min", "–"]
+
+
+def test_markdown_shows_signs_as_they_are() -> None:
+    assert markdown("a|b <i> *c*\nd_e") == r"a\|b &lt;i&gt; \*c\* d_e"
