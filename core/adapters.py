@@ -179,7 +179,9 @@ def save_adapter(
     ranks = {len(t) for name, t in tensors.items() if name.endswith(suffix)}
     assert len(ranks) == 1
     names = sorted(
-        n.removesuffix(suffix).removeprefix("base_model.model.") for n in tensors if n.endswith(suffix)
+        n.removesuffix(suffix).removeprefix("base_model.model.")
+        for n in tensors
+        if n.endswith(suffix)
     )
     config = _lora_config(names, rank=ranks.pop(), scaling=scaling)
     config.base_model_name_or_path = base

@@ -21,7 +21,9 @@ RetainSource = Literal["in_distribution", "general"]
 AdapterInit = Literal["lora", "svd", "fila"]
 TargetGroup = Literal["attention", "mlp", "all"]
 ObjectiveMetric = Literal["forget_closure", "accuracy_closure"]
-ConstraintMetric = Literal["retain_drop", "general_drop", "retain_accuracy_drop", "general_accuracy_drop"]
+ConstraintMetric = Literal[
+    "retain_drop", "general_drop", "retain_accuracy_drop", "general_accuracy_drop"
+]
 Dtype = Literal["auto", "bf16", "fp32"]
 
 Positive = Annotated[int, Field(ge=1)]
@@ -207,7 +209,10 @@ class ConstraintConfig(Section):
 class RetainGuardConfig(Section):
     """When a trial is stopped because retained text degrades. Patience and grace count probes."""
 
-    metrics: Annotated[tuple[ConstraintMetric, ...], Field(min_length=1)] = ("retain_drop", "general_drop")
+    metrics: Annotated[tuple[ConstraintMetric, ...], Field(min_length=1)] = (
+        "retain_drop",
+        "general_drop",
+    )
     """Watched metrics; the guard acts when any of them is above ``limit``."""
     limit: Annotated[float, Field(ge=0.0, le=100.0)] = 0.10
     """Largest tolerated value, in nats per token for drops."""

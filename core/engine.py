@@ -3,7 +3,6 @@
 import gc
 import logging
 import os
-import socket
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import redirect_stdout
@@ -62,9 +61,14 @@ class Group:
 class Rendezvous:
     """A key-value store on a free port of the first rank's machine, where the ranks of one trial meet."""
 
-    def __init__(self, size: int) -> None:
-        """Open the store; the operating system picks the port, so that two trials never collide."""
-        self.host = _own_address()
+    def __init__(self, size: int, *, host: str = "127.0.0.1") -> None:
+        """Open the store; the operating system picks the port, so that two trials never collide.
+
+        Args:
+            size: Number of ranks that will come.
+            host: This machine's address, as the other ranks reach it.
+        """
+        self.host = host
         self._store = TCPStore(
             self.host, 0, size, is_master=True, wait_for_workers=False, timeout=_TIMEOUT
         )
@@ -72,7 +76,13 @@ class Rendezvous:
 
 
 def join(
-    rank: int, size: int, host: str, port: int, engine: EngineConfig, *, local_rank: int | None = None
+    rank: int,
+    size: int,
+    host: str,
+    port: int,
+    engine: EngineConfig,
+    *,
+    local_rank: int | None = None,
 ) -> Group:
     """Join the other ranks; call once in a process.
 
@@ -247,13 +257,3 @@ def _deepspeed() -> Any:
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     return deepspeed
-
-
-def _own_address() -> str:
-    """This machine's address towards the others; loopback where it has none."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("10.255.255.255", 1))  # sends nothing: asks for the route
-            return str(probe.getsockname()[0])
-        except OSError:
-            return "127.0.0.1"

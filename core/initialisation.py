@@ -177,9 +177,7 @@ def _gradients(
     try:
         for start in range(0, len(rows), batch_size):
             batch = collate(rows[start : start + batch_size], model.device)
-            output = model.network(
-                input_ids=batch.ids, attention_mask=batch.mask, use_cache=False
-            )
+            output = model.network(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
             nll_loss(output.logits, batch.labels).backward()
             gradients = {
                 name: oriented(layers[name], w.grad)

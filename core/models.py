@@ -87,7 +87,9 @@ def locate(config: ModelConfig) -> tuple[str, str | None]:
         return source.removeprefix("hub:"), config.revision
     if Path(source).is_dir():
         if not (Path(source) / "config.json").is_file():
-            raise ModelError(f"model.source: folder {source!r} holds no config.json; it is no model folder")
+            raise ModelError(
+                f"model.source: folder {source!r} holds no config.json; it is no model folder"
+            )
         return source, None
     if re.fullmatch(r"[\w.-]+/[\w.-]+", source):
         return source, config.revision

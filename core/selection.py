@@ -154,7 +154,11 @@ def guard_verdict(
 
 
 def is_past_target(
-    probes: Sequence[Probe], selection: SelectionConfig, rule: PastTargetConfig, *, target_nll: float
+    probes: Sequence[Probe],
+    selection: SelectionConfig,
+    rule: PastTargetConfig,
+    *,
+    target_nll: float,
 ) -> bool:
     """Whether the last ``rule.patience`` probes all overshot.
 

@@ -30,7 +30,7 @@ from core.data.tokens import (
     tokenise_splits,
 )
 from core.engine import Engine, Group, join_alone
-from core.errors import ModelError, DataError, IntegrityError, NothingToForgetError
+from core.errors import DataError, IntegrityError, ModelError, NothingToForgetError
 from core.initialisation import initial_factors
 from core.losses import FORGET_LOSSES, RETAIN_LOSSES, Reduction
 from core.metrics.probes import MEASURED, Level, degradation, level, token_sums
@@ -255,7 +255,9 @@ def baseline_levels(config: TrialConfig, bench: Bench, group: Group, *, part: st
     """
     measured = group.agree(_baseline(config, bench, part) if group.is_first else None)
     levels = {
-        name: Level(nll=float(measured[f"{name}_nll"]), accuracy=float(measured[f"{name}_accuracy"]))
+        name: Level(
+            nll=float(measured[f"{name}_nll"]), accuracy=float(measured[f"{name}_accuracy"])
+        )
         for name in (*MEASURED, "approximate")
     }
     for name, at in levels.items():
@@ -373,9 +375,7 @@ def _train_step(
         return loss
 
     size = plan.micro_batch_size
-    starts = (
-        (i * plan.ranks + group.rank) * size for i in range(plan.gradient_accumulation_steps)
-    )
+    starts = ((i * plan.ranks + group.rank) * size for i in range(plan.gradient_accumulation_steps))
     return engine.step(partial(share, slice(start, start + size)) for start in starts)
 
 
@@ -436,9 +436,7 @@ class _History:
         self._started = started
         self._probes: list[Probe] = []
 
-    def begin(
-        self, baseline: Levels, adapter: DifferenceAdapter, base_checksum: str
-    ) -> None:
+    def begin(self, baseline: Levels, adapter: DifferenceAdapter, base_checksum: str) -> None:
         """Commit the line of step 0: the untouched model."""
         if self._path is None:
             return
@@ -467,9 +465,7 @@ class _History:
             [*self._probes, probe], self._selection, rule, target_nll=target_nll
         ):
             stopped_by = "past_target"
-        probe = Probe(
-            step=step, metrics=metrics, seconds=probe.seconds, stopped_by=stopped_by
-        )
+        probe = Probe(step=step, metrics=metrics, seconds=probe.seconds, stopped_by=stopped_by)
         self._probes.append(probe)
         return probe
 

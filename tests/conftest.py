@@ -18,10 +18,10 @@ import pytest
 
 from core.config import TrialConfig, parse_trial
 
-_WORDS = (
-    "river stone lamp green quiet harbour seven window paper cloud orchard copper letter garden "
-    "winter bridge silver morning kettle forest engine yellow market sailor thunder blanket"
-).split()
+_WORDS = """
+river stone lamp green quiet harbour seven window paper cloud orchard copper letter garden
+winter bridge silver morning kettle forest engine yellow market sailor thunder blanket
+""".split()  # noqa: SIM905
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -43,7 +43,9 @@ def gibberish(seed: int, count: int) -> list[str]:
     """Sequences of 2 to 10 random letter groups: predictable only for who has memorised them."""
     rng = random.Random(seed)
     return [
-        " ".join("".join(rng.choices(string.ascii_lowercase, k=4)) for _ in range(rng.randint(2, 10)))
+        " ".join(
+            "".join(rng.choices(string.ascii_lowercase, k=4)) for _ in range(rng.randint(2, 10))
+        )
         for _ in range(count)
     ]
 
@@ -81,9 +83,7 @@ def byte_tokenizer() -> Any:
 
 
 @pytest.fixture(scope="session")
-def tiny_model(
-    tmp_path_factory: pytest.TempPathFactory, tiny_data: Mapping[str, Path]
-) -> Path:
+def tiny_model(tmp_path_factory: pytest.TempPathFactory, tiny_data: Mapping[str, Path]) -> Path:
     """Folder of a two-layer Llama that was trained on the forget and retain texts until it knew them."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM

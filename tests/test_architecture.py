@@ -107,7 +107,9 @@ def test_search_spaces_hold_no_code_but_their_docstring() -> None:
 
 
 def test_results_and_reports_import_no_framework_of_training() -> None:
-    readers = {f"tuning/{n}.py" for n in ("records", "results", "views", "report", "plots", "export")}
+    readers = {
+        f"tuning/{n}.py" for n in ("records", "results", "views", "report", "plots", "export")
+    }
     for module in ("ray", "optuna", "torch", "transformers", "deepspeed", "peft"):
         assert not importers(module) & readers
 
@@ -145,7 +147,9 @@ def test_yaml_is_read_by_a_safe_loader() -> None:
             if not name.startswith("yaml.") or not name.endswith(("load", "load_all", "dump")):
                 continue
             loaders = {ast.unparse(k.value) for k in call.keywords if k.arg == "Loader"}
-            assert name in safe or (loaders and loaders <= subclasses), f"{source.name}:{call.lineno}"
+            assert name in safe or (loaders and loaders <= subclasses), (
+                f"{source.name}:{call.lineno}"
+            )
 
 
 def test_only_the_trainable_catches_every_exception_and_it_raises_again() -> None:

@@ -79,9 +79,7 @@ class Dispatcher:
         """Whether nothing is left to begin, and nothing running could come back."""
         if self.is_interrupted:
             return True
-        return (
-            not self._waiting and not self._assigned and self._ledger.n_begun() >= self._target
-        )
+        return not self._waiting and not self._assigned and self._ledger.n_begun() >= self._target
 
     def take(self, number: int, probe: Probe) -> bool:
         """Record a probe; returns whether the trial ends with it."""
@@ -128,9 +126,7 @@ class Dispatcher:
             params = {n: p for n, p, _ in self._ledger.running()}[number]
             self._waiting.append((number, params))
         self._log.emit(
-            TrialBroke(
-                number=number, attempt=assignment.attempt, reason=reason, is_final=is_final
-            )
+            TrialBroke(number=number, attempt=assignment.attempt, reason=reason, is_final=is_final)
         )
 
     def _begin(self, number: int, params: dict[str, Choice]) -> Assignment:

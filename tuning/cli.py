@@ -40,8 +40,27 @@ def main() -> None:
     try:
         app()
     except UserError as err:
-        print(f"error: {err}", file=sys.stderr)
+        _say(f"error: {err}")
         sys.exit(REFUSED)
+    except Exception as err:
+        if not _is_disk_full(err):
+            raise
+        _say(
+            f"error: the disk is full ({err}); nothing finished is lost. Free some space, then go on with: "
+            "unlearn-tune resume RUN"
+        )
+        sys.exit(FAILED)
+
+
+def _is_disk_full(err: BaseException | None) -> bool:
+    """Whether an error comes from a full disk: the system's, or SQLite's words for it."""
+    while err is not None:
+        if isinstance(err, OSError) and err.errno == errno.ENOSPC:
+            return True
+        if "database or disk is full" in str(err):
+            return True
+        err = err.__cause__ or err.__context__
+    return False
 
 
 def _examples(*lines: str) -> str:
@@ -51,17 +70,24 @@ def _examples(*lines: str) -> str:
 @app.command(
     epilog=_examples(
         "sweep search_spaces/demo.yaml --name demo",
-        "sweep search_spaces/loku.yaml --trials 4 --set budget.max_steps=6 --dry-run",
+        "sweep search_spaces/demo.yaml --trials 4 --dry-run",
     )
 )
 def sweep(
     spec: Annotated[Path, typer.Argument(help="Sweep file.", metavar="SPEC")],
-    name: Annotated[str | None, typer.Option(help="Run folder below runs/; the sweep's name if absent.")] = None,
-    trials: Annotated[int | None, typer.Option(help="Trials instead of budget.trials.", min=1)] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Replace a fixed value: key=value, dotted key.")
+    name: Annotated[
+        str | None, typer.Option(help="Run folder below runs/; the sweep's name if absent.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option(help="Show space, samples and estimates; start nothing.")] = False,
+    trials: Annotated[
+        int | None, typer.Option(help="Trials instead of budget.trials.", min=1)
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Replace a fixed value: key=value, dotted key."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option(help="Show space, samples and estimates; start nothing.")
+    ] = False,
     address: Annotated[
         str | None, typer.Option(help="Address of an existing Ray cluster, such as auto.")
     ] = None,
@@ -96,9 +122,12 @@ def sweep(
 @app.command(epilog=_examples("resume runs/demo", "resume runs/demo --trials 24"))
 def resume(
     run: RunPath,
-    trials: Annotated[int | None, typer.Option(help="New number of trials of the whole sweep.", min=1)] = None,
+    trials: Annotated[
+        int | None, typer.Option(help="New number of trials of the whole sweep.", min=1)
+    ] = None,
     spec: Annotated[
-        Path | None, typer.Option(help="Sweep file to compare with the run's; refused if it changed.")
+        Path | None,
+        typer.Option(help="Sweep file to compare with the run's; refused if it changed."),
     ] = None,
     address: Annotated[str | None, typer.Option(help="Address of an existing Ray cluster.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="End with `best` as JSON.")] = False,
@@ -124,7 +153,9 @@ def resume(
 def status(
     run: RunPath,
     as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
-    watch: Annotated[bool, typer.Option(help="Show it anew every two seconds until the run ends.")] = False,
+    watch: Annotated[
+        bool, typer.Option(help="Show it anew every two seconds until the run ends.")
+    ] = False,
 ) -> None:
     """Show how a sweep stands, from its ledger alone."""
     import time
@@ -144,7 +175,9 @@ def status(
 @app.command(epilog=_examples("best runs/demo", "best runs/demo --top 3 --format json"))
 def best(
     run: RunPath,
-    top: Annotated[int | None, typer.Option(help="At most this many trials; all if absent.", min=1)] = None,
+    top: Annotated[
+        int | None, typer.Option(help="At most this many trials; all if absent.", min=1)
+    ] = None,
     format_: Annotated[
         Literal["table", "json", "yaml", "csv"], typer.Option("--format", help="Output format.")
     ] = "table",
@@ -159,7 +192,9 @@ def best(
     if as_json or format_ == "json":
         _print(json.dumps(best_json(found, top=top), indent=1))
     elif format_ == "yaml":
-        _print(yaml.safe_dump(best_json(found, top=top), sort_keys=False, allow_unicode=True).rstrip())
+        _print(
+            yaml.safe_dump(best_json(found, top=top), sort_keys=False, allow_unicode=True).rstrip()
+        )
     elif format_ == "csv":
         order = [t["number"] for t in best_json(found, top=top)["trials"]]
         _print(to_dataframe(found).set_index("number").loc[order].to_csv().rstrip())
@@ -188,13 +223,16 @@ def show(
         Console().print(trial_text(found, record), highlight=False)
 
 
-@app.command(epilog=_examples("export runs/demo --out best", "export runs/demo --trial 3 --out three"))
+@app.command(
+    epilog=_examples("export runs/demo --out best", "export runs/demo --trial 3 --out three")
+)
 def export(
     run: RunPath,
     out: Annotated[Path, typer.Option(help="Folder to write; must not exist.")],
     trial: Annotated[str, typer.Option(help="Number of a trial, or best.")] = "best",
     base: Annotated[
-        str | None, typer.Option(help="Name or path of the original model to record in the adapter.")
+        str | None,
+        typer.Option(help="Name or path of the original model to record in the adapter."),
     ] = None,
 ) -> None:
     """Write a PEFT folder that stock PeftModel.from_pretrained loads on the original model."""
@@ -209,9 +247,13 @@ def export(
     _print(str(out))
 
 
-@app.command(epilog=_examples("train best/trial.yaml --out again", "train trial.yaml --out one --json"))
+@app.command(
+    epilog=_examples("train best/trial.yaml --out again", "train trial.yaml --out one --json")
+)
 def train(
-    trial: Annotated[Path, typer.Argument(help="A trial file, as export writes it.", metavar="TRIAL.yaml")],
+    trial: Annotated[
+        Path, typer.Argument(help="A trial file, as export writes it.", metavar="TRIAL.yaml")
+    ],
     out: Annotated[Path, typer.Option(help="Folder to write; must not exist.")],
     as_json: Annotated[bool, typer.Option("--json", help="End with the result as JSON.")] = False,
 ) -> None:
@@ -227,7 +269,9 @@ def train(
     if as_json:
         _print(json.dumps(result, indent=1))
     elif result["feasible"]:
-        _print(f"{config.selection.metric} = {result['value']:.4f} at step {result['step']}; adapter in {out}/adapter")
+        _print(
+            f"{config.selection.metric} = {result['value']:.4f} at step {result['step']}; adapter in {out}/adapter"
+        )
     if not result["feasible"]:
         _say(f"no feasible probe: {result['reason']}")
         raise typer.Exit(NO_FEASIBLE)
@@ -255,7 +299,10 @@ def doctor(
         _print(json.dumps([vars(c) for c in checks], indent=1))
     else:
         for check in checks:
-            _print(f"{check.status:5} {check.name}: {check.found}" + (f"; {check.fix}" if check.fix else ""))
+            _print(
+                f"{check.status:5} {check.name}: {check.found}"
+                + (f"; {check.fix}" if check.fix else "")
+            )
     if any(c.status == "error" for c in checks):
         raise typer.Exit(REFUSED)
 

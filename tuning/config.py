@@ -240,7 +240,9 @@ class SweepSpec(Section):
                         f"space.{name}: the grid sampler needs a step for a float range (or categorical)"
                     )
                 if dimension.when:
-                    problems.append(f"space.{name}: the grid sampler takes no conditional parameter")
+                    problems.append(
+                        f"space.{name}: the grid sampler takes no conditional parameter"
+                    )
             for i, start in enumerate(self.start_from):
                 absent = [name for name in self.space if name not in start.values]
                 if absent:
@@ -367,7 +369,9 @@ def set_dotted(values: dict[str, Any], key: str, value: Any, *, where: str) -> N
     """
     head, _, rest = key.partition(".")
     if head == "space" and rest:
-        raise ConfigError(where, [f"--set {key}: change the search space in the file, not by --set"])
+        raise ConfigError(
+            where, [f"--set {key}: change the search space in the file, not by --set"]
+        )
     *parents, last = key.split(".")
     place = values
     for parent in parents:

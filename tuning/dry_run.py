@@ -41,8 +41,10 @@ def show_dry_run(spec: SweepSpec, run_dir: Path, *, as_json: bool) -> None:
         print(json.dumps(record, indent=1))  # noqa: T201
         return
     console = Console()
-    console.print(f"sweep {spec.name} -> {run_dir}: {spec.budget.trials} trials of at most "
-                  f"{spec.budget.max_steps} steps, {concurrent} at a time, sampler {spec.sampler.name}")
+    console.print(
+        f"sweep {spec.name} -> {run_dir}: {spec.budget.trials} trials of at most "
+        f"{spec.budget.max_steps} steps, {concurrent} at a time, sampler {spec.sampler.name}"
+    )
     table = Table(box=None, pad_edge=False)
     for name in ("searched field", "range", "why"):
         table.add_column(name)

@@ -28,7 +28,7 @@ def export_trial(run: Run, trial: TrialRecord, out: Path, *, base: str | None) -
         base: Name or path of the original model to record instead of the one the run used.
 
     Raises:
-        UserError: If the trial has no adapter, or the folder exists.
+        UserError: If the trial has no adapter, its files are gone, or the folder exists.
     """
     if trial.adapter is None:
         raise UserError(
@@ -38,6 +38,10 @@ def export_trial(run: Run, trial: TrialRecord, out: Path, *, base: str | None) -
     if out.exists():
         raise UserError(f"--out: {out} exists already; give a new folder")
     source = run.path / trial.adapter
+    if not (source / "adapter_model.safetensors").is_file():
+        raise UserError(
+            f"{source}: the adapter is not there; was the run copied without its trials?"
+        )
     out.mkdir(parents=True)
     shutil.copyfile(source / "adapter_model.safetensors", out / "adapter_model.safetensors")
     config = json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))

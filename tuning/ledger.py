@@ -21,7 +21,7 @@ from tuning.config import Choice, Dimension, SamplerSpec, SweepSpec
 from tuning.objective import Outcome
 from tuning.pruning import ATTEMPT, guard_key, make_pruner
 from tuning.records import LEDGER_FILE
-from tuning.space import is_active, ordered_dimensions
+from tuning.space import bind, corner_proposals, is_active, ordered_dimensions
 
 STUDY = "sweep"
 
@@ -38,6 +38,8 @@ class Ledger:
     def __init__(self, run_dir: Path, spec: SweepSpec, *, create: bool) -> None:
         """Open the study of ``run_dir``, or create it with the starting points enqueued."""
         self._spec = spec
+        proposal = next(iter(corner_proposals(spec)))
+        self._selection = bind(spec, proposal, where="sweep").selection  # the same for every trial
         self._pruner = make_pruner(spec.pruning, max_steps=spec.budget.max_steps)
         storage = optuna.storages.RDBStorage(
             f"sqlite:///{(run_dir / LEDGER_FILE).resolve()}",
@@ -88,7 +90,7 @@ class Ledger:
         A step already in the study (from an earlier attempt, or from before a crash) is not reported
         again.
         """
-        trial, selection = self._trial(number), self._selection
+        trial = self._trial(number)
         probe = probes[-1]
         watched = self._spec.pruning.retain.metrics if self._spec.pruning.retain else ()
         trial.set_user_attr(
@@ -96,10 +98,12 @@ class Ledger:
         )
         trial.set_user_attr("step", probe.step)
         if probe.step not in self._frozen(number).intermediate_values:
-            trial.report(running_score(probes, selection), probe.step)
+            trial.report(running_score(probes, self._selection), probe.step)
         return self._pruner.verdict(self._study, self._frozen(number))
 
-    def finish(self, number: int, outcome: Outcome, *, adapter: str | None, duration_s: float) -> None:
+    def finish(
+        self, number: int, outcome: Outcome, *, adapter: str | None, duration_s: float
+    ) -> None:
         """Tell a trial once. Repeating the same is harmless.
 
         Raises:
@@ -166,20 +170,15 @@ class Ledger:
         """What :meth:`set_note` recorded, or ``None``."""
         return self._study.user_attrs.get(key)
 
-    @property
-    def _selection(self) -> Any:
-        from tuning.space import bind, corner_proposals
-
-        if not hasattr(self, "_cached_selection"):
-            proposal = next(iter(corner_proposals(self._spec)))
-            self._cached_selection = bind(self._spec, proposal, where="sweep").selection
-        return self._cached_selection
-
     def _is_fitted(self) -> bool:
         sampler = self._spec.sampler
         if sampler.name in ("random", "grid", "qmc"):
             return False
-        states = (TrialState.COMPLETE,) if sampler.name == "gp" else (TrialState.COMPLETE, TrialState.PRUNED)
+        states = (
+            (TrialState.COMPLETE,)
+            if sampler.name == "gp"
+            else (TrialState.COMPLETE, TrialState.PRUNED)
+        )
         finished = self._study.get_trials(deepcopy=False, states=states)
         return len(finished) >= sampler.n_startup_trials
 
@@ -260,5 +259,3 @@ def suggest(trial: Trial, name: str, dimension: Dimension) -> Choice:
     assert dimension.float_range is not None  # Dimension checks it
     f = dimension.float_range
     return trial.suggest_float(name, f.low, f.high, log=f.log, step=f.step)
-
-

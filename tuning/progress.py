@@ -154,7 +154,10 @@ class Progress:
         table.add_column("parameters", overflow="ellipsis", no_wrap=True)
         for number, (began, probe) in sorted(self._running.items()):
             m = probe.metrics if probe else {}
-            cells = [_number(m.get(k)) for k in (self._spec.objective.metric, "retain_drop", "general_drop")]
+            cells = [
+                _number(m.get(k))
+                for k in (self._spec.objective.metric, "retain_drop", "general_drop")
+            ]
             step = f"{probe.step if probe else 0}/{self._spec.budget.max_steps}"
             table.add_row(str(number), step, *cells, parameters(began.params))
         states = [e.outcome.state for e in self._ended]
@@ -172,7 +175,9 @@ class Progress:
                 f"best so far: trial {best.number}, {self._spec.objective.metric} "
                 f"{best.outcome.value:.3f} at step {best.outcome.step}"
             )
-        return Group(head, summary, table, Text(self._last, style="dim", overflow="ellipsis", no_wrap=True))
+        return Group(
+            head, summary, table, Text(self._last, style="dim", overflow="ellipsis", no_wrap=True)
+        )
 
 
 def _number(value: float | None) -> str:

@@ -133,7 +133,9 @@ def load_run(run_dir: Path) -> Run:
         trials, notes = _read(ledger)
     except sqlite3.DatabaseError as err:
         if _code(err) == sqlite3.SQLITE_BUSY:
-            raise UserError(f"{ledger}: the ledger is being written; try again in a moment") from err
+            raise UserError(
+                f"{ledger}: the ledger is being written; try again in a moment"
+            ) from err
         raise UserError(
             f"{ledger}: the ledger cannot be read: {err}; nothing was changed, restore it from a copy"
         ) from err
@@ -199,7 +201,9 @@ def _records(database: sqlite3.Connection) -> tuple[tuple[TrialRecord, ...], dic
         for key, text in database.execute("SELECT key, value_json FROM study_user_attributes")
     }
     attributes: dict[int, dict[str, Any]] = {}
-    query = "SELECT trial_id, key, value_json FROM trial_user_attributes WHERE key NOT LIKE 'guard:%'"
+    query = (
+        "SELECT trial_id, key, value_json FROM trial_user_attributes WHERE key NOT LIKE 'guard:%'"
+    )
     for trial_id, key, text in database.execute(query):
         attributes.setdefault(trial_id, {})[key] = _value(json.loads(text))
     rows = database.execute("SELECT trial_id, number, state FROM trials ORDER BY number").fetchall()

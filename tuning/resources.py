@@ -25,7 +25,9 @@ class Cluster:
     @classmethod
     def this_machine(cls) -> "Cluster":
         """Cores that this process may use, and GPUs that the driver lists."""
-        return cls(cpus=len(os.sched_getaffinity(0)), gpus=len(list(Path("/dev").glob("nvidia[0-9]*"))))
+        return cls(
+            cpus=len(os.sched_getaffinity(0)), gpus=len(list(Path("/dev").glob("nvidia[0-9]*")))
+        )
 
     @classmethod
     def from_ray(cls, resources: Mapping[str, float]) -> "Cluster":
@@ -91,7 +93,11 @@ def free_disk_gib(path: Path) -> float:
 
 
 def estimate(
-    spec: SweepSpec, cluster: Cluster, *, shape: Mapping[str, int] | None, seconds_per_step: float | None
+    spec: SweepSpec,
+    cluster: Cluster,
+    *,
+    shape: Mapping[str, int] | None,
+    seconds_per_step: float | None,
 ) -> Estimate:
     """Estimate a sweep.
 
@@ -110,7 +116,9 @@ def estimate(
         adapter = rank * shape["linear_in_plus_out"]
         batch = spec.batch.get("micro_batch_size") or spec.batch.get("global_batch_size") or 8
         tokens = 2 * batch * max(s.get("max_tokens", 256) for s in _sources(spec))
-        logits = 4 * tokens * shape["vocabulary"] * 4  # float32, softmax and gradient beside the logits
+        logits = (
+            4 * tokens * shape["vocabulary"] * 4
+        )  # float32, softmax and gradient beside the logits
         frozen = 2 if spec.engine.get("dtype") == "bf16" else 4
         ranks = spec.resources.ranks_per_trial
         process = 0.7 * 2**30  # interpreter with torch, deepspeed and transformers

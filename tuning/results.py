@@ -45,7 +45,9 @@ def excess(trial: TrialRecord) -> float:
 def ranked(run: Run) -> list[TrialRecord]:
     """Finished trials, best first: feasible ones by value, then the others by value."""
     judged = [t for t in run.trials if t.value is not None and math.isfinite(t.value)]
-    return sorted(judged, key=lambda t: (not is_candidate(t), not t.feasible, -(t.value or 0.0), t.number))
+    return sorted(
+        judged, key=lambda t: (not is_candidate(t), not t.feasible, -(t.value or 0.0), t.number)
+    )
 
 
 def is_candidate(trial: TrialRecord) -> bool:

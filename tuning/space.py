@@ -43,7 +43,9 @@ def ordered_dimensions(spec: SweepSpec) -> dict[str, Dimension]:
     while waiting:
         ready = [n for n, d in waiting.items() if all(p not in waiting for p in d.when)]
         if not ready:
-            raise ConfigError("space", [f"{', '.join(waiting)}: conditions in `when` form a circle"])
+            raise ConfigError(
+                "space", [f"{', '.join(waiting)}: conditions in `when` form a circle"]
+            )
         for name in ready:
             ordered[name] = waiting.pop(name)
     return ordered
@@ -95,9 +97,7 @@ def space_problems(spec: SweepSpec) -> list[str]:
         problems += _condition_problems(name, dimension, spec)
         section, _, field = name.partition(".")
         if field and field in spec.fixed_values().get(section, {}) and section != "engine":
-            problems.append(
-                f"space.{name}: is also fixed by {name}; remove one of the two"
-            )
+            problems.append(f"space.{name}: is also fixed by {name}; remove one of the two")
     for i, start in enumerate(spec.start_from):
         problems += _start_problems(f"start_from.{i}", start.values, spec)
     if problems:
@@ -264,7 +264,10 @@ def _start_problems(place: str, values: Proposal, spec: SweepSpec) -> list[str]:
 
 def _contains(dimension: Dimension, value: Choice) -> bool:
     if dimension.categorical is not None:
-        return any(value == c and isinstance(value, bool) == isinstance(c, bool) for c in dimension.categorical)
+        return any(
+            value == c and isinstance(value, bool) == isinstance(c, bool)
+            for c in dimension.categorical
+        )
     range_ = dimension.float_range or dimension.int_range
     assert range_ is not None  # Dimension checks it
     if isinstance(value, bool | str):

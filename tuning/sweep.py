@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import signal
+import socket
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -43,6 +44,7 @@ FINALISTS = 3
 
 _PACKAGES = ("unlearn-tune", "torch", "ray", "optuna", "deepspeed", "peft", "transformers")
 _OBJECT_STORE_BYTES = 100 * 2**20
+_KNOCK_TIMEOUT_S = 5.0
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error
@@ -175,8 +177,9 @@ def refuse_changed(spec: SweepSpec, run: records.Run) -> None:
 def _changes(spec: SweepSpec, run: records.Run) -> list[str]:
     before, now = run.spec.binding(), spec.binding()
     now["engine"] = {**now["engine"]}
-    if now["engine"].get("dtype", "auto") == "auto":  # resolved when the run began
-        now["engine"]["dtype"] = before["engine"]["dtype"]
+    for key in ("dtype", "device"):  # resolved when the run began
+        if now["engine"].get(key, "auto") == "auto" and key in before["engine"]:
+            now["engine"][key] = before["engine"][key]
     return specification_changes(before, now)
 
 
@@ -298,7 +301,8 @@ def _report_finalists(spec: SweepSpec, run_dir: Path, ledger: Ledger, log: Event
         return
     log.emit(Reporting(numbers=tuple(t.number for t in finalists)))
     work = [
-        (bind(spec, t.params, where=f"trial {t.number}"), run_dir / str(t.adapter)) for t in finalists
+        (bind(spec, t.params, where=f"trial {t.number}"), run_dir / str(t.adapter))
+        for t in finalists
     ]
     measured = _on_a_rank(spec, _measure_finalists, work)
     for trial, metrics in zip(finalists, measured, strict=True):
@@ -359,8 +363,9 @@ def _ray(spec: SweepSpec, launch: Launch) -> Iterator[int]:
         )
     else:
         try:
+            _knock(launch.address)
             ray.init(address=launch.address, runtime_env=_code(), **common)
-        except (ConnectionError, ValueError, RuntimeError, TimeoutError) as err:
+        except (OSError, ValueError, RuntimeError) as err:
             first = (str(err).strip().splitlines() or [type(err).__name__])[0]
             raise UserError(
                 f"--address {launch.address}: the cluster does not answer: {first}; check the address, that "
@@ -374,6 +379,13 @@ def _ray(spec: SweepSpec, launch: Launch) -> Iterator[int]:
         )
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Fail at once where nobody listens: Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=_KNOCK_TIMEOUT_S).close()
 
 
 def _code() -> dict[str, Any]:

@@ -36,7 +36,7 @@ class Rank:
         """Open the meeting point of ``size`` ranks on this rank's machine."""
         from core.engine import Rendezvous
 
-        self._meeting = Rendezvous(size)
+        self._meeting = Rendezvous(size, host=ray.util.get_node_ip_address())
         return self._meeting.host, self._meeting.port
 
     def join(self, rank: int, size: int, host: str, port: int, config: TrialConfig) -> None:
@@ -123,9 +123,7 @@ class UnlearningTrial(tune.Trainable):
         group = ray.util.get_current_placement_group()
         ranks = [start_rank(self._resources, group, bundle=i) for i in range(size)]
         host, port = ray.get(ranks[0].open.remote(size))
-        ray.get(
-            [r.join.remote(i, size, host, port, self._config) for i, r in enumerate(ranks)]
-        )
+        ray.get([r.join.remote(i, size, host, port, self._config) for i, r in enumerate(ranks)])
         return ranks
 
     def _on_all(self, method: str, *args: Any) -> list[Any]:
@@ -177,6 +175,4 @@ def placement(resources: ResourcesSpec) -> tune.PlacementGroupFactory:
     bundle = {"CPU": float(resources.cpus_per_rank)}
     if resources.gpus_per_rank:
         bundle["GPU"] = float(resources.gpus_per_rank)
-    return tune.PlacementGroupFactory(
-        [{}] + [bundle] * resources.ranks_per_trial, strategy="PACK"
-    )
+    return tune.PlacementGroupFactory([{}] + [bundle] * resources.ranks_per_trial, strategy="PACK")

@@ -103,7 +103,9 @@ def best_table(run: Run, *, top: int) -> Group:
             parameters(trial.params),
         )
     base = run.notes.get("baseline", {})
-    legend = "* on the Pareto front of objective and largest constraint excess   ! breaks a constraint"
+    legend = (
+        "* on the Pareto front of objective and largest constraint excess   ! breaks a constraint"
+    )
     target = (
         f"untouched model: forget accuracy {base['forget_accuracy']:.3f}, approximate set "
         f"{base['approximate_accuracy']:.3f} (the target)"
@@ -123,7 +125,8 @@ def trial_text(run: Run, trial: TrialRecord) -> Group:
     lines = [
         f"trial {trial.number} of {run.name}: {trial.state}",
         f"proposed by: {proposed}",
-        f"attempts: {trial.attempt}" + (f", {duration(trial.duration_s)}" if trial.duration_s else ""),
+        f"attempts: {trial.attempt}"
+        + (f", {duration(trial.duration_s)}" if trial.duration_s else ""),
         f"why it ended: {trial.stopped_by or '-'}: {trial.reason or 'it has not'}",
         "parameters:",
         *(f"  {name} = {value}" for name, value in trial.params.items()),

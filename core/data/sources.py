@@ -103,7 +103,9 @@ def _paragraphs(path: Path, role: str) -> Iterator[Mapping[str, Any]]:
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as err:
-        raise DataError(f"data.{role}: {path} is not UTF-8: {err.reason} at byte {err.start}") from err
+        raise DataError(
+            f"data.{role}: {path} is not UTF-8: {err.reason} at byte {err.start}"
+        ) from err
     for paragraph in re.split(r"\n\s*\n", text):
         if paragraph.strip():
             yield {"text": " ".join(paragraph.split())}
@@ -147,7 +149,9 @@ def _to_row(record: Mapping[str, Any], config: SourceConfig, where: str) -> Row:
             )
         value = record[name]
         if not isinstance(value, str) or not value.strip():
-            raise DataError(f"{where}: field {name!r} must be text that is not blank, got {value!r}")
+            raise DataError(
+                f"{where}: field {name!r} must be text that is not blank, got {value!r}"
+            )
         return value
 
     fields = config.fields

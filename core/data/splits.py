@@ -86,4 +86,3 @@ def _refuse_overlap(rows: dict[str, list[Row]], config: DataConfig) -> None:
                     f"data.{role}: {source.source} shares a row with data.{other}: "
                     f"{row.answer[:60]!r}; the sets must not overlap, remove it from one"
                 )
-

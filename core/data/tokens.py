@@ -118,4 +118,6 @@ def reading_order(rows: Sequence[TokenRow], *, seed: int, purpose: str) -> Itera
 
 
 def _hash(rows: Sequence[TokenRow]) -> str:
-    return hashlib.sha256(repr([(row.ids, row.n_context) for row in rows]).encode()).hexdigest()[:16]
+    return hashlib.sha256(repr([(row.ids, row.n_context) for row in rows]).encode()).hexdigest()[
+        :16
+    ]

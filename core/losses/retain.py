@@ -54,6 +54,6 @@ def kl_loss(logits_BTV: Tensor, reference_logits_BTV: Tensor, labels_BT: Tensor)
     reference_NV, _ = align(reference_logits_BTV.detach(), labels_BT)
     log_p = torch.log_softmax(logits_NV, dim=-1)
     log_reference = torch.log_softmax(reference_NV, dim=-1)
-    return torch.nn.functional.kl_div(
-        log_p, log_reference, reduction="sum", log_target=True
-    ) / len(log_p)
+    return torch.nn.functional.kl_div(log_p, log_reference, reduction="sum", log_target=True) / len(
+        log_p
+    )

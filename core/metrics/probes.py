@@ -40,7 +40,11 @@ def token_sums(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
     nll = torch.nn.functional.cross_entropy(logits_NV, targets_N, reduction="sum")
     correct = (logits_NV.argmax(dim=-1) == targets_N).sum()
     return torch.stack(
-        [nll.double(), correct.double(), torch.tensor(float(len(targets_N))).double().to(nll.device)]
+        [
+            nll.double(),
+            correct.double(),
+            torch.tensor(float(len(targets_N))).double().to(nll.device),
+        ]
     )
 
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ import pytest
 import torch
 import yaml
 
-from core.models import model_identity
 from core.config import ModelConfig
+from core.models import model_identity
 from tuning.records import Run, load_run
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
@@ -65,7 +65,9 @@ class Sweeper:
         """Run ``unlearn-tune ...`` to its end and return what it printed."""
         process = self.start(*arguments)
         out, err = process.communicate(timeout=500)
-        assert process.returncode == expect, f"{arguments} ended with {process.returncode}:\n{out}\n{err}"
+        assert process.returncode == expect, (
+            f"{arguments} ended with {process.returncode}:\n{out}\n{err}"
+        )
         assert "Traceback" not in err, err
         return out
 
@@ -223,7 +225,9 @@ def test_a_signal_ends_cleanly_and_prints_the_command_that_resumes(
 
 def test_a_trial_whose_process_dies_is_tried_again_under_its_number(sweeper: Sweeper) -> None:
     sweeper.write({"budget": {"trials": 3, "max_steps": 30}, "start_from": []})
-    process = sweeper.start("sweep", "sweep.yaml", "--set", "pruning.retain=null", "--set", "stop.past_target=null")
+    process = sweeper.start(
+        "sweep", "sweep.yaml", "--set", "pruning.retain=null", "--set", "stop.past_target=null"
+    )
     sweeper.wait_for("tiny", "TrialProbed", 1, process)
     ranks = [
         p

@@ -56,7 +56,9 @@ def spec_of(**changes: Any) -> SweepSpec:
     return parse_sweep(values | changes, where="test")
 
 
-def probe(step: int, closure: float, drop: float = 0.0, stopped_by: StoppedBy | None = None) -> Probe:
+def probe(
+    step: int, closure: float, drop: float = 0.0, stopped_by: StoppedBy | None = None
+) -> Probe:
     metrics = {
         "forget_closure": closure,
         "retain_drop": drop,
@@ -77,7 +79,9 @@ def closure(params: Params) -> float:
     return 1.0 - 0.5 * distance - 0.1 * (params["adapter.rank"] != 16)
 
 
-def run_trial(ledger: Ledger, spec: SweepSpec, value: Callable[[Params], float] = closure) -> Params:
+def run_trial(
+    ledger: Ledger, spec: SweepSpec, value: Callable[[Params], float] = closure
+) -> Params:
     """Ask, report a rising series (with damage at large rates), and finish."""
     number, params = ledger.ask()
     attempt = ledger.begin_attempt(number)
@@ -146,7 +150,9 @@ def test_starting_points_come_first_and_are_marked(tmp_path: Path) -> None:
         {"source": "b", "values": {"adapter.rank": 8}},
     ]
     spec = spec_of(
-        start_from=starts, sampler={"name": "tpe", "n_startup_trials": 3}, budget={"trials": 5, "max_steps": 1}
+        start_from=starts,
+        sampler={"name": "tpe", "n_startup_trials": 3},
+        budget={"trials": 5, "max_steps": 1},
     )
     ledger = Ledger(tmp_path, spec, create=True)
     params = [run_trial(ledger, spec) for _ in range(4)]
@@ -174,7 +180,10 @@ def test_a_starting_point_keeps_its_number_when_the_ledger_is_reopened(tmp_path:
 
 def test_a_conditional_field_is_proposed_under_its_condition_only(tmp_path: Path) -> None:
     space = {
-        "fisher.exponent": {"float": {"low": 0.0, "high": 1.0}, "when": {"method.adapter_init": "fila"}}
+        "fisher.exponent": {
+            "float": {"low": 0.0, "high": 1.0},
+            "when": {"method.adapter_init": "fila"},
+        }
         | WHY,
         "method.adapter_init": {"categorical": ["lora", "fila"]} | WHY,
     }
@@ -198,10 +207,15 @@ def test_a_conditional_field_is_proposed_under_its_condition_only(tmp_path: Path
 def test_qmc_draws_a_conditional_field_anew_for_each_trial(tmp_path: Path) -> None:
     space = {
         "method.adapter_init": {"categorical": ["lora", "fila"]} | WHY,
-        "fisher.exponent": {"float": {"low": 0.0, "high": 1.0}, "when": {"method.adapter_init": "fila"}}
+        "fisher.exponent": {
+            "float": {"low": 0.0, "high": 1.0},
+            "when": {"method.adapter_init": "fila"},
+        }
         | WHY,
     }
-    start = [{"source": "x", "values": {"method.adapter_init": "lora"}}]  # the first has no exponent
+    start = [
+        {"source": "x", "values": {"method.adapter_init": "lora"}}
+    ]  # the first has no exponent
     spec = spec_of(
         space=space, start_from=start, sampler={"name": "qmc"}, budget={"trials": 7, "max_steps": 1}
     )
@@ -232,7 +246,10 @@ def test_a_grid_gives_each_point_once_also_across_reopening(tmp_path: Path) -> N
 def test_starting_points_count_beside_the_grid(tmp_path: Path) -> None:
     start = [{"source": "x", "values": {"optimizer.weight_decay": 0.2, "adapter.rank": 8}}]
     spec = spec_of(
-        space=GRID, start_from=start, sampler={"name": "grid"}, budget={"trials": 20, "max_steps": 1}
+        space=GRID,
+        start_from=start,
+        sampler={"name": "grid"},
+        budget={"trials": 20, "max_steps": 1},
     )
     ledger = Ledger(tmp_path, spec, create=True)
     points = ledger.n_points()
@@ -257,7 +274,11 @@ def test_the_guard_stops_after_its_patience(tmp_path: Path) -> None:
     assert ledger.report(number, attempt, series[:1]) is None
     verdict = ledger.report(number, attempt, series)
     assert verdict is not None
-    assert (verdict.stopped_by, verdict.metric, verdict.value) == ("retain_guard", "retain_drop", 0.3)
+    assert (verdict.stopped_by, verdict.metric, verdict.value) == (
+        "retain_guard",
+        "retain_drop",
+        0.3,
+    )
 
 
 def test_nan_in_a_guarded_metric_stops_at_once(tmp_path: Path) -> None:
@@ -279,7 +300,9 @@ def test_a_second_attempt_is_not_judged_by_the_first_ones_probes(tmp_path: Path)
     assert ledger.running() == [(number, ledger.running()[0][1], 2)]
     series = [probe(1, 0.3, 0.0), probe(2, 0.4, 0.2), probe(3, 0.5, 0.3)]
     assert ledger.report(number, second, series[:1]) is None
-    assert ledger.report(number, second, series[:2]) is None  # the first attempt's 0.2 does not count
+    assert (
+        ledger.report(number, second, series[:2]) is None
+    )  # the first attempt's 0.2 does not count
     assert ledger.report(number, second, series) is not None
 
 
@@ -346,7 +369,12 @@ def test_a_complete_trial_holds_value_constraints_and_reason(tmp_path: Path) -> 
     assert (trial.state.name, trial.value) == ("COMPLETE", 0.4)
     assert trial.constraints == pytest.approx({"retain_drop": -0.06, "general_drop": -0.1})
     found = trial.user_attrs
-    assert (found["stopped_by"], found["feasible"], found["step"], found["steps"]) == ("budget", True, 1, 2)
+    assert (found["stopped_by"], found["feasible"], found["step"], found["steps"]) == (
+        "budget",
+        True,
+        1,
+        2,
+    )
     assert (found["adapter"], found["duration_s"]) == ("trials/0000/attempt-1/adapter", 3.5)
     assert found["params"] == dict(params) == trial.params
 
@@ -416,7 +444,10 @@ def test_notes_are_kept(tmp_path: Path) -> None:
     spec = spec_of()
     ledger = Ledger(tmp_path, spec, create=True)
     ledger.set_note("identity", {"model": "sha256:1", "loss": math.nan})
-    assert Ledger(tmp_path, spec, create=False).note("identity") == {"model": "sha256:1", "loss": "nan"}
+    assert Ledger(tmp_path, spec, create=False).note("identity") == {
+        "model": "sha256:1",
+        "loss": "nan",
+    }
     assert ledger.note("nothing") is None
 
 

@@ -287,7 +287,10 @@ def test_a_wrong_file_is_refused(changes: Mapping[str, Any], expected: list[str]
             id="log-with-step",
         ),
         pytest.param(
-            "fisher.exponent", {}, "give exactly one of float, int, categorical, got none", id="none"
+            "fisher.exponent",
+            {},
+            "give exactly one of float, int, categorical, got none",
+            id="none",
         ),
         pytest.param(
             "fisher.exponent",
@@ -364,7 +367,9 @@ def test_what_is_searched_cannot_also_be_fixed() -> None:
 @pytest.mark.parametrize("field", ["global_batch_size", "micro_batch_size"])
 def test_a_batch_size_can_be_searched_without_naming_the_section(field: str) -> None:
     spec = spec_of(space={f"batch.{field}": {"categorical": [4, 8]} | WHY})
-    sizes = {bind(spec, p, where="test").batch_plan().global_batch_size for p in corner_proposals(spec)}
+    sizes = {
+        bind(spec, p, where="test").batch_plan().global_batch_size for p in corner_proposals(spec)
+    }
     assert sizes == {4, 8}
 
 
@@ -538,14 +543,18 @@ def test_the_message_counts_and_lists_the_problems() -> None:
     [
         pytest.param("name: a\nname: b\n", "key 'name' is given twice", id="duplicate-key"),
         pytest.param(
-            "space:\n  a: {why: x}\n  a: {why: y}\n", "key 'a' is given twice", id="nested-duplicate"
+            "space:\n  a: {why: x}\n  a: {why: y}\n",
+            "key 'a' is given twice",
+            id="nested-duplicate",
         ),
         pytest.param("- a\n- b\n", "a mapping is expected, got list", id="a-list"),
         pytest.param("just words\n", "a mapping is expected, got str", id="a-string"),
         pytest.param("", "a mapping is expected, got NoneType", id="empty"),
         pytest.param("a: [1, 2\n", "not YAML: ", id="broken"),
         pytest.param("a: !!python/object/apply:os.system [ls]\n", "not YAML: ", id="python-tag"),
-        pytest.param("# " + "x" * MAX_FILE_BYTES, f"exceeds {MAX_FILE_BYTES} bytes", id="too-large"),
+        pytest.param(
+            "# " + "x" * MAX_FILE_BYTES, f"exceeds {MAX_FILE_BYTES} bytes", id="too-large"
+        ),
     ],
 )
 def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str, expected: str) -> None:
@@ -604,7 +613,9 @@ def test_an_override_replaces_a_value(
     ("key", "expected"),
     [
         pytest.param("budjet.trials", "budjet: unknown key; did you mean 'budget'?", id="unknown"),
-        pytest.param("name.x", "--set name.x: 'name' holds a value, not a section", id="no-section"),
+        pytest.param(
+            "name.x", "--set name.x: 'name' holds a value, not a section", id="no-section"
+        ),
         pytest.param(
             "space.adapter.rank",
             "--set space.adapter.rank: change the search space in the file",
@@ -735,9 +746,7 @@ def test_a_proposal_that_is_no_trial_is_refused() -> None:
 
 
 @given(
-    st.lists(
-        st.sampled_from([4, 8, 16, 32]), min_size=1, max_size=4, unique=True
-    ),
+    st.lists(st.sampled_from([4, 8, 16, 32]), min_size=1, max_size=4, unique=True),
     st.floats(1e-6, 1e-3),
     st.floats(1.0, 100.0),
 )
@@ -786,7 +795,9 @@ def test_search_spaces_are_shipped() -> None:
 def test_a_shipped_file_binds_at_every_corner_and_gives_its_reasons(path: Path) -> None:
     assert {"schema", "space"} <= set(read_yaml(path))
     spec = load_sweep(path)
-    assert all(d.why.strip() and (d.source is None or d.source.strip()) for d in spec.space.values())
+    assert all(
+        d.why.strip() and (d.source is None or d.source.strip()) for d in spec.space.values()
+    )
     assert all(start.source.strip() for start in spec.start_from)
     for corner in corner_proposals(spec):
         bind(spec, corner, where=str(path))
