@@ -95,7 +95,10 @@ class DataConfig(Section):
     general: SourceConfig
     """Ordinary text of other domains; split into train, probe and report parts."""
     probe_rows: Positive = 32
-    """Rows of each probe part (retain, approximate, general); measured again and again during a trial."""
+    """Rows of the probe parts of retain and general set, measured again and again during a trial.
+
+    The approximate set is measured once: it has at least as many, and its further rows are halved.
+    """
     report_rows: Positive = 64
     """Rows of each report part; neither losses nor probes see them, finalists are reported on them."""
     split_seed: Annotated[int, Field(ge=0, lt=2**31)] = 0

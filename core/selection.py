@@ -147,7 +147,7 @@ def guard_verdict(
         value=last[worst],
         limit=guard.limit,
         reason=(
-            f"{worst} = {last[worst]:.3f}: above the limit {guard.limit:g} "
+            f"{worst} = {last[worst]:.3f} above the limit {guard.limit:g} "
             f"for {guard.patience} probes up to probe {len(series)}"
         ),
     )

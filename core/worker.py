@@ -71,16 +71,18 @@ class Bench:
             self._data[key] = tokenise_splits(splits, config.data, self.model(config).tokenizer)
         return self._data[key]
 
-    def verify(self, model: LoadedModel) -> str:
-        """Checksum of the base weights.
+    def checksum(self, model: LoadedModel) -> str:
+        """Checksum of the base weights when they were loaded; each trial verifies it when it ends."""
+        return self._checksums[id(model.network)]
+
+    def verify(self, model: LoadedModel) -> None:
+        """Compare the base weights with what was loaded.
 
         Raises:
-            IntegrityError: If they are no longer what was loaded.
+            IntegrityError: If they changed.
         """
-        found = weights_checksum(model.network)
-        if found != self._checksums[id(model.network)]:
+        if weights_checksum(model.network) != self.checksum(model):
             raise IntegrityError("the base model's weights changed during a trial")
-        return found
 
     def drop_model(self) -> None:
         """Forget a model that an engine has taken apart (ZeRO 3)."""
@@ -156,7 +158,6 @@ def probes(
     model, data = bench.model(config), bench.data(config)
     baseline = baseline_levels(config, bench, group, part="probe")
     factors = _agreed_factors(config, model, data, group)
-    base_checksum = bench.verify(model)
     adapter = DifferenceAdapter(
         model.network,
         factors,
@@ -176,7 +177,7 @@ def probes(
             max_steps=config.selection.max_steps,
             dtype=model.dtype,
         )
-        history.begin(baseline, adapter, base_checksum)
+        history.begin(baseline, adapter, bench.checksum(model))
         streams = _streams(config, data)
         target_nll = baseline["approximate"].nll
         for step in range(1, config.selection.max_steps + 1):

@@ -3,6 +3,7 @@
 Nothing heavy is imported at the top: ``--help``, ``status``, ``best`` and ``validate`` answer at once.
 """
 
+import errno
 import json
 import sys
 from collections.abc import Callable
@@ -42,25 +43,14 @@ def main() -> None:
     except UserError as err:
         _say(f"error: {err}")
         sys.exit(REFUSED)
-    except Exception as err:
-        if not _is_disk_full(err):
+    except OSError as err:
+        if err.errno != errno.ENOSPC:
             raise
         _say(
-            f"error: the disk is full ({err}); nothing finished is lost. Free some space, then go on with: "
-            "unlearn-tune resume RUN"
+            f"error: the disk is full ({err.filename}); nothing finished is lost. Free some space, then go "
+            "on with: unlearn-tune resume RUN"
         )
         sys.exit(FAILED)
-
-
-def _is_disk_full(err: BaseException | None) -> bool:
-    """Whether an error comes from a full disk: the system's, or SQLite's words for it."""
-    while err is not None:
-        if isinstance(err, OSError) and err.errno == errno.ENOSPC:
-            return True
-        if "database or disk is full" in str(err):
-            return True
-        err = err.__cause__ or err.__context__
-    return False
 
 
 def _examples(*lines: str) -> str:

@@ -4,6 +4,7 @@ The driver alone writes it. Every state change is one call here, idempotent wher
 Reading without Optuna is in :mod:`tuning.records`.
 """
 
+import errno
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import optuna
+import sqlalchemy
 from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, Trial, TrialState
 
@@ -45,6 +47,7 @@ class Ledger:
             f"sqlite:///{(run_dir / LEDGER_FILE).resolve()}",
             engine_kwargs={"connect_args": {"timeout": 60}},
         )
+        sqlalchemy.event.listen(storage.engine, "handle_error", _raise_disk_full)
         arguments: dict[str, Any] = {
             "study_name": STUDY,
             "storage": storage,
@@ -187,6 +190,13 @@ class Ledger:
 
     def _frozen(self, number: int) -> FrozenTrial:
         return self._study.get_trials(deepcopy=False)[number]
+
+
+def _raise_disk_full(context: sqlalchemy.engine.ExceptionContext) -> None:
+    """Say in the system's own way what SQLite says in words."""
+    if "disk is full" in str(context.original_exception):
+        place = context.engine.url.database if context.engine is not None else None
+        raise OSError(errno.ENOSPC, "the disk is full", place)
 
 
 def make_sampler(spec: SweepSpec, *, number: int) -> optuna.samplers.BaseSampler:

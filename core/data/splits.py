@@ -51,7 +51,6 @@ def _cut(role: str, rows: Sequence[Row], config: DataConfig) -> dict[str, tuple[
     order = list(rows)
     random.Random(derive_seed(config.split_seed, "split", role)).shuffle(order)  # noqa: S311
     n_probe, n_report = config.probe_rows, config.report_rows
-    has_train = role != "approximate"
     needed = n_probe + n_report + (1 if role == "retain" else 0)
     if len(order) < needed:
         raise DataError(
@@ -59,11 +58,14 @@ def _cut(role: str, rows: Sequence[Row], config: DataConfig) -> dict[str, tuple[
             f"{' and at least one to train on' if role == 'retain' else ''} need {needed} distinct rows, "
             f"got {len(order)}; give more rows, or lower data.probe_rows or data.report_rows"
         )
+    left = len(order) - n_probe - n_report
+    if role == "approximate":  # never trained on, and measured once: every row serves
+        n_probe, n_report = n_probe + left // 2, n_report + left - left // 2
     parts = {
         f"{role}_probe": tuple(order[:n_probe]),
         f"{role}_report": tuple(order[n_probe : n_probe + n_report]),
     }
-    if has_train:
+    if role != "approximate":
         parts[f"{role}_train"] = tuple(order[n_probe + n_report :])
     return parts
 

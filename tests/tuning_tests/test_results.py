@@ -92,6 +92,14 @@ def test_a_tie_goes_to_the_earlier_trial(sample_run: Run) -> None:
     assert numbers(ranked(run)) == [1, 2, 0]
 
 
+def test_a_trial_that_a_ranking_pruner_stopped_is_never_the_best(sample_run: Run) -> None:
+    stopped = record(0, 0.9, state="PRUNED", stopped_by="ranking_pruner")
+    run = replace(sample_run, trials=(stopped, record(1, 0.1), record(2, -1.3, 0.3)))
+    assert numbers(ranked(run)) == [1, 0, 2]
+    assert best(run) == run.trials[1]
+    assert best(replace(run, trials=(stopped,))) is None
+
+
 def test_the_best_trial_is_feasible_or_none(sample_run: Run) -> None:
     first = best(sample_run)
     assert first is not None and first.number == 0 and first.value == pytest.approx(0.9)
