@@ -68,11 +68,16 @@ class DifferenceLinear(lora.Linear):
         result = cast(Tensor, self.base_layer(x, *args, **kwargs))
         if self.disable_adapters:
             return result
+        scaling = float(self.scaling[ADAPTER])
         moved: Tensor = self.moved_a(x)
         difference: Tensor = self.moved_b(moved + F.linear(x, self.initial_a))
-        if self.initial_b is not None:
-            difference = difference + F.linear(moved, self.initial_b)
-        return result + float(self.scaling[ADAPTER]) * difference
+        result = torch.add(result, difference, alpha=scaling)
+        if self.initial_b is None:
+            return result
+        flat = torch.addmm(  # product, scaling and sum in one pass over the outputs
+            result.flatten(0, -2), moved.flatten(0, -2), self.initial_b.T, alpha=scaling
+        )
+        return flat.view_as(result)
 
 
 class DifferenceAdapter:

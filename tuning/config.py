@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from core.config import (
     ConstraintConfig,
@@ -74,6 +81,8 @@ def _check_range(value: FloatRange | IntRange) -> None:
 
 Choice = bool | int | float | str
 
+Reason = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+
 
 class Dimension(Section):
     """One searched field: exactly one of ``float``, ``int``, ``categorical``, and why this range."""
@@ -84,7 +93,7 @@ class Dimension(Section):
     """An integer range."""
     categorical: Annotated[tuple[Choice, ...] | None, Field(min_length=1)] = None
     """Choices without an order."""
-    why: Annotated[str, Field(min_length=1)]
+    why: Reason
     """Why this range: required."""
     source: str | None = None
     """Where the range comes from."""
@@ -112,7 +121,7 @@ class Dimension(Section):
 class StartingPoint(Section):
     """A configuration tried before the sampler proposes any."""
 
-    source: Annotated[str, Field(min_length=1)]
+    source: Reason
     """Where it comes from: required."""
     values: dict[str, Choice]
     """A value for each searched field; those left out are sampled."""
