@@ -36,7 +36,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@touch $@
 
 demo: setup ## sweep the shipped model, or go on where the demo stopped; then best and report
-	@if [ -d $(DEMO_RUN) ]; then $(BIN)/unlearn-tune resume $(DEMO_RUN); \
+	@if [ -f $(DEMO_RUN)/ledger.db ]; then $(BIN)/unlearn-tune resume $(DEMO_RUN); \
 	else $(BIN)/unlearn-tune sweep search_spaces/demo.yaml --name demo; fi
 	@$(BIN)/unlearn-tune best $(DEMO_RUN)
 	@$(BIN)/unlearn-tune report $(DEMO_RUN)

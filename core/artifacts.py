@@ -17,6 +17,9 @@ from torch import Tensor
 from core.cache import cache_root
 from core.commit import commit, commit_json
 
+VERSIONS: Mapping[str, int] = {"baselines": 1, "fisher": 1, "importance": 1, "factors": 1}
+"""Raised when the computation of a kind changes: the cache outlives releases."""
+
 
 def content_key(determinants: Mapping[str, Any]) -> str:
     """Hash of the canonical JSON of everything that determines an artifact, 32 hex digits."""
@@ -28,7 +31,7 @@ def tensors(
     kind: str, determinants: Mapping[str, Any], make: Callable[[], dict[str, Tensor]]
 ) -> dict[str, Tensor]:
     """Tensors from the cache, made first if they are not there."""
-    path = _folder(kind) / f"{content_key(determinants)}.safetensors"
+    path = _folder(kind) / f"{_key(kind, determinants)}.safetensors"
 
     def make_file() -> None:
         made = {name: tensor.detach().cpu().contiguous() for name, tensor in make().items()}
@@ -42,7 +45,7 @@ def record(
     kind: str, determinants: Mapping[str, Any], make: Callable[[], dict[str, float]]
 ) -> dict[str, float]:
     """Named numbers from the cache, measured first if they are not there."""
-    path = _folder(kind) / f"{content_key(determinants)}.json"
+    path = _folder(kind) / f"{_key(kind, determinants)}.json"
     _make_once(path, lambda: commit_json(path, make()))
     loaded: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
     return loaded
@@ -57,6 +60,10 @@ def folder(kind: str, name: str, make: Callable[[Path], None]) -> Path:
 
     _make_once(path, make_folder)
     return path
+
+
+def _key(kind: str, determinants: Mapping[str, Any]) -> str:
+    return content_key({"version": VERSIONS[kind], **determinants})
 
 
 def _folder(kind: str) -> Path:

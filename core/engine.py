@@ -174,27 +174,21 @@ class Engine(Gather):
         model: nn.Module = self._engine.module
         return model
 
-    def step(self, micro_losses: Iterable[Callable[[], Tensor]]) -> float:
+    def step(self, micro_losses: Iterable[Callable[[], Tensor]]) -> None:
         """One optimiser step.
 
         Args:
             micro_losses: One thunk for each micro-batch of this rank. Each gives this micro-batch's
                 *share* of the global loss: the shares of all micro-batches and ranks add up to it.
-
-        Returns:
-            This rank's sum of shares. DeepSpeed averages over micro-batches and ranks; that is undone
-            here, so that the gradient is the one of the sum.
+                DeepSpeed averages over micro-batches and ranks; that is undone here, so that the
+                gradient is the one of the sum.
         """
         self._set_learning_rate()
         averaged_over = self._plan.gradient_accumulation_steps * self._plan.ranks
-        total = 0.0
         for compute in micro_losses:
-            share = compute()
-            total += float(share.detach())
-            self._engine.backward(share * averaged_over)
+            self._engine.backward(compute() * averaged_over)
             self._engine.step()
         self._step += 1
-        return total
 
     def _set_learning_rate(self) -> None:
         config = self._optimizer_config

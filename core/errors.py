@@ -39,9 +39,5 @@ class NothingToForgetError(DataError):
     """The forget set does not stand out from the approximate set, so there is no target to reach."""
 
 
-class DivergenceError(Exception):
-    """A loss or metric is no longer finite. It prunes the trial; it is never turned into a score."""
-
-
 class IntegrityError(Exception):
     """Something that must never change did: base weights, a committed file, a recorded hash."""

@@ -5,13 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.multiprocessing.spawn import spawn
 
 from core.config import TrialConfig
-from core.engine import Rendezvous, join
+from core.engine import Group, Rendezvous, join
 from core.reporting import Decision, GuardReporter, Reporter
 from core.selection import Probe
-from core.worker import TrialResult, run_trial
+from core.worker import Bench, TrialResult, prepare, run_trial
 
 
 class _Telling:
@@ -39,6 +40,9 @@ def launch_trial(
         UserError: If model or data are not as the configuration says.
     """
     os.environ["OMP_NUM_THREADS"] = str(config.engine.threads)
+    torch.set_num_threads(config.engine.threads)
+    bench = Bench()
+    prepare(config, bench=bench, group=Group(rank=0, size=1))  # before others wait for this rank
     meeting = Rendezvous(config.engine.ranks)
     others: Any = None
     if config.engine.ranks > 1:
@@ -48,12 +52,18 @@ def launch_trial(
             nprocs=config.engine.ranks - 1,
             join=False,
         )
-    group = join(0, config.engine.ranks, meeting.host, meeting.port, config.engine)
-    reporter = _Telling(GuardReporter(config.selection), tell)
-    result = run_trial(config, reporter, folder=folder, group=group)
-    if others is not None:
-        others.join()
-    return result
+    is_finished = False
+    try:
+        group = join(0, config.engine.ranks, meeting.host, meeting.port, config.engine)
+        reporter = _Telling(GuardReporter(config.selection), tell)
+        result = run_trial(config, reporter, folder=folder, group=group, bench=bench)
+        is_finished = True
+        return result
+    finally:
+        for process in others.processes if others is not None else ():
+            if not is_finished:
+                process.terminate()  # it waits for this rank
+            process.join()
 
 
 def _other_rank(index: int, config: TrialConfig, host: str, port: int) -> None:

@@ -68,7 +68,7 @@ def load_model(config: ModelConfig, engine: EngineConfig) -> LoadedModel:
     return LoadedModel(
         network=network,
         tokenizer=tokenizer,
-        identity=model_identity(config),
+        identity=model_identity(config, getattr(network.config, "_commit_hash", None)),
         dtype=dtype,
         device=device,
     )
@@ -99,11 +99,11 @@ def locate(config: ModelConfig) -> tuple[str, str | None]:
 
 
 @lru_cache
-def model_identity(config: ModelConfig) -> str:
-    """What names these weights: the hash of a folder's files, or the commit of a hub model."""
+def model_identity(config: ModelConfig, commit: str | None = None) -> str:
+    """What names these weights: the hash of a folder's files, or the commit that a hub model was loaded at."""
     location, revision = locate(config)
     if not Path(location).is_dir():
-        return f"{location}@{_hub_commit(location, revision)}"
+        return f"{location}@{commit or revision or 'unknown'}"
     digest = hashlib.sha256()
     for path in sorted(Path(location).iterdir()):
         if path.suffix in {".safetensors", ".json", ".txt", ".model"}:
@@ -224,7 +224,7 @@ def oriented(module: nn.Module, tensor: Tensor) -> Tensor:
     return tensor.T if isinstance(module, Conv1D) else tensor
 
 
-def weights_checksum(network: nn.Module) -> str:
+def weights_checksum(weights: Mapping[str, Tensor]) -> str:
     """A checksum over the exact bits of all weights, computed where they lie.
 
     Two sums of the words of each tensor, plain and weighted by position, as 64-bit integers; a changed
@@ -232,7 +232,7 @@ def weights_checksum(network: nn.Module) -> str:
     """
     digest = hashlib.sha256()
     words = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-    for name, parameter in sorted(network.named_parameters()):
+    for name, parameter in sorted(weights.items()):
         flat = parameter.detach().reshape(-1).view(words[parameter.element_size()])
         plain = weighted = 0
         for chunk in flat.split(_CHECKSUM_CHUNK):
@@ -241,20 +241,6 @@ def weights_checksum(network: nn.Module) -> str:
             weighted += int((wide * torch.arange(1, len(wide) + 1, device=wide.device)).sum())
         digest.update(f"{name} {plain} {weighted}".encode())
     return digest.hexdigest()
-
-
-def _hub_commit(location: str, revision: str | None) -> str:
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-    from requests.exceptions import RequestException
-
-    try:
-        return str(HfApi().model_info(location, revision=revision).sha)
-    except (HfHubHTTPError, OfflineModeIsEnabled, RequestException, OSError) as err:
-        raise ModelError(
-            f"model.source: the hub does not answer for {location!r}: {_first_line(err)}; check the name "
-            "and the connection, or give a model folder"
-        ) from err
 
 
 def _first_line(err: BaseException) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from core.cache import cache_root
 from core.errors import IntegrityError, ModelError
 
 
@@ -53,6 +54,15 @@ def model_folder(name: str) -> Path:
     return artifacts.folder(
         "models", f"{name}-{model.sha256[:16]}", lambda folder: _convert(name, model, folder)
     )
+
+
+def cached_folder(name: str) -> Path | None:
+    """Folder of a packaged model if it was converted before; nothing is downloaded."""
+    model = PACKAGED_MODELS.get(name)
+    if model is None:
+        return None
+    folder = cache_root() / "models" / f"{name}-{model.sha256[:16]}"
+    return folder if (folder / "config.json").is_file() else None
 
 
 def _convert(name: str, model: PackagedModel, folder: Path) -> None:

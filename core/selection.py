@@ -16,6 +16,9 @@ StoppedBy = Literal["budget", "past_target", "retain_guard", "non_finite", "rank
 """Why a trial ended. ``budget`` is the ordinary end."""
 
 
+_LOWEST_CLOSURE = -1.0
+
+
 @dataclass(frozen=True, kw_only=True)
 class Probe:
     """What one probe measured.
@@ -170,6 +173,9 @@ def is_past_target(
     pairs = list(pairwise(probes))[-rule.patience :]
     return all(
         now.metrics["forget_nll"] > target_nll
-        and now.metrics[selection.metric] < before.metrics[selection.metric]
+        and (
+            now.metrics[selection.metric] < before.metrics[selection.metric]
+            or now.metrics[selection.metric] <= _LOWEST_CLOSURE  # clipped: it cannot fall further
+        )
         for before, now in pairs
     )

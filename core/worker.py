@@ -50,7 +50,8 @@ class Bench:
     """What a process keeps warm from one trial to the next: the target model and the tokenised rows."""
 
     _models: dict[Any, LoadedModel] = field(default_factory=dict)
-    _checksums: dict[int, str] = field(default_factory=dict)
+    _weights: dict[str, Tensor] = field(default_factory=dict)
+    _checksum: str = ""
     _data: dict[Any, TokenSplits] = field(default_factory=dict)
 
     def model(self, config: TrialConfig) -> LoadedModel:
@@ -59,8 +60,8 @@ class Bench:
         if key not in self._models:
             self._models.clear()
             self._models[key] = load_model(config.model, config.engine)
-            network = self._models[key].network
-            self._checksums = {id(network): weights_checksum(network)}
+            self._weights = dict(self._models[key].network.named_parameters())
+            self._checksum = weights_checksum(self._weights)
         return self._models[key]
 
     def data(self, config: TrialConfig) -> TokenSplits:
@@ -71,17 +72,18 @@ class Bench:
             self._data[key] = tokenise_splits(splits, config.data, self.model(config).tokenizer)
         return self._data[key]
 
-    def checksum(self, model: LoadedModel) -> str:
+    @property
+    def checksum(self) -> str:
         """Checksum of the base weights when they were loaded; each trial verifies it when it ends."""
-        return self._checksums[id(model.network)]
+        return self._checksum
 
-    def verify(self, model: LoadedModel) -> None:
-        """Compare the base weights with what was loaded.
+    def verify(self) -> None:
+        """Compare the base weights with what was loaded, also while an adapter sits on them.
 
         Raises:
             IntegrityError: If they changed.
         """
-        if weights_checksum(model.network) != self.checksum(model):
+        if weights_checksum(self._weights) != self._checksum:
             raise IntegrityError("the base model's weights changed during a trial")
 
     def drop_model(self) -> None:
@@ -104,6 +106,7 @@ def run_trial(
     *,
     folder: Path | None = None,
     group: Group | None = None,
+    bench: Bench | None = None,
 ) -> TrialResult:
     """Run a trial to its end, or until ``reporter`` stops it.
 
@@ -112,13 +115,14 @@ def run_trial(
         reporter: Receives each probe and decides.
         folder: Where history and adapter are committed; nothing is written if absent.
         group: Ranks of the trial; this process alone if absent.
+        bench: What the process keeps from earlier work.
 
     Raises:
         UserError: If model or data are not as the configuration says.
     """
     seen: list[Probe] = []
     decision = Decision()
-    trial = probes(config, folder=folder, group=group)
+    trial = probes(config, folder=folder, group=group, bench=bench)
     try:
         for probe in trial:
             seen.append(probe)
@@ -177,7 +181,7 @@ def probes(
             max_steps=config.selection.max_steps,
             dtype=model.dtype,
         )
-        history.begin(baseline, adapter, bench.checksum(model))
+        history.begin(baseline, adapter, bench.checksum)
         streams = _streams(config, data)
         target_nll = baseline["approximate"].nll
         for step in range(1, config.selection.max_steps + 1):
@@ -199,6 +203,8 @@ def probes(
                         transposed=adapter.is_transposed,
                     )
             history.commit(probe)
+            if probe.stopped_by is not None and config.engine.zero_stage < 3:
+                bench.verify()  # before anybody is told
             yield probe
             if probe.stopped_by is not None:
                 return
@@ -209,7 +215,7 @@ def probes(
         if config.engine.zero_stage == 3:
             bench.drop_model()
         else:
-            bench.verify(model)
+            bench.verify()
 
 
 def prepare(config: TrialConfig, *, bench: Bench, group: Group) -> Levels:
@@ -349,7 +355,7 @@ def _train_step(
     streams: _Streams,
     group: Group,
     device: torch.device,
-) -> float:
+) -> None:
     """One optimiser step over the same global batch whatever the micro-batches and ranks."""
     forget = list(islice(streams.forget, plan.global_batch_size))
     retain = list(islice(streams.retain, plan.global_batch_size)) if streams.retain else []
@@ -377,7 +383,7 @@ def _train_step(
 
     size = plan.micro_batch_size
     starts = ((i * plan.ranks + group.rank) * size for i in range(plan.gradient_accumulation_steps))
-    return engine.step(partial(share, slice(start, start + size)) for start in starts)
+    engine.step(partial(share, slice(start, start + size)) for start in starts)
 
 
 def _count(rows: Sequence[TokenRow], reduction: Reduction) -> int:

@@ -1,5 +1,7 @@
 """Many trials: sweeps of unlearning trials on Ray Tune, searched and pruned by Optuna."""
 
+from typing import Any
+
 import core
 
 if getattr(core, "DISTRIBUTION", None) != "unlearn-tune":
@@ -7,3 +9,22 @@ if getattr(core, "DISTRIBUTION", None) != "unlearn-tune":
         f"the package 'core' that Python finds ({core.__file__}) belongs to another distribution, not to "
         "unlearn-tune; uninstall that distribution, or install unlearn-tune in an environment of its own"
     )
+
+_PUBLIC = {
+    "SweepSpec": "tuning.config",
+    "run_sweep": "tuning.sweep",
+    "resume_sweep": "tuning.sweep",
+    "load_run": "tuning.records",
+    "Run": "tuning.records",
+}
+
+__all__ = ["Run", "SweepSpec", "load_run", "resume_sweep", "run_sweep"]
+
+
+def __getattr__(name: str) -> Any:
+    """The public names, imported when they are asked for: ``--help`` and ``status`` need neither Ray nor torch."""
+    from importlib import import_module
+
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'tuning' has no attribute {name!r}")
+    return getattr(import_module(_PUBLIC[name]), name)

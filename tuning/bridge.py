@@ -19,6 +19,7 @@ from ray.tune.search import Searcher
 
 from core.commit import commit_json, commit_yaml, finite, read_lines
 from core.config import TrialConfig
+from core.errors import ConfigError
 from core.selection import GuardVerdict, Probe
 from tuning.config import Choice, SweepSpec
 from tuning.events import EventLog, TrialBegan, TrialBroke, TrialEnded, TrialProbed
@@ -64,15 +65,26 @@ class Dispatcher:
 
     def next(self) -> Assignment | None:
         """What to run next, or ``None`` if nothing is left to begin now."""
-        if self.is_interrupted:
+        while not self.is_interrupted:
+            if self._waiting:
+                number, params = self._waiting.pop(0)
+            elif self._ledger.n_begun() < self._target:
+                number, params = self._ledger.ask()
+            else:
+                return None
+            trial = self._bound(number, params)
+            if trial is not None:
+                return self._begin(number, params, trial)
+        return None
+
+    def _bound(self, number: int, params: dict[str, Choice]) -> TrialConfig | None:
+        """The trial of a proposal; one whose values do not go together is given up with the reason."""
+        try:
+            return bind(self._spec, params, where=f"trial {number}")
+        except ConfigError as err:
+            self._ledger.fail(number, str(err))
+            self._log.emit(TrialBroke(number=number, attempt=0, reason=str(err), is_final=True))
             return None
-        if self._waiting:
-            number, params = self._waiting.pop(0)
-        elif self._ledger.n_begun() < self._target:
-            number, params = self._ledger.ask()
-        else:
-            return None
-        return self._begin(number, params)
 
     @property
     def is_done(self) -> bool:
@@ -119,7 +131,8 @@ class Dispatcher:
         if assignment is None or self.is_interrupted:
             return
         reason, is_user_error = _failure(assignment.folder)
-        is_final = is_user_error or assignment.attempt >= self._spec.budget.max_attempts
+        n_failed = len(list(assignment.folder.parent.glob("attempt-*/failure.json")))
+        is_final = is_user_error or n_failed >= self._spec.budget.max_attempts
         if is_final:
             self._ledger.fail(number, reason)
         else:
@@ -129,10 +142,11 @@ class Dispatcher:
             TrialBroke(number=number, attempt=assignment.attempt, reason=reason, is_final=is_final)
         )
 
-    def _begin(self, number: int, params: dict[str, Choice]) -> Assignment:
+    def _begin(self, number: int, params: dict[str, Choice], trial: TrialConfig) -> Assignment:
         attempt = self._ledger.begin_attempt(number)
-        folder = self._run_dir / attempt_folder(number, attempt)
-        trial = bind(self._spec, params, where=f"trial {number}")
+        folder = (
+            self._run_dir / attempt_folder(number, attempt)
+        ).resolve()  # Tune changes directories
         commit_yaml(folder / "trial.yaml", trial.model_dump(mode="json"))
         assignment = Assignment(number=number, attempt=attempt, trial=trial, folder=folder)
         self._assigned[number] = assignment
@@ -298,6 +312,7 @@ class InterruptStopper(Stopper):
 def _failure(folder: Path) -> tuple[str, bool]:
     path = folder / "failure.json"
     if not path.is_file():
-        return "its process died without a word (killed, or out of memory)", False
+        message = "its process died without a word (killed, or out of memory)"
+        commit_json(path, {"kind": "Died", "message": message, "is_user_error": False})
     failure = json.loads(path.read_text(encoding="utf-8"))
     return f"{failure['kind']}: {failure['message']}", bool(failure["is_user_error"])

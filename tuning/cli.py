@@ -14,6 +14,7 @@ import typer
 import yaml
 from rich.console import Console
 
+from core.commit import finite
 from core.errors import ConfigError, UserError
 from tuning.config import RUN_NAME, SweepSpec, load_sweep, read_yaml
 
@@ -208,7 +209,7 @@ def show(
     if as_json:
         shown = next(t for t in best_json(found)["trials"] if t["number"] == record.number)
         shown |= {"proposed_by": record.proposed_by, "history": found.history(record.number)}
-        _print(json.dumps(shown, indent=1))
+        _print(json.dumps(finite(shown), indent=1))
     else:
         Console().print(trial_text(found, record), highlight=False)
 
@@ -325,7 +326,12 @@ def _drive(
         with Progress(spec, target=target, done=done) as progress:
             run = go(progress)
     except Interrupted as err:
-        _say(f"interrupted; nothing finished is lost. Go on with: unlearn-tune resume {run_dir}")
+        if run_dir.exists():
+            _say(
+                f"interrupted; nothing finished is lost. Go on with: unlearn-tune resume {run_dir}"
+            )
+        else:
+            _say("interrupted before anything was tried; no run was made")
         raise typer.Exit(128 + err.signal_number) from None
     if as_json:
         _print(json.dumps(best_json(run), indent=1))

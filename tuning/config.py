@@ -401,7 +401,8 @@ def specification_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> 
 def _anchored(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Make relative paths of sources absolute, relative to the sweep file."""
     result = json.loads(json.dumps(values, default=str))
-    sections = [result.get("model"), *(result.get("data") or {}).values()]
+    data = result.get("data")
+    sections = [result.get("model"), *(data.values() if isinstance(data, dict) else ())]
     for section in sections:
         if not isinstance(section, dict) or not isinstance(section.get("source"), str):
             continue

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from core.cache import CACHE_VARIABLE, cache_root
-from core.packaged import PACKAGED_MODELS
+from core.packaged import PACKAGED_MODELS, cached_folder
 from tuning.resources import Cluster, free_disk_gib
 
 _FAMILY = {
@@ -121,8 +121,8 @@ def _writable(path: Path) -> Check:
 
 def _packaged_model(name: str) -> Check:
     model = PACKAGED_MODELS[name]
-    folder = cache_root() / "models" / f"{name}-{model.sha256[:16]}"
-    if (folder / "config.json").is_file():
+    folder = cached_folder(name)
+    if folder is not None:
         return Check(f"package:{name}", "ok", str(folder))
     return Check(
         f"package:{name}",

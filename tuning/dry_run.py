@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from core.errors import ModelError
+from core.packaged import cached_folder
 from tuning.config import SweepSpec
 from tuning.ledger import make_sampler, suggest
 from tuning.progress import duration, parameters
@@ -82,6 +83,9 @@ def model_shape(spec: SweepSpec) -> dict[str, int] | None:
     from core.config import ModelConfig
     from core.models import model_shape as shape_of
 
+    kind, _, name = str(spec.model.get("source")).partition(":")
+    if kind == "package" and cached_folder(name) is None:
+        return None  # a dry run downloads nothing
     try:
         return shape_of(ModelConfig.model_validate(spec.model))
     except ModelError:

@@ -61,7 +61,14 @@ class Reporting:
     numbers: tuple[int, ...]
 
 
-Event = Prepared | TrialBegan | TrialProbed | TrialEnded | TrialBroke | Reporting
+@dataclass(frozen=True, kw_only=True)
+class Warned:
+    """Something that a person should know and that stops nothing."""
+
+    text: str
+
+
+Event = Warned | Prepared | TrialBegan | TrialProbed | TrialEnded | TrialBroke | Reporting
 
 
 class Watcher(Protocol):

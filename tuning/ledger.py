@@ -4,6 +4,7 @@ The driver alone writes it. Every state change is one call here, idempotent wher
 Reading without Optuna is in :mod:`tuning.records`.
 """
 
+import copy
 import errno
 import warnings
 from collections.abc import Callable, Mapping
@@ -102,7 +103,7 @@ class Ledger:
         trial.set_user_attr("step", probe.step)
         if probe.step not in self._frozen(number).intermediate_values:
             trial.report(running_score(probes, self._selection), probe.step)
-        return self._pruner.verdict(self._study, self._frozen(number))
+        return self._pruner.verdict(self._study, _up_to(self._frozen(number), attempt, probe.step))
 
     def finish(
         self, number: int, outcome: Outcome, *, adapter: str | None, duration_s: float
@@ -197,6 +198,15 @@ def _raise_disk_full(context: sqlalchemy.engine.ExceptionContext) -> None:
     if "disk is full" in str(context.original_exception):
         place = context.engine.url.database if context.engine is not None else None
         raise OSError(errno.ENOSPC, "the disk is full", place)
+
+
+def _up_to(trial: FrozenTrial, attempt: int, step: int) -> FrozenTrial:
+    """The trial as it stood after ``step``: a replay must not see what was reported later."""
+    seen = copy.copy(trial)
+    seen.intermediate_values = {s: v for s, v in trial.intermediate_values.items() if s <= step}
+    later = {guard_key(attempt, s) for s in trial.intermediate_values if s > step}
+    seen.user_attrs = {k: v for k, v in trial.user_attrs.items() if k not in later}
+    return seen
 
 
 def make_sampler(spec: SweepSpec, *, number: int) -> optuna.samplers.BaseSampler:

@@ -11,7 +11,6 @@ from core.selection import (
     Probe,
     StoppedBy,
     best_probe,
-    excesses,
     is_feasible,
     penalised_score,
 )
@@ -86,11 +85,6 @@ def conclude(
         ),
         steps=last.step,
     )
-
-
-def largest_excess(metrics: Mapping[str, float], selection: SelectionConfig) -> float:
-    """Largest ``metric - at_most`` over the constraints; how close a feasible trial is to its limits."""
-    return max(excesses(metrics, selection.constraints).values(), default=0.0)
 
 
 def _finite_violations(

@@ -19,6 +19,7 @@ from tuning.events import (
     TrialBroke,
     TrialEnded,
     TrialProbed,
+    Warned,
 )
 from tuning.objective import Outcome
 from tuning.results import GUARD_STOPS
@@ -126,6 +127,8 @@ class Progress:
             self._n_failed += event.is_final
             what = "failed" if event.is_final else "broke, will be tried again"
             return f"trial {event.number} {what}: {event.reason}"
+        if isinstance(event, Warned):
+            return f"warning: {event.text}"
         assert isinstance(event, Reporting)
         numbers = ", ".join(map(str, event.numbers))
         return f"measuring finalists on the reporting split: trials {numbers}"

@@ -6,16 +6,20 @@ Works on a copied folder, and while the sweep runs. The only SQL of the project 
 import fcntl
 import json
 import sqlite3
+import time
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from core.commit import read_lines
 from core.errors import ConfigError, UserError
 from tuning.config import SweepSpec, parse_sweep, read_yaml
+
+if TYPE_CHECKING:
+    import pandas
 
 LEDGER_FILE = "ledger.db"
 SPEC_FILE = "spec.yaml"
@@ -74,8 +78,9 @@ class Run:
         path: The folder.
         spec: Its sweep.
         trials: All trials, by number.
-        notes: What the driver recorded of the sweep as a whole: ``target``, ``baseline``, ``identity``,
-            ``versions``, ``created``, ``ended``, ``elapsed_s``, ``error``.
+        notes: What the driver recorded of the sweep as a whole: ``baseline``, ``report_baseline``,
+            ``identity``, ``rows``, ``versions``, ``created`` beside the sweep; ``target``,
+            ``concurrent``, ``session_began``, ``ended``, ``elapsed_s`` in the ledger.
         is_driven: Whether a driver holds the run at this moment.
     """
 
@@ -104,6 +109,20 @@ class Run:
         if ended in ("done", "no_feasible", "failed"):
             return ended  # type: ignore[no-any-return]  # one of the literals
         return "interrupted"
+
+    @property
+    def elapsed_s(self) -> float | None:
+        """Seconds that drivers have worked on the run, also while one does; ``None`` before the first."""
+        before = self.notes.get("elapsed_s")
+        if not self.is_driven or "session_began" not in self.notes:
+            return before
+        return round(float(before or 0.0) + time.time() - float(self.notes["session_began"]), 1)
+
+    def to_dataframe(self) -> "pandas.DataFrame":
+        """One row for each trial; parameters and metrics as columns ``params.*``, ``metrics.*``."""
+        from tuning.results import to_dataframe
+
+        return to_dataframe(self)
 
     def history(self, number: int) -> list[dict[str, Any]]:
         """History lines of a trial's latest attempt, the untouched model's first."""
@@ -139,20 +158,23 @@ def load_run(run_dir: Path) -> Run:
         raise UserError(
             f"{ledger}: the ledger cannot be read: {err}; nothing was changed, restore it from a copy"
         ) from err
+    spec, facts = _read_spec(run_dir / SPEC_FILE)
     return Run(
         path=run_dir,
-        spec=_read_spec(run_dir / SPEC_FILE),
+        spec=spec,
         trials=trials,
-        notes=notes,
+        notes={**facts, **notes},
         is_driven=is_driven(run_dir),
     )
 
 
-def _read_spec(path: Path) -> SweepSpec:
+def _read_spec(path: Path) -> tuple[SweepSpec, dict[str, Any]]:
+    """The sweep, and the facts that were recorded beside it when the run began."""
     values = read_yaml(path)
     if not isinstance(values.get("sweep"), dict):
         raise ConfigError(str(path), ["sweep: required, but absent; restore the file from a copy"])
-    return parse_sweep(values["sweep"], where=str(path))
+    spec = parse_sweep(values.pop("sweep"), where=str(path))
+    return spec, values
 
 
 def is_driven(run_dir: Path) -> bool:

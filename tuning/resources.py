@@ -6,8 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from core.errors import UserError
 from tuning.config import ResourcesSpec, SweepSpec
+
+RANK_MEMORY_GIB = 3.0
+"""Memory that ``max_concurrent: auto`` counts for a rank on this machine; the demo's ranks take 2.8."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,16 +22,20 @@ class Cluster:
     Attributes:
         cpus: CPU cores over all nodes.
         gpus: GPUs over all nodes.
+        memory_gib: Memory that is free; ``None`` where that is not known (a cluster).
     """
 
     cpus: float
     gpus: float
+    memory_gib: float | None = None
 
     @classmethod
     def this_machine(cls) -> "Cluster":
         """Cores that this process may use, and GPUs that the driver lists."""
         return cls(
-            cpus=len(os.sched_getaffinity(0)), gpus=len(list(Path("/dev").glob("nvidia[0-9]*")))
+            cpus=len(os.sched_getaffinity(0)),
+            gpus=len(list(Path("/dev").glob("nvidia[0-9]*"))),
+            memory_gib=psutil.virtual_memory().available / 2**30,
         )
 
     @classmethod
@@ -59,6 +68,10 @@ def concurrent_trials(resources: ResourcesSpec, cluster: Cluster, *, may_grow: b
             "resources.ranks_per_trial, cpus_per_rank or gpus_per_rank"
         )
     if resources.max_concurrent == "auto":
+        if cluster.memory_gib is not None:
+            fitting = min(
+                fitting, int(cluster.memory_gib / (resources.ranks_per_trial * RANK_MEMORY_GIB))
+            )
         return max(1, fitting)
     return resources.max_concurrent if may_grow else min(resources.max_concurrent, max(1, fitting))
 

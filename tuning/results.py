@@ -149,7 +149,7 @@ def status_json(run: Run) -> dict[str, Any]:
         "best": None
         if first is None
         else _trial_json(first, is_on_front=first in pareto_front(run.trials)),
-        "elapsed_s": run.notes.get("elapsed_s"),
+        "elapsed_s": run.elapsed_s,
         "eta_s": eta_s(run) if run.state == "running" else None,
     }
 

@@ -17,6 +17,8 @@ from core.config import TrialConfig, describe_problems, parse_trial
 from core.errors import ConfigError
 from tuning.config import FIXED_SECTIONS, Choice, Dimension, SweepSpec, leaf_fields
 
+_BOUND_INTEGERS = 64
+
 Proposal = Mapping[str, Choice]
 """Dotted path to value: what a sampler proposes."""
 
@@ -296,9 +298,12 @@ def describe(dimension: Dimension) -> str:
 def _ends(dimension: Dimension) -> tuple[Choice, ...]:
     if dimension.categorical is not None:
         return dimension.categorical
-    range_ = dimension.float_range or dimension.int_range
-    assert range_ is not None  # Dimension checks it
-    return (range_.low, range_.high)
+    if dimension.int_range is not None:
+        i = dimension.int_range
+        every = range(i.low, i.high + 1, i.step)
+        return tuple(every) if len(every) <= _BOUND_INTEGERS else (i.low, i.high)
+    assert dimension.float_range is not None  # Dimension checks it
+    return (dimension.float_range.low, dimension.float_range.high)
 
 
 def _active_part(

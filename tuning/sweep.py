@@ -32,7 +32,7 @@ from tuning.bridge import (
     reconcile,
 )
 from tuning.config import SweepSpec, specification_changes
-from tuning.events import EventLog, Prepared, Reporting, Silent, Watcher
+from tuning.events import EventLog, Prepared, Reporting, Silent, Warned, Watcher
 from tuning.ledger import Ledger
 from tuning.resources import Cluster, concurrent_trials
 from tuning.results import ranked
@@ -45,6 +45,7 @@ FINALISTS = 3
 _PACKAGES = ("unlearn-tune", "torch", "ray", "optuna", "deepspeed", "peft", "transformers")
 _OBJECT_STORE_BYTES = 100 * 2**20
 _KNOCK_TIMEOUT_S = 5.0
+_BEFORE_LEDGER = {records.LOCK_FILE, records.SPEC_FILE}
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error
@@ -82,21 +83,19 @@ def run_sweep(
     """
     launch, watcher = launch or Launch(), watcher or Silent()
     refuse_existing(spec, run_dir)
-    run_dir.mkdir(parents=True)
-    try:
-        with _lock(run_dir), _ray(spec, launch) as concurrent:
-            spec, facts = _prepare(spec, run_dir, watcher)
-            commit_yaml(run_dir / records.SPEC_FILE, {"sweep": spec.plain()})
-            ledger = Ledger(run_dir, spec, create=True)
-            for key, value in facts.items():
-                ledger.set_note(key, value)
-            ledger.set_note("created", records.now())
-            ledger.set_note("target", spec.budget.trials)
-            _drive(spec, run_dir, ledger, concurrent, watcher)
-        return records.load_run(run_dir)  # after the lock: the run is no longer driven
-    finally:
-        if not (run_dir / records.LEDGER_FILE).exists():
-            shutil.rmtree(run_dir)  # refused before anything was tried: the name stays free
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with _signals() as signals, _lock(run_dir):
+        try:
+            with _ray(spec, launch) as concurrent:
+                spec, facts = _prepare(spec, watcher)
+                facts["created"] = records.now()
+                commit_yaml(run_dir / records.SPEC_FILE, {"sweep": spec.plain(), **facts})
+                ledger = Ledger(run_dir, spec, create=True)
+                _drive(spec, run_dir, ledger, concurrent, watcher, signals)
+        finally:
+            if not (run_dir / records.LEDGER_FILE).exists():
+                shutil.rmtree(run_dir)  # ended before anything was tried: the name stays free
+    return records.load_run(run_dir)  # after the lock: the run is no longer driven
 
 
 def resume_sweep(
@@ -124,23 +123,28 @@ def resume_sweep(
     run = records.load_run(run_dir)
     if spec is not None:
         refuse_changed(spec, run)
-    with _lock(run_dir), _ray(run.spec, launch) as concurrent:
+    begun = sum(bool(t.params) for t in run.trials)
+    if trials is not None and trials < begun:
+        raise UserError(
+            f"--trials: the run already has {begun} trials, got {trials}; give a larger number"
+        )
+    with _signals() as signals, _lock(run_dir), _ray(run.spec, launch) as concurrent:
         ledger = Ledger(run_dir, run.spec, create=False)
-        _, facts = _prepare(run.spec, run_dir, watcher)
-        changed = [k for k, v in facts["identity"].items() if ledger.note("identity").get(k) != v]
+        _, facts = _prepare(run.spec, watcher)
+        for name, now in facts["versions"].items():
+            before = run.notes.get("versions", {}).get(name)
+            if before not in (None, now):
+                watcher.show(Warned(text=f"{name} was {before} when the run began, is {now} now"))
+        known = run.notes.get("identity", {})
+        changed = [k for k, v in facts["identity"].items() if known.get(k, v) != v]
         if changed:
             raise UserError(
                 f"{run_dir}: {', '.join(changed)} changed since the run began; restore the old contents, or "
                 "start a new run"
             )
-        begun = ledger.n_begun()
         if trials is not None:
-            if trials < begun:
-                raise UserError(
-                    f"--trials: the run already has {begun} trials, got {trials}; give a larger number"
-                )
             ledger.set_note("target", trials)
-        _drive(run.spec, run_dir, ledger, concurrent, watcher)
+        _drive(run.spec, run_dir, ledger, concurrent, watcher, signals)
     return records.load_run(run_dir)
 
 
@@ -152,8 +156,11 @@ def refuse_existing(spec: SweepSpec, run_dir: Path) -> None:
     """
     if not run_dir.exists():
         return
+    found = {p.name for p in run_dir.iterdir()}
+    if found <= _BEFORE_LEDGER and not records.is_driven(run_dir):
+        return  # its driver was killed before anything was tried
     message = f"{run_dir} exists already; go on with `unlearn-tune resume {run_dir}`, or give another --name"
-    if (run_dir / records.SPEC_FILE).is_file():
+    if (run_dir / records.LEDGER_FILE).is_file():
         changes = _changes(spec, records.load_run(run_dir))
         if changes:
             message += "\nThe sweep file differs from the run's:\n" + "\n".join(changes)
@@ -184,21 +191,28 @@ def _changes(spec: SweepSpec, run: records.Run) -> list[str]:
 
 
 def _drive(
-    spec: SweepSpec, run_dir: Path, ledger: Ledger, concurrent: int, watcher: Watcher
+    spec: SweepSpec,
+    run_dir: Path,
+    ledger: Ledger,
+    concurrent: int,
+    watcher: Watcher,
+    signals: "_Signals",
 ) -> None:
     """Bring the ledger to its target, measure finalists, and record how it ended."""
     log = EventLog(run_dir / "events.jsonl", watcher)
     began, before = time.monotonic(), float(ledger.note("elapsed_s") or 0.0)
-    ledger.set_note("concurrent", concurrent)
-    ledger.set_note("ended", None)
+    target = int(ledger.note("target") or spec.budget.trials)
+    target = min(target, ledger.n_points() or target)  # a grid may have fewer points
+    for key, value in (("concurrent", concurrent), ("target", target), ("ended", None)):
+        ledger.set_note(key, value)
+    ledger.set_note("session_began", time.time())
     try:
         reconcile(spec, run_dir, ledger, log)
-        dispatcher = Dispatcher(spec, run_dir, ledger, log, target=int(ledger.note("target")))
-        with _signals(dispatcher) as signals:
-            if not dispatcher.is_done:
+        dispatcher = Dispatcher(spec, run_dir, ledger, log, target=target)
+        if not dispatcher.is_done:
+            with signals.handed_to(dispatcher):
                 _execute(spec, dispatcher, concurrent)
-            if signals:
-                raise Interrupted(signals[0])
+            signals.raise_received()
         _report_finalists(spec, run_dir, ledger, log)
         run = records.load_run(run_dir)
         ledger.set_note("ended", _ending(run))
@@ -236,7 +250,7 @@ def _execute(spec: SweepSpec, dispatcher: Dispatcher, concurrent: int) -> None:
         tuner.fit()
 
 
-def _prepare(spec: SweepSpec, run_dir: Path, watcher: Watcher) -> tuple[SweepSpec, dict[str, Any]]:
+def _prepare(spec: SweepSpec, watcher: Watcher) -> tuple[SweepSpec, dict[str, Any]]:
     """Do what all trials share, once, in a process of its own; resolve what depends on the hardware."""
     began = time.monotonic()
     trials = [bind(spec, proposal, where="sweep") for proposal in corner_proposals(spec)]
@@ -352,7 +366,7 @@ def _ray(spec: SweepSpec, launch: Launch) -> Iterator[int]:
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if launch.address is None:
         here = Cluster.this_machine()
-        concurrent_trials(spec.resources, here)  # refuse before Ray starts
+        fitting = concurrent_trials(spec.resources, here)  # refuses before Ray starts
         ray.init(
             address="local",
             num_cpus=int(here.cpus),
@@ -371,12 +385,11 @@ def _ray(spec: SweepSpec, launch: Launch) -> Iterator[int]:
                 f"--address {launch.address}: the cluster does not answer: {first}; check the address, that "
                 "`ray status` works there, and that the authentication token is the cluster's"
             ) from err
-    try:
-        yield concurrent_trials(
-            spec.resources,
-            Cluster.from_ray(ray.cluster_resources()),
-            may_grow=launch.address is not None,
+        fitting = concurrent_trials(
+            spec.resources, Cluster.from_ray(ray.cluster_resources()), may_grow=True
         )
+    try:
+        yield min(fitting, spec.budget.trials)
     finally:
         ray.shutdown()
 
@@ -417,23 +430,54 @@ def _lock(run_dir: Path) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _signals(dispatcher: Dispatcher) -> Iterator[list[int]]:
-    """SIGINT and SIGTERM end the sweep at the next turn; a second one ends the process."""
-    received: list[int] = []
+class _Signals:
+    """SIGINT and SIGTERM while a driver lives.
 
-    def handle(number: int, frame: FrameType | None) -> None:
-        if received:
+    While trials run, the first signal ends the sweep at the next turn, and a second one ends the process.
+    At any other time a signal ends what is being done.
+    """
+
+    def __init__(self) -> None:
+        self._received: list[int] = []
+        self._dispatcher: Dispatcher | None = None
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Take a signal."""
+        if self._dispatcher is None:
+            raise Interrupted(number)
+        if self._received:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
-        received.append(number)
-        dispatcher.is_interrupted = True
+        self._received.append(number)
+        self._dispatcher.is_interrupted = True
 
+    @contextmanager
+    def handed_to(self, dispatcher: Dispatcher) -> Iterator[None]:
+        """Within the context a signal stops ``dispatcher``."""
+        self._dispatcher = dispatcher
+        try:
+            yield
+        finally:
+            self._dispatcher = None
+
+    def raise_received(self) -> None:
+        """Raise what came while trials ran.
+
+        Raises:
+            Interrupted: If a signal came.
+        """
+        if self._received:
+            raise Interrupted(self._received[0])
+
+
+@contextmanager
+def _signals() -> Iterator[_Signals]:
+    signals = _Signals()
     before: Mapping[int, Any] = {
-        n: signal.signal(n, handle) for n in (signal.SIGINT, signal.SIGTERM)
+        n: signal.signal(n, signals.handle) for n in (signal.SIGINT, signal.SIGTERM)
     }
     try:
-        yield received
+        yield signals
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

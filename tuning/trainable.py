@@ -1,5 +1,6 @@
 """Door to ray: a trial as a warm Tune actor that owns its DeepSpeed ranks inside Tune's placement group."""
 
+import logging
 import os
 import traceback
 from pathlib import Path
@@ -16,6 +17,10 @@ from core.errors import UserError
 from core.selection import Probe
 from tuning.config import ResourcesSpec
 
+logger = logging.getLogger(__name__)
+
+_CLOSE_TIMEOUT_S = 30.0
+
 PROBE = "probe"
 """Key of a Tune result that holds the probe."""
 
@@ -31,6 +36,7 @@ class Rank:
         self._trial: Any = None
         self._meeting: Any = None
         self._group: Any = None
+        self._log: logging.FileHandler | None = None
 
     def open(self, size: int) -> tuple[str, int]:
         """Open the meeting point of ``size`` ranks on this rank's machine."""
@@ -50,11 +56,18 @@ class Rank:
         """Begin a trial; the one before must be closed."""
         from core.worker import probes
 
+        self._log_to(folder)
+        logger.info("trial begins: %s", folder)
         self._trial = probes(config, folder=folder, group=self._group, bench=self._bench)
 
     def advance(self) -> Probe:
         """Train up to the next probe."""
-        probe: Probe = next(self._trial)
+        try:
+            probe: Probe = next(self._trial)
+        except BaseException:
+            logger.exception("trial broke")
+            raise
+        logger.info("step %d after %.1f s", probe.step, probe.seconds)
         return probe
 
     def call(self, function: Any, argument: Any) -> Any:
@@ -66,6 +79,21 @@ class Rank:
         if self._trial is not None:
             trial, self._trial = self._trial, None
             trial.close()
+            logger.info("trial closed")
+
+    def _log_to(self, folder: Path) -> None:
+        """Send this process's log to the trial's ``log.txt``, the first rank's only."""
+        if self._log is not None:
+            logging.getLogger().removeHandler(self._log)
+            self._log.close()
+        if self._group is not None and self._group.is_first:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._log = logging.FileHandler(folder / "log.txt", encoding="utf-8")
+            self._log.setFormatter(
+                logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+            )
+            logging.getLogger().addHandler(self._log)
+            logger.setLevel(logging.INFO)
 
 
 class UnlearningTrial(tune.Trainable):
@@ -78,11 +106,10 @@ class UnlearningTrial(tune.Trainable):
         self._assign(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Take the next trial with the ranks kept warm; refused after ZeRO 3, which leaks a model copy."""
-        was_zero_3 = self._config.engine.zero_stage == 3
-        if was_zero_3:
-            return False
-        self._on_all("close")
+        """Take the next trial with the ranks kept warm; after ZeRO 3, which leaks a model copy, with new ones."""
+        self._close()
+        if self._config.engine.zero_stage == 3:
+            self._kill_ranks()
         self._assign(new_config)
         return True
 
@@ -108,9 +135,24 @@ class UnlearningTrial(tune.Trainable):
         """Nothing to load: an interrupted trial begins a new attempt."""
 
     def cleanup(self) -> None:
-        """End the ranks' processes."""
+        """End the trial, which verifies the base weights, and the ranks' processes."""
+        self._close(timeout_s=_CLOSE_TIMEOUT_S)
+        self._kill_ranks()
+
+    def _close(self, timeout_s: float | None = None) -> None:
+        """End the trial on all ranks; a rank that died or hangs has nothing left to say."""
+        try:
+            ray.get([rank.close.remote() for rank in self._ranks], timeout=timeout_s)
+        except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
+            self._kill_ranks()
+        except ray.exceptions.RayTaskError as err:
+            self._record_failure(err)
+            self._kill_ranks()
+
+    def _kill_ranks(self) -> None:
         for rank in self._ranks:
             ray.kill(rank)
+        self._ranks = []
 
     def _assign(self, config: dict[str, Any]) -> None:
         self._config: TrialConfig = config["trial"]
@@ -148,6 +190,9 @@ def start_rank(
 ) -> Any:
     """Start a rank's process with its share of cores and GPUs, in a bundle of a placement group."""
     threads = str(resources.cpus_per_rank)
+    hidden = (
+        {} if resources.gpus_per_rank else {"CUDA_VISIBLE_DEVICES": ""}
+    )  # Ray shows all by default
     options: dict[str, Any] = {
         "num_cpus": resources.cpus_per_rank,
         "num_gpus": resources.gpus_per_rank,
@@ -158,6 +203,7 @@ def start_rank(
                 "TOKENIZERS_PARALLELISM": "false",
                 "HF_HUB_DISABLE_PROGRESS_BARS": "1",
                 "TRANSFORMERS_VERBOSITY": "error",
+                **hidden,
             }
         },
     }

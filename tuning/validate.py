@@ -19,9 +19,9 @@ def validate_file(path: Path) -> str:
         ConfigError: With every problem at once.
     """
     values = read_yaml(path)
-    if "provider" in values or "cluster_name" in values:
-        from tuning.cluster import validate_cluster_file
+    from tuning.cluster import is_cluster_file, validate_cluster_file
 
+    if is_cluster_file(values):
         problems = validate_cluster_file(path)
         if problems:
             raise ConfigError(str(path), problems)

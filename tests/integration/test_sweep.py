@@ -245,11 +245,53 @@ def test_a_trial_whose_process_dies_is_tried_again_under_its_number(sweeper: Swe
     assert len(sweeper.run("tiny").trials) == 3
 
 
-def test_two_ranks_per_trial_make_a_sweep(sweeper: Sweeper) -> None:
-    sweeper.call("sweep", "sweep.yaml", "--trials", "2", "--set", "resources.ranks_per_trial=2")
+def test_trials_of_two_ranks_under_zero_3_follow_each_other(sweeper: Sweeper) -> None:
+    settings = ["--set", "resources.ranks_per_trial=2", "--set", "engine.zero_stage=3"]
+    sweeper.call("sweep", "sweep.yaml", "--trials", "2", *settings)
     run = sweeper.run("tiny")
     assert [t.state in ("COMPLETE", "PRUNED") for t in run.trials] == [True, True]
     assert run.spec.resources.ranks_per_trial == 2
+
+
+def test_a_run_killed_before_its_ledger_was_made_leaves_its_name_free(sweeper: Sweeper) -> None:
+    process = sweeper.start("sweep", "sweep.yaml", "--trials", "1")
+    lock = sweeper.folder / "runs" / "tiny" / "driver.lock"
+    while not lock.exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.kill()
+    process.communicate()
+    assert lock.exists()
+    sweeper.call("sweep", "sweep.yaml", "--trials", "1")
+    assert len(sweeper.run("tiny").trials) == 1
+
+
+def test_a_proposal_whose_values_do_not_go_together_fails_alone(sweeper: Sweeper) -> None:
+    space = {
+        "optimizer.learning_rate": SPACE["optimizer.learning_rate"],
+        "batch.global_batch_size": {
+            "int": {"low": 2, "high": 200},
+            "why": "odd ones do not divide",
+        },
+    }
+    sweeper.write(
+        {
+            "space": space,
+            "batch": {"micro_batch_size": 2},
+            "start_from": [
+                {"source": "a test", "values": {"batch.global_batch_size": 3}},
+                {
+                    "source": "a test",
+                    "values": {"batch.global_batch_size": 4, "optimizer.learning_rate": 1e-3},
+                },
+            ],
+            "budget": {"trials": 2, "max_steps": 2},
+        }
+    )
+    sweeper.call("sweep", "sweep.yaml")
+    first, second = sweeper.run("tiny").trials
+    assert (first.state, second.state) == ("FAIL", "COMPLETE")
+    assert "batch.global_batch_size: must equal micro_batch_size" in str(first.reason)
 
 
 def test_a_sweep_whose_data_leave_nothing_to_forget_is_refused_and_leaves_no_run(

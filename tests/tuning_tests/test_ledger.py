@@ -306,6 +306,24 @@ def test_a_second_attempt_is_not_judged_by_the_first_ones_probes(tmp_path: Path)
     assert ledger.report(number, second, series) is not None
 
 
+@pytest.mark.parametrize("ranking", ["none", "median"])
+def test_a_replay_after_a_crash_gives_the_verdicts_that_were_given_before_it(
+    tmp_path: Path, ranking: str
+) -> None:
+    pruning = {"retain": {"limit": 0.1, "hard_limit": 0.5, "patience": 2, "grace_steps": 0}}
+    spec = spec_of(pruning=pruning | {"ranking": ranking, "startup_trials": 0, "warmup_steps": 0})
+    ledger = Ledger(tmp_path, spec, create=True)
+    run_trial(ledger, spec, value=lambda _: 0.65)
+    number, _ = ledger.ask()
+    attempt = ledger.begin_attempt(number)
+    series = [probe(1, 0.3), probe(2, 0.6), probe(3, 0.61, 0.2), probe(4, 0.62, 0.3)]
+    live = [ledger.report(number, attempt, series[: i + 1]) for i in range(4)]
+    assert live[0] is None
+    assert live[-1] is not None
+    reopened = Ledger(tmp_path, spec, create=False)
+    assert [reopened.report(number, attempt, series[: i + 1]) for i in range(4)] == live
+
+
 def test_a_step_in_the_study_is_not_reported_again(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path, spec_of(), create=True)
     number, _ = ledger.ask()

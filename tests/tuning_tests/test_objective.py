@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from core.config import SelectionConfig
 from core.selection import GuardVerdict, Probe, StoppedBy, guard_verdict, is_feasible
-from tuning.objective import Outcome, conclude, largest_excess
+from tuning.objective import Outcome, conclude
 
 LIMIT, HARD = 0.10, 0.50
 
@@ -194,12 +194,6 @@ def test_last_probe_counts_also_for_the_guard() -> None:
 def test_without_constraints_every_finite_probe_is_feasible() -> None:
     outcome = conclude(probes([(0.4, 9.0, 9.0)], "budget"), selection(constraints=[]), None)
     assert (outcome.feasible, outcome.value, dict(outcome.violations)) == (True, 0.4, {})
-
-
-def test_largest_excess_is_the_distance_to_the_nearest_limit() -> None:
-    metrics = probes([(0.4, 0.07, 0.02)])[0].metrics
-    assert largest_excess(metrics, selection()) == pytest.approx(-0.03)
-    assert largest_excess(metrics, selection(constraints=[])) == 0.0
 
 
 VALUES = st.one_of(
