@@ -160,7 +160,7 @@ def reconcile(spec: SweepSpec, run_dir: Path, ledger: Ledger, log: EventLog) -> 
     The committed history of each running trial is replayed through guard and pruner. A trial that had
     ended, or would have been stopped, is told; the others run again under the same number.
     """
-    ledger.forget_unborn()
+    ledger.finish_births()
     for number, params, attempt in ledger.running():
         if attempt == 0:
             continue

@@ -69,18 +69,33 @@ class Ledger:
         if waiting:
             number = waiting[0].number
         self._study.sampler = make_sampler(self._spec, number=number)
-        proposed_by: ProposedBy = "sampler" if self._is_fitted() else "startup"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             trial = self._study.ask()
-            proposal: dict[str, Choice] = {}
-            for name, dimension in ordered_dimensions(self._spec).items():
-                if is_active(dimension, proposal):
-                    proposal[name] = suggest(trial, name, dimension)
-        trial.set_user_attr("params", proposal)
-        trial.set_user_attr("proposed_by", "start_from" if waiting else proposed_by)
+            return trial.number, self._name_parameters(trial)
+
+    def finish_births(self) -> None:
+        """Complete trials whose driver died while it asked for them, under their own numbers and seeds."""
+        for unborn in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if "params" in unborn.user_attrs:
+                continue
+            self._study.sampler = make_sampler(self._spec, number=unborn.number)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ExperimentalWarning)
+                self._study.sampler.before_trial(self._study, unborn)
+                self._name_parameters(Trial(self._study, unborn._trial_id))
+
+    def _name_parameters(self, trial: Trial) -> dict[str, Choice]:
+        proposed_by: ProposedBy = "sampler" if self._is_fitted() else "startup"
+        proposal: dict[str, Choice] = {}
+        for name, dimension in ordered_dimensions(self._spec).items():
+            if is_active(dimension, proposal):
+                proposal[name] = suggest(trial, name, dimension)
+        is_start = "source" in trial.user_attrs  # enqueued with its source
+        trial.set_user_attr("proposed_by", "start_from" if is_start else proposed_by)
         trial.set_user_attr(ATTEMPT, 0)
-        return trial.number, proposal
+        trial.set_user_attr("params", proposal)  # last: a trial without it is not yet born
+        return proposal
 
     def begin_attempt(self, number: int) -> int:
         """Number of the next attempt at a trial; later attempts fence off earlier ones."""
@@ -147,14 +162,8 @@ class Ledger:
             if "params" in t.user_attrs
         ]
 
-    def forget_unborn(self) -> None:
-        """Fail trials that were asked for but whose parameters were never recorded (a crash in between)."""
-        for t in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if "params" not in t.user_attrs:
-                self._study.tell(t.number, state=TrialState.FAIL)
-
     def n_begun(self) -> int:
-        """Trials asked for so far, those that never were born aside."""
+        """Trials asked for so far, with their parameters recorded."""
         return sum("params" in t.user_attrs for t in self._study.get_trials(deepcopy=False))
 
     def n_points(self) -> int | None:

@@ -9,7 +9,7 @@ import signal
 import socket
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -45,6 +45,7 @@ FINALISTS = 3
 _PACKAGES = ("unlearn-tune", "torch", "ray", "optuna", "deepspeed", "peft", "transformers")
 _OBJECT_STORE_BYTES = 100 * 2**20
 _KNOCK_TIMEOUT_S = 5.0
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _BEFORE_LEDGER = {records.LOCK_FILE, records.SPEC_FILE}
 
 
@@ -87,6 +88,7 @@ def run_sweep(
     with _signals() as signals, _lock(run_dir):
         try:
             with _ray(spec, launch) as concurrent:
+                signals.install()  # Ray put its own in their place
                 spec, facts = _prepare(spec, watcher)
                 facts["created"] = records.now()
                 commit_yaml(run_dir / records.SPEC_FILE, {"sweep": spec.plain(), **facts})
@@ -129,6 +131,7 @@ def resume_sweep(
             f"--trials: the run already has {begun} trials, got {trials}; give a larger number"
         )
     with _signals() as signals, _lock(run_dir), _ray(run.spec, launch) as concurrent:
+        signals.install()  # Ray put its own in their place
         ledger = Ledger(run_dir, run.spec, create=False)
         _, facts = _prepare(run.spec, watcher)
         for name, now in facts["versions"].items():
@@ -315,7 +318,7 @@ def _report_finalists(spec: SweepSpec, run_dir: Path, ledger: Ledger, log: Event
         return
     log.emit(Reporting(numbers=tuple(t.number for t in finalists)))
     work = [
-        (bind(spec, t.params, where=f"trial {t.number}"), run_dir / str(t.adapter))
+        (bind(spec, t.params, where=f"trial {t.number}"), (run_dir / str(t.adapter)).resolve())
         for t in finalists
     ]
     measured = _on_a_rank(spec, _measure_finalists, work)
@@ -441,6 +444,11 @@ class _Signals:
         self._received: list[int] = []
         self._dispatcher: Dispatcher | None = None
 
+    def install(self) -> None:
+        """Take SIGINT and SIGTERM."""
+        for number in _SIGNALS:
+            signal.signal(number, self.handle)
+
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Take a signal."""
         if self._dispatcher is None:
@@ -473,9 +481,8 @@ class _Signals:
 @contextmanager
 def _signals() -> Iterator[_Signals]:
     signals = _Signals()
-    before: Mapping[int, Any] = {
-        n: signal.signal(n, signals.handle) for n in (signal.SIGINT, signal.SIGTERM)
-    }
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    signals.install()
     try:
         yield signals
     finally:

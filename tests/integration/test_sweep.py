@@ -262,7 +262,7 @@ def test_a_run_killed_before_its_ledger_was_made_leaves_its_name_free(sweeper: S
     process.kill()
     process.communicate()
     assert lock.exists()
-    sweeper.call("sweep", "sweep.yaml", "--trials", "1")
+    sweeper.call("sweep", "sweep.yaml", "--trials", "1", expect=3)  # its only trial is pruned
     assert len(sweeper.run("tiny").trials) == 1
 
 

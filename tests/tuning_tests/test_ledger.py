@@ -445,17 +445,24 @@ def test_running_trials_are_what_a_resume_runs_again(tmp_path: Path) -> None:
     assert ledger.n_begun() == 3
 
 
-def test_a_trial_whose_parameters_were_never_recorded_is_forgotten(tmp_path: Path) -> None:
-    spec = spec_of()
-    ledger = Ledger(tmp_path, spec, create=True)
-    ledger.ask()
-    study_in(tmp_path).ask()  # a driver that died before it recorded what it asked for
-    ledger = Ledger(tmp_path, spec, create=False)
-    assert ledger.n_begun() == 1
-    ledger.forget_unborn()
-    assert [t.state.name for t in study_in(tmp_path).trials] == ["RUNNING", "FAIL"]
-    assert ledger.ask()[0] == 2
-    assert ledger.n_begun() == 2
+@pytest.mark.parametrize("sampler", ["tpe", "random", "grid", "qmc"])
+def test_a_trial_whose_driver_died_while_asking_is_completed_under_its_number(
+    folders: tuple[Path, Path], sampler: str
+) -> None:
+    space = GRID if sampler == "grid" else SPACE
+    spec = spec_of(sampler={"name": sampler, "seed": 5, "n_startup_trials": 2}, space=space)
+    whole, broken = (Ledger(folder, spec, create=True) for folder in folders)
+    expected = [whole.ask() for _ in range(3)]
+    assert broken.ask() == expected[0]
+    study = study_in(folders[1])
+    study.sampler = make_sampler(spec, number=1)
+    study.ask()  # the driver dies here, before it names the parameters
+    broken = Ledger(folders[1], spec, create=False)
+    assert broken.n_begun() == 1
+    broken.finish_births()
+    assert broken.n_begun() == 2
+    assert [(n, p) for n, p, _ in broken.running()] == expected[:2]
+    assert broken.ask() == expected[2]
 
 
 def test_notes_are_kept(tmp_path: Path) -> None:
