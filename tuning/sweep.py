@@ -93,7 +93,8 @@ def run_sweep(
                 facts["created"] = records.now()
                 commit_yaml(run_dir / records.SPEC_FILE, {"sweep": spec.plain(), **facts})
                 ledger = Ledger(run_dir, spec, create=True)
-                _drive(spec, run_dir, ledger, concurrent, watcher, signals)
+                with _driver_log(run_dir):
+                    _drive(spec, run_dir, ledger, concurrent, watcher, signals)
         finally:
             if not (run_dir / records.LEDGER_FILE).exists():
                 shutil.rmtree(run_dir)  # ended before anything was tried: the name stays free
@@ -147,7 +148,8 @@ def resume_sweep(
             )
         if trials is not None:
             ledger.set_note("target", trials)
-        _drive(run.spec, run_dir, ledger, concurrent, watcher, signals)
+        with _driver_log(run_dir):
+            _drive(run.spec, run_dir, ledger, concurrent, watcher, signals)
     return records.load_run(run_dir)
 
 
@@ -431,6 +433,22 @@ def _lock(run_dir: Path) -> Iterator[None]:
         file.write(f"pid {os.getpid()} on {platform.node()} since {records.now()}\n")
         file.flush()
         yield
+
+
+@contextmanager
+def _driver_log(run_dir: Path) -> Iterator[None]:
+    """Keep the warnings and errors of the driver's process, Ray's included, in ``driver.log``."""
+    handler = logging.FileHandler(run_dir / "driver.log", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    loggers = [logging.getLogger(name) for name in (None, "ray")]  # Ray's does not propagate
+    for logger in loggers:
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+        handler.close()
 
 
 class _Signals:
