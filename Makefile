@@ -9,7 +9,7 @@ PYTHON ?=
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format clean
+.PHONY: help setup demo test parity lint format clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -43,6 +43,9 @@ demo: setup ## sweep the shipped model, or go on where the demo stopped; then be
 
 test: setup ## run the tests, without the model hub
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+parity: setup ## compare with the numbers of published code, and print the table
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests -k golden --parity -q
 
 lint: setup ## check style, format and types
 	@$(BIN)/ruff check .

@@ -18,6 +18,22 @@ import pytest
 
 from core.config import TrialConfig, parse_trial
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--parity``: end with a table of what the golden cases found."""
+    parser.addoption("--parity", action="store_true", help="print the table of golden cases")
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Print the table that ``make parity`` is about."""
+    if config.getoption("--parity"):
+        from golden_cases import parity_table
+
+        terminalreporter.section("parity with published code")
+        for line in parity_table():
+            terminalreporter.write_line(line)
+
+
 _WORDS = """
 river stone lamp green quiet harbour seven window paper cloud orchard copper letter garden
 winter bridge silver morning kettle forest engine yellow market sailor thunder blanket
