@@ -42,6 +42,7 @@ class DifferenceLinear(lora.Linear):
 
     initial_a: Tensor
     initial_b: Tensor | None
+    taps: "list[tuple[Tensor, Tensor]] | None" = None
 
     @property
     def moved_a(self) -> nn.Linear:
@@ -71,6 +72,8 @@ class DifferenceLinear(lora.Linear):
         scaling = float(self.scaling[ADAPTER])
         moved: Tensor = self.moved_a(x)
         difference: Tensor = self.moved_b(moved + F.linear(x, self.initial_a))
+        if self.taps is not None:
+            return self._tapped(result, moved, difference, scaling)
         result = torch.add(result, difference, alpha=scaling)
         if self.initial_b is None:
             return result
@@ -78,6 +81,15 @@ class DifferenceLinear(lora.Linear):
             result.flatten(0, -2), moved.flatten(0, -2), self.initial_b.T, alpha=scaling
         )
         return flat.view_as(result)
+
+    def _tapped(self, base: Tensor, moved: Tensor, difference: Tensor, scaling: float) -> Tensor:
+        """The same sum, with its two parts kept."""
+        if self.initial_b is not None:
+            difference = difference + F.linear(moved, self.initial_b)
+        added = scaling * difference
+        assert self.taps is not None
+        self.taps.append((added, base.detach()))
+        return base + added
 
 
 class DifferenceAdapter:
@@ -103,7 +115,7 @@ class DifferenceAdapter:
         self._targets = list(factors)
         config = _lora_config(self._targets, rank=rank, scaling=scaling)
         config._register_custom_module({nn.Linear: DifferenceLinear, Conv1D: DifferenceLinear})
-        self.model = peft.get_peft_model(network, config, autocast_adapter_dtype=False)
+        self.model = peft.get_peft_model(network, config, autocast_adapter_dtype=False).eval()
         for name, layer in self._layers():
             layer.set_initial(factors[name], dtype)
 
@@ -111,6 +123,15 @@ class DifferenceAdapter:
         for name, module in self.model.named_modules():
             if isinstance(module, DifferenceLinear):
                 yield name.removeprefix("base_model.model."), module
+
+    def increments(self) -> Iterator[tuple[str, nn.Parameter, nn.Parameter]]:
+        """Name, dA ``(r, inputs)`` and dB ``(outputs, r)`` of every layer: the trained parameters."""
+        for name, layer in self._layers():
+            yield (
+                name,
+                cast(nn.Parameter, layer.moved_a.weight),
+                cast(nn.Parameter, layer.moved_b.weight),
+            )
 
     @property
     def is_transposed(self) -> bool:
@@ -121,9 +142,43 @@ class DifferenceAdapter:
         """Within the context the model is the reference model."""
         return _disabled([layer for _, layer in self._layers()])
 
+    def scaled(self, factor: float) -> AbstractContextManager[None]:
+        """Within the context the trained difference counts ``factor`` times."""
+        return scaled(self.model, factor)
+
+    @contextmanager
+    def tapped(self) -> Iterator[dict[str, list[tuple[Tensor, Tensor]]]]:
+        """Within the context each forward pass leaves what the adapter adds, and the layer's own output.
+
+        Yields:
+            Layer name to pairs of shape ``(B, T, outputs)``, one for each forward pass; the first
+            carries a gradient, the second none.
+        """
+        layers = dict(self._layers())
+        taken: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in layers}
+        for name, layer in layers.items():
+            layer.taps = taken[name]
+        try:
+            yield taken
+        finally:
+            for layer in layers.values():
+                layer.taps = None
+
     def detach(self) -> None:
         """Remove the adapter; the network is as before."""
         self.model.unload()
+
+    def save(
+        self, folder: Path, tensors: Mapping[str, Tensor], *, base: str, factor: float = 1.0
+    ) -> None:
+        """Commit what :meth:`exported` gave, the difference scaled by ``factor``; see :func:`save_adapter`."""
+        save_adapter(
+            folder,
+            tensors,
+            scaling=self.scaling * factor,
+            base=base,
+            transposed=self.is_transposed,
+        )
 
     def exported(self, gather: "Gather") -> dict[str, Tensor]:
         """Factors of the difference as an ordinary LoRA on the original model, float32.
@@ -204,6 +259,21 @@ def load_adapter(network: nn.Module, folder: Path) -> nn.Module:
     """Stock PEFT: attach a saved adapter to its original model for reading."""
     model: nn.Module = peft.PeftModel.from_pretrained(network, str(folder))
     return model.eval()
+
+
+@contextmanager
+def scaled(model: nn.Module, factor: float) -> Iterator[None]:
+    """Within the context every low-rank layer of ``model``, ours or stock PEFT's, counts ``factor`` times."""
+    layers = [m for m in model.modules() if isinstance(m, lora.Linear)]
+    before = [dict(layer.scaling) for layer in layers]
+    for layer in layers:
+        for name in layer.scaling:
+            layer.scaling[name] *= factor
+    try:
+        yield
+    finally:
+        for layer, scaling in zip(layers, before, strict=True):
+            layer.scaling.update(scaling)
 
 
 def _lora_config(targets: list[str], *, rank: int, scaling: float) -> peft.LoraConfig:

@@ -17,7 +17,14 @@ from torch import Tensor
 from core.cache import cache_root
 from core.commit import commit, commit_json
 
-VERSIONS: Mapping[str, int] = {"baselines": 1, "fisher": 1, "importance": 1, "factors": 1}
+VERSIONS: Mapping[str, int] = {
+    "baselines": 1,
+    "reference": 1,
+    "fisher": 1,
+    "lora_fisher": 1,
+    "importance": 1,
+    "factors": 1,
+}
 """Raised when the computation of a kind changes: the cache outlives releases."""
 
 

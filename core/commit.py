@@ -31,6 +31,31 @@ def commit(path: Path, write: Callable[[Path], None]) -> None:
     _sync(path.parent)
 
 
+def commit_folder(path: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` make a temporary folder, sync it, and let it take the place of ``path``.
+
+    A folder cannot be replaced in one step: a crash between the two renames leaves the old one beside
+    ``path``, with its name and ``.old``, and the next call starts from there.
+    """
+    old = path.with_name(f".{path.name}.old")
+    if path.exists():
+        if old.exists():
+            shutil.rmtree(old)
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        try:
+            write(temporary)
+            for file in temporary.iterdir():
+                _sync(file)
+            path.rename(old)
+            temporary.rename(path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        _sync(path.parent)
+        shutil.rmtree(old)
+    else:
+        commit(path, write)
+
+
 def commit_json(path: Path, value: Mapping[str, Any]) -> None:
     """Commit ``value`` as indented JSON; non-finite numbers are written as strings."""
     text = json.dumps(finite(value), indent=1, allow_nan=False) + "\n"

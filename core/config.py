@@ -7,34 +7,27 @@ imports torch, so that ``validate`` and ``status`` answer at once.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from core.errors import ConfigError
+from core.methods import MethodConfig
+from core.sections import Positive, Section
 
-ForgetLossId = Literal["ga", "ihl"]
-RetainLossId = Literal["none", "nll", "kl"]
-RetainSource = Literal["in_distribution", "general"]
-AdapterInit = Literal["lora", "svd", "fila"]
 TargetGroup = Literal["attention", "mlp", "all"]
-ObjectiveMetric = Literal["forget_closure", "accuracy_closure"]
+ObjectiveMetric = Literal["forget_closure", "accuracy_closure", "forget_closure_at_utility"]
+UtilityMetric = Literal["retain_utility", "retain_extraction_strength"]
 ConstraintMetric = Literal[
     "retain_drop", "general_drop", "retain_accuracy_drop", "general_accuracy_drop"
 ]
 Dtype = Literal["auto", "bf16", "fp32"]
 
-Positive = Annotated[int, Field(ge=1)]
-
-
-class Section(BaseModel):
-    """Base of all configuration objects: frozen, no unknown keys, no NaN."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
+STOP_METRIC = r"^(el_[1-9]\d{0,3}|memorization_accuracy|extraction_strength|exact_memorization)$"
+"""Names of the forget metrics that stop rules know."""
 
 
 class ModelConfig(Section):
@@ -44,6 +37,9 @@ class ModelConfig(Section):
     """``package:smollm2``, ``hub:ORG/NAME`` (or ``ORG/NAME``), or a folder written by ``save_pretrained``."""
     revision: str | None = None
     """Commit hash, tag or branch of a hub model; a commit hash makes the run repeatable."""
+    retain_only: Annotated[str, Field(min_length=1)] | None = None
+    """A model of the same kind that never saw the forget set (``prepare`` makes one); its level on the forget
+    set is then the target of forgetting, instead of the approximate set's."""
 
 
 class FieldNames(Section):
@@ -55,6 +51,8 @@ class FieldNames(Section):
     """Field with the context of ``answer``; its tokens are read but do not count."""
     answer: str | None = None
     """Field with the answer to ``prompt``; its tokens, and the end of text, count."""
+    alternative: str | None = None
+    """Field with an alternative answer, for ``method.alternatives: field``."""
 
     @model_validator(mode="after")
     def _one_shape(self) -> Self:
@@ -68,9 +66,13 @@ class SourceConfig(Section):
     """Where the rows of one role come from."""
 
     source: Annotated[str, Field(min_length=1)]
-    """``embedded:NAME``, ``hub:ORG/NAME``, or a path to ``.jsonl``, ``.parquet`` or ``.txt`` (a paragraph is a row)."""
+    """``embedded:NAME``, ``authors:PART``, a benchmark by name (``tofu:forget10``, ``muse-news:forget``,
+    ``wmdp:bio``, ``yao:arxiv-forget``), ``hub:ORG/NAME``, or a path to ``.jsonl``, ``.parquet``, ``.txt`` (a
+    paragraph is a row) or ``.npy`` (rows of token ids)."""
+    mirror: str | None = None
+    """Folder with a copy of the data set's repository, for machines without the hub."""
     split: str = "train"
-    """Split of a hub data set."""
+    """Split of a hub data set; a benchmark's name says it already."""
     subset: str | None = None
     """Configuration name of a hub data set."""
     revision: str | None = None
@@ -80,7 +82,9 @@ class SourceConfig(Section):
     n: Positive | None = None
     """Use at most this many rows, the first ones in the file's order; all if absent."""
     max_tokens: Annotated[int, Field(ge=2, le=1_000_000)] = 256
-    """Longer rows are cut after this many tokens."""
+    """Longer rows are cut after this many tokens, or into rows of this many."""
+    overlong: Literal["cut", "chunk"] = "cut"
+    """``chunk``: a longer document becomes several rows (a last one under 5 tokens is dropped), as Yao et al. do."""
 
 
 class DataConfig(Section):
@@ -101,23 +105,26 @@ class DataConfig(Section):
     """
     report_rows: Positive = 64
     """Rows of each report part; neither losses nor probes see them, finalists are reported on them."""
+    prompt_format: Literal["auto", "plain", "chat"] = "auto"
+    """How a prompt and its answer are written: with the tokenizer's ``chat`` template, ``plain``, or ``auto``:
+    the template where the tokenizer has one."""
+    plain_template: Annotated[str, Field(pattern=r"\{prompt\}")] = "{prompt} "
+    """What stands before the answer in the ``plain`` format; ``{prompt}`` is replaced."""
     split_seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Seed of the splits; separate from the trial's seed, so that repeats over seeds share the splits."""
 
 
-class MethodConfig(Section):
-    """The unlearning method, as a combination: forget loss, retain loss and its source, initialisation."""
+class PreparationData(Section):
+    """What a prepared model is fine-tuned on."""
 
-    forget_loss: ForgetLossId
-    """``ga``: gradient ascent; ``ihl``: inverted hinge loss (Cha et al., ICLR 2025)."""
-    retain_loss: RetainLossId = "nll"
-    """``none``; ``nll``: next-token cross-entropy (gradient descent, "GD"); ``kl``: KL to the reference model."""
-    retain_source: RetainSource = "in_distribution"
-    """Rows of the retain loss: the retain set, or the general set."""
-    retain_weight: Annotated[float, Field(ge=0.0, le=1000.0)] = 1.0
-    """Factor on the retain loss."""
-    adapter_init: AdapterInit = "lora"
-    """``lora``: B = 0; ``svd``: principal part of W; ``fila``: principal part weighted by Fisher information."""
+    forget: SourceConfig
+    """Rows that only the target model sees."""
+    retain: SourceConfig
+    """Rows that target model and retain-only model see."""
+    prompt_format: Literal["auto", "plain", "chat"] = "auto"
+    """As in a sweep's data."""
+    plain_template: Annotated[str, Field(pattern=r"\{prompt\}")] = "{prompt} "
+    """As in a sweep's data."""
 
 
 class OptimizerConfig(Section):
@@ -150,10 +157,14 @@ class AdapterConfig(Section):
     """Strength s = alpha / r, fixed apart from the rank so that rank is not confounded with step size."""
     targets: TargetGroup = "all"
     """Linear layers that carry an adapter, found by looking at the model: attention, MLP, or both."""
+    layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
+    """Blocks that carry one, from 0; all if absent."""
+    kind: Literal["lora", "full"] = "lora"
+    """``full``: no adapter, all weights of a copy of the model are trained; ``rank`` and the rest have no effect."""
 
 
 class FisherConfig(Section):
-    """How Fisher information weights the initial adapter (only for ``adapter_init: fila``)."""
+    """How Fisher information weights the initial adapter (for ``adapter_init: fila`` and ``vila``)."""
 
     exponent: Annotated[float, Field(ge=0.0, le=4.0)] = 0.5
     """Row weight = (sum over a row of F_forget / F_retain) ** exponent; 0 is the plain SVD, 0.5 the paper's."""
@@ -167,6 +178,10 @@ class FisherConfig(Section):
     """Rows of the forget set, and as many of the retain set, that Fisher is measured on; all forget rows if absent."""
     batch_size: Positive = 1
     """Rows whose mean gradient is squared; 1 is the per-sequence empirical Fisher, the paper's code uses 2 to 4."""
+    lora_rank: Annotated[int, Field(ge=1, le=1024)] = 8
+    """``vila``: rank of the random adapter in whose space Fisher is measured."""
+    lora_sigma: Annotated[float, Field(gt=0.0, le=10.0)] = 0.05
+    """``vila``: standard deviation of its entries."""
 
 
 class BatchConfig(Section):
@@ -182,6 +197,8 @@ class BatchConfig(Section):
     """Forget rows of one forward pass on one rank."""
     gradient_accumulation_steps: Positive | None = None
     """Forward passes of one optimiser step on each rank."""
+    whole_forget_set: bool = False
+    """Every step reads each forget row once (Jang et al.); takes the place of ``global_batch_size``."""
     probe_batch_size: Positive = 16
     """Rows of one forward pass of a probe; changes speed and memory only."""
 
@@ -196,6 +213,16 @@ class BatchConfig(Section):
             raise ValueError(
                 "give two of global_batch_size, micro_batch_size, gradient_accumulation_steps; "
                 "the third is derived"
+            )
+        if self.whole_forget_set and self.global_batch_size is not None:
+            raise ValueError(
+                "whole_forget_set takes the place of global_batch_size; give one of them, "
+                f"got global_batch_size={self.global_batch_size}"
+            )
+        if self.whole_forget_set and self.gradient_accumulation_steps is not None:
+            raise ValueError(
+                "with whole_forget_set give micro_batch_size; gradient_accumulation_steps follows from "
+                f"the number of rows, got {self.gradient_accumulation_steps}"
             )
         return self
 
@@ -242,6 +269,16 @@ class PastTargetConfig(Section):
     """Consecutive overshooting probes after which the trial stops."""
 
 
+class StopRule(Section):
+    """A level of forgetting that is enough (Jang et al., ACL 2023)."""
+
+    metric: Annotated[str, Field(pattern=STOP_METRIC)]
+    """``el_N`` for any N, ``memorization_accuracy``, ``extraction_strength`` or ``exact_memorization``: means over
+    the forget rows."""
+    at_most: Annotated[float, Field(ge=0.0, le=1.0)]
+    """Enough is forgotten when the metric is at or below this."""
+
+
 class SelectionConfig(Section):
     """How long a trial may train, and which of its probes counts. A sweep fills this in."""
 
@@ -250,7 +287,12 @@ class SelectionConfig(Section):
     probe_every: Positive = 1
     """Optimiser steps from one probe to the next; the last step is always probed."""
     metric: ObjectiveMetric = "forget_closure"
-    """Objective, maximised; in [-1, 1], 1 when the forget set looks like text that was never seen."""
+    """Objective, maximised; in [-1, 1], 1 when the forget set looks like text that was never seen.
+    ``forget_closure_at_utility``: with the trained difference scaled back until ``utility`` is kept (UWC)."""
+    tau: Annotated[float, Field(gt=0.0, le=1.0)] = 0.95
+    """Share of its original value that ``utility`` keeps in ``forget_closure_at_utility``."""
+    utility: UtilityMetric = "retain_utility"
+    """What is kept there: next-token accuracy, or extraction strength, of the retain set's probe rows."""
     select: Literal["best_feasible_probe", "last"] = "best_feasible_probe"
     """Which probe gives the trial its value and its adapter."""
     constraints: tuple[ConstraintConfig, ...] = ()
@@ -259,6 +301,8 @@ class SelectionConfig(Section):
     """Stop on overshoot; null switches it off."""
     retain_guard: RetainGuardConfig | None = RetainGuardConfig()
     """Stop on degradation of retained text; null switches it off."""
+    stop_when: tuple[StopRule, ...] = ()
+    """Stop when every one of these holds; empty: never."""
 
     @field_validator("constraints")
     @classmethod
@@ -328,21 +372,75 @@ class TrialConfig(Section):
                 "optimizer.schedule: a schedule that depends on the horizon needs selection.select: last, "
                 f"got select={self.selection.select}"
             )
-        try:
-            self.batch_plan()
-        except ValueError as err:
-            problems.append(str(err))
+        problems += self._kind_problems()
+        if not self.batch.whole_forget_set:
+            try:
+                self.batch_plan()
+            except ValueError as err:
+                problems.append(str(err))
         if problems:
             raise ValueError("\n".join(problems))
         return self
 
-    def batch_plan(self) -> BatchPlan:
+    def _kind_problems(self) -> list[str]:
+        """What the full-parameter kind and the losses that look at the adapter rule out."""
+        method, problems = self.method, []
+        if self.adapter.kind == "full":
+            if method.adapter_init != "lora":
+                problems.append(
+                    "method.adapter_init: adapter.kind: full has no adapter to initialise; leave it at lora, "
+                    f"got {method.adapter_init}"
+                )
+            if "residual" in (method.forget_loss, method.retain_loss):
+                problems.append(
+                    "method.forget_loss: residual aligns the adapter's output and needs adapter.kind: lora"
+                )
+        if self.engine.zero_stage == 3 and "residual" in (method.forget_loss, method.retain_loss):
+            problems.append("engine.zero_stage: residual losses need at most 2, got 3")
+        return problems
+
+    def batch_plan(self, *, n_forget: int | None = None) -> BatchPlan:
         """The three batch numbers with the missing ones derived.
+
+        Args:
+            n_forget: Rows of the forget set; needed under ``batch.whole_forget_set``.
 
         Raises:
             ValueError: If the numbers do not divide.
         """
-        return BatchPlan.derive(self.batch, ranks=self.engine.ranks)
+        batch = self.batch
+        if batch.whole_forget_set:
+            assert n_forget is not None  # only the worker plans such a batch
+            batch = batch.model_copy(update={"global_batch_size": n_forget})
+        return BatchPlan.derive(batch, ranks=self.engine.ranks)
+
+
+class TrainingConfig(Section):
+    """Ordinary fine-tuning of all weights."""
+
+    epochs: Annotated[int, Field(ge=1, le=10_000)]
+    """Times that each row is read."""
+    optimizer: OptimizerConfig
+    """AdamW; ``schedule: linear`` decays to zero over all epochs."""
+    batch: BatchConfig = BatchConfig(global_batch_size=8)
+    """Rows of a step."""
+
+
+class PreparationConfig(Section):
+    """What ``prepare`` makes: a target model that knows the forget set, and a retain-only model that does not."""
+
+    schema_version: Annotated[Literal[1], Field(alias="schema")]
+    """Version of this format."""
+    model: ModelConfig
+    """The model before fine-tuning."""
+    data: PreparationData
+    """Forget and retain rows."""
+    training: TrainingConfig
+    """How both are fine-tuned: the same epochs, rates and batches."""
+    engine: EngineConfig = EngineConfig()
+    """How it is computed."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Seed of the reading order."""
 
 
 class BatchPlan(Section):
@@ -395,6 +493,12 @@ def describe_problems(err: ValidationError, model: type[BaseModel]) -> list[str]
             lines.append(f"{place}: unknown key; {_suggestion(problem['loc'], model)}")
         elif not problem["loc"]:  # rules across sections name their fields themselves
             lines += [f"{line}." for line in message.split("\n")]
+        elif problem["type"] == "literal_error":
+            known = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
+            near = get_close_matches(str(problem["input"]), known, n=1, cutoff=0.5)
+            rule = "unknown choice" if near else message
+            hint = f"; did you mean {near[0]!r}?" if near else "."
+            lines.append(f"{place}: {rule}, got {problem['input']!r}{hint}")
         elif isinstance(problem["input"], Mapping | BaseModel):
             lines.append(f"{place}: {message}.")
         else:

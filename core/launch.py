@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch.multiprocessing.spawn import spawn
 
+from core.bench import Bench
 from core.config import TrialConfig
 from core.engine import Group, Rendezvous, join
 from core.reporting import Decision, GuardReporter, Reporter
 from core.selection import Probe
-from core.worker import Bench, TrialResult, prepare, run_trial
+from core.worker import TrialResult, prepare, run_trial
 
 
 class _Telling:

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -137,6 +137,74 @@ def resolve_device(engine: EngineConfig) -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
 
 
+def load_network(folder: Path, like: LoadedModel) -> nn.Module:
+    """A model folder of ours in the precision and on the device of ``like``."""
+    network = transformers.AutoModelForCausalLM.from_pretrained(
+        str(folder), dtype=like.dtype, use_safetensors=True, trust_remote_code=False
+    )
+    loaded: nn.Module = nn.Module.to(network, like.device).eval().requires_grad_(False)
+    return loaded
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextClassifier:
+    """A sequence classifier of transformers and its tokenizer, for what a model writes."""
+
+    network: Any
+    tokenizer: Any
+
+    @torch.inference_mode()
+    def probabilities(self, texts: Sequence[str], label: str) -> list[float]:
+        """Probability of the label of each text; of the classifier's first label where none has that name."""
+        labels = {name.lower(): i for i, name in self.network.config.id2label.items()}
+        index = labels.get(label, 0)
+        found = []
+        for text in texts:  # one by one: a classifier may know no padding token
+            read = self.tokenizer(text, return_tensors="pt", truncation=True, max_length=512)
+            logits = self.network(**read.to(self.network.device)).logits
+            found.append(float(torch.softmax(logits[0].float(), dim=-1)[index]))
+        return found
+
+
+def load_classifier(source: str, device: torch.device) -> TextClassifier:
+    """A text classifier in float32, from the hub or a folder.
+
+    Raises:
+        ModelError: If it is not found or cannot be read.
+    """
+    arguments = {"trust_remote_code": False}
+    try:
+        location, _ = locate(ModelConfig(source=source))
+        tokenizer = transformers.AutoTokenizer.from_pretrained(location, **arguments)
+        network = transformers.AutoModelForSequenceClassification.from_pretrained(
+            location, dtype=torch.float32, use_safetensors=True, **arguments
+        )
+    except (OSError, ValueError, ModelError) as err:
+        raise ModelError(
+            f"--fluency-model: cannot load {source!r}: {_first_line(err)}; give a sequence classifier as a "
+            "folder with safetensors, or a hub id that this machine can reach"
+        ) from err
+    return TextClassifier(network=network.to(device).eval(), tokenizer=tokenizer)
+
+
+def vocabulary_size(network: nn.Module) -> int:
+    """Number of token ids that the model knows."""
+    return int(cast(Any, network).get_input_embeddings().num_embeddings)
+
+
+def save_network(model: LoadedModel, weights: Mapping[str, Tensor], folder: Path) -> None:
+    """Write an ordinary model folder with other weights: safetensors, configuration, tokenizer."""
+    folder.mkdir()
+    model.network.save_pretrained(folder, state_dict=dict(weights))  # type: ignore[operator]
+    model.tokenizer.save_pretrained(folder)
+
+
+def final_logits(network: nn.Module, hidden_BTD: Tensor) -> Tensor:
+    """Logits of the model's own output layer from the last hidden states."""
+    head = cast(Any, network).get_output_embeddings()
+    return cast(Tensor, head(hidden_BTD))
+
+
 def convert_gguf(gguf: Path, folder: Path) -> None:
     """Convert a GGUF file to an ordinary float32 model folder with safetensors."""
     source, quantisation = str(gguf.parent), transformers.GgufConfig(dequantize=True)
@@ -171,16 +239,19 @@ def model_shape(config: ModelConfig) -> dict[str, int]:
     }
 
 
-def resolve_targets(network: nn.Module, group: TargetGroup, *, rank: int) -> list[str]:
+def resolve_targets(
+    network: nn.Module, group: TargetGroup, *, rank: int, layers: Sequence[int] | None = None
+) -> list[str]:
     """Names of the linear layers of a group, found by looking at the model.
 
     Args:
         network: A causal language model; ``nn.Linear`` and GPT-2's ``Conv1D`` count as linear.
         group: ``attention``, ``mlp`` or ``all`` (both; never the output layer).
         rank: Rank that has to fit into each of them.
+        layers: Blocks that they lie in, from 0; anywhere if absent.
 
     Raises:
-        ModelError: If no layer matches, or a layer is smaller than the rank.
+        ModelError: If no layer matches, a layer is smaller than the rank, or a block does not exist.
     """
     output = getattr(network, "get_output_embeddings", lambda: None)()
     linear = {
@@ -196,6 +267,8 @@ def resolve_targets(network: nn.Module, group: TargetGroup, *, rank: int) -> lis
             f"adapter.targets: no linear layer of {type(network).__name__} belongs to {group!r}; "
             f"linear layers found: {shown}"
         )
+    if layers is not None:
+        names = _within_blocks(network, names, layers)
     for name in names:
         smaller = min(linear_shape(linear[name]))
         if rank > smaller:
@@ -204,6 +277,48 @@ def resolve_targets(network: nn.Module, group: TargetGroup, *, rank: int) -> lis
                 f"of shape {linear_shape(linear[name])}; use at most {smaller}, or other adapter.targets"
             )
     return names
+
+
+def n_blocks(network: nn.Module) -> int:
+    """Number of decoder blocks, which ``adapter.layers`` counts from 0.
+
+    Raises:
+        ModelError: If the model has no list of blocks.
+    """
+    return len(_blocks(network)[1])
+
+
+def _blocks(network: nn.Module) -> tuple[str, nn.ModuleList]:
+    """Name and list of the blocks: the longest list of modules that lies in no other list (of experts, say)."""
+    lists = [
+        (name, module)
+        for name, module in network.named_modules()
+        if isinstance(module, nn.ModuleList)
+        and not any(part.isdecimal() for part in name.split("."))
+    ]
+    if not lists:
+        raise ModelError(
+            f"adapter.layers: {type(network).__name__} has no list of blocks; leave adapter.layers out"
+        )
+    return max(lists, key=lambda found: len(found[1]))
+
+
+def _within_blocks(network: nn.Module, names: Sequence[str], layers: Sequence[int]) -> list[str]:
+    path, blocks = _blocks(network)
+    missing = sorted(i for i in set(layers) if not 0 <= i < len(blocks))
+    if missing:
+        raise ModelError(
+            f"adapter.layers: {type(network).__name__} has {len(blocks)} blocks, 0 to {len(blocks) - 1}, "
+            f"got {', '.join(map(str, missing))}"
+        )
+    places = tuple(f"{path}.{i}." for i in layers)
+    found = [name for name in names if name.startswith(places)]
+    if not found:
+        raise ModelError(
+            f"adapter.layers: no layer of adapter.targets lies in block {', '.join(map(str, layers))} "
+            f"of {type(network).__name__}; name other blocks or other adapter.targets"
+        )
+    return found
 
 
 def linear_shape(module: nn.Module) -> tuple[int, int]:

@@ -12,7 +12,9 @@ from typing import Literal
 
 from core.config import ConstraintConfig, PastTargetConfig, RetainGuardConfig, SelectionConfig
 
-StoppedBy = Literal["budget", "past_target", "retain_guard", "non_finite", "ranking_pruner"]
+StoppedBy = Literal[
+    "budget", "past_target", "stop_when", "retain_guard", "non_finite", "ranking_pruner"
+]
 """Why a trial ended. ``budget`` is the ordinary end."""
 
 

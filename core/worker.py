@@ -7,88 +7,37 @@ more from it. All ranks of a trial run this code and see the same probes.
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
-from itertools import islice
+from collections.abc import Callable, Generator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
-from core import artifacts
-from core.adapters import DifferenceAdapter, InitialFactors, load_adapter, save_adapter
+from core.adapters import DifferenceAdapter, InitialFactors, load_adapter, scaled
+from core.bench import Bench
 from core.commit import append_line
-from core.config import BatchPlan, TrialConfig
-from core.data.splits import split_data
-from core.data.tokens import (
-    TokenRow,
-    TokenSplits,
-    collate,
-    reading_order,
-    tokenise_splits,
-)
+from core.config import TrialConfig
+from core.data.tokens import TokenSplits
 from core.engine import Engine, Group, join_alone
-from core.errors import DataError, IntegrityError, ModelError, NothingToForgetError
+from core.full_parameters import FullParameters, is_model_folder
 from core.initialisation import initial_factors
-from core.losses import FORGET_LOSSES, RETAIN_LOSSES, Reduction
-from core.metrics.probes import MEASURED, Level, degradation, level, token_sums
-from core.models import LoadedModel, load_model, locate, weights_checksum
+from core.levels import (
+    Levels,
+    Meter,
+    baseline_levels,
+    baseline_strength,
+    calibrated,
+    forward_of,
+    stop_metrics,
+)
+from core.metrics.probes import MEASURED, degradation
+from core.models import LoadedModel, locate
 from core.reporting import Decision, Reporter
 from core.selection import Probe, StoppedBy, best_probe, is_past_target
+from core.steps import Steps, Trained
 
-MIN_GAP_NATS = 0.3
-"""Smallest difference of cross-entropy between forget and approximate set that leaves something to forget."""
-
-Levels = Mapping[str, Level]
-Forward = Callable[[Tensor, Tensor], Tensor]
-
-
-@dataclass
-class Bench:
-    """What a process keeps warm from one trial to the next: the target model and the tokenised rows."""
-
-    _models: dict[Any, LoadedModel] = field(default_factory=dict)
-    _weights: dict[str, Tensor] = field(default_factory=dict)
-    _checksum: str = ""
-    _data: dict[Any, TokenSplits] = field(default_factory=dict)
-
-    def model(self, config: TrialConfig) -> LoadedModel:
-        """The target model, loaded at the first call."""
-        key = (config.model, config.engine.dtype, config.engine.device)
-        if key not in self._models:
-            self._models.clear()
-            self._models[key] = load_model(config.model, config.engine)
-            self._weights = dict(self._models[key].network.named_parameters())
-            self._checksum = weights_checksum(self._weights)
-        return self._models[key]
-
-    def data(self, config: TrialConfig) -> TokenSplits:
-        """The tokenised splits, read at the first call."""
-        key = (config.model, config.data)
-        if key not in self._data:
-            splits = split_data(config.data)
-            self._data[key] = tokenise_splits(splits, config.data, self.model(config).tokenizer)
-        return self._data[key]
-
-    @property
-    def checksum(self) -> str:
-        """Checksum of the base weights when they were loaded; each trial verifies it when it ends."""
-        return self._checksum
-
-    def verify(self) -> None:
-        """Compare the base weights with what was loaded, also while an adapter sits on them.
-
-        Raises:
-            IntegrityError: If they changed.
-        """
-        if weights_checksum(self._weights) != self._checksum:
-            raise IntegrityError("the base model's weights changed during a trial")
-
-    def drop_model(self) -> None:
-        """Forget a model that an engine has taken apart (ZeRO 3)."""
-        self._models.clear()
+AT_UTILITY = "forget_closure_at_utility"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,47 +110,35 @@ def probes(
     bench = bench or Bench()
     model, data = bench.model(config), bench.data(config)
     baseline = baseline_levels(config, bench, group, part="probe")
-    factors = _agreed_factors(config, model, data, group)
-    adapter = DifferenceAdapter(
-        model.network,
-        factors,
-        rank=config.adapter.rank,
-        scaling=config.adapter.scaling,
-        dtype=model.dtype,
-    )
+    steps = Steps(config, model, data)
+    measure = _Probing(config, bench, group, baseline)
+    trained = _attach(config, model, data, group)
     engine: Engine | None = None
     history = _History(config, folder if group.is_first else None, started)
     try:
-        plan = config.batch_plan()
         engine = Engine(
-            adapter.model,
+            trained.model,
             engine=config.engine,
             optimizer=config.optimizer,
-            plan=plan,
+            plan=steps.plan,
             max_steps=config.selection.max_steps,
             dtype=model.dtype,
         )
-        history.begin(baseline, adapter, bench.checksum)
-        streams = _streams(config, data)
-        target_nll = baseline["approximate"].nll
+        history.begin(baseline, trained, bench.checksum)
         for step in range(1, config.selection.max_steps + 1):
-            _train_step(engine, adapter, config, plan, streams, group, model.device)
+            steps.train(engine, trained, group)
             is_last = step == config.selection.max_steps
             if step % config.selection.probe_every and not is_last:
                 continue
-            levels = _measure(_forward(engine.module), data, config, group, model, part="probe")
-            metrics = group.agree(degradation(levels, baseline))
+            metrics = group.agree(measure(engine, trained) | steps.state())
+            target_nll = baseline["target"].nll
             probe = history.judge(step, metrics, target_nll=target_nll, is_last=is_last)
             if history.is_best(probe):
-                tensors = adapter.exported(engine)  # every rank takes part: ZeRO 3 gathers
+                tensors = trained.exported(engine)  # every rank takes part: ZeRO 3 gathers
                 if folder is not None and group.is_first:
-                    save_adapter(
-                        folder / "adapter",
-                        tensors,
-                        scaling=config.adapter.scaling,
-                        base=locate(config.model)[0],
-                        transposed=adapter.is_transposed,
-                    )
+                    factor = metrics["calibration_factor"] if measure.is_calibrated else 1.0
+                    base = locate(config.model)[0]
+                    trained.save(folder / "adapter", tensors, base=base, factor=factor)
             history.commit(probe)
             if probe.stopped_by is not None and config.engine.zero_stage < 3:
                 bench.verify()  # before anybody is told
@@ -211,15 +148,15 @@ def probes(
     finally:
         if engine is not None:
             engine.destroy()
-        adapter.detach()
-        if config.engine.zero_stage == 3:
+        trained.detach()
+        if config.engine.zero_stage == 3 and config.adapter.kind == "lora":
             bench.drop_model()
         else:
             bench.verify()
 
 
 def prepare(config: TrialConfig, *, bench: Bench, group: Group) -> Levels:
-    """Do the work that all trials share: load, tokenise, measure baselines, Fisher and decomposition.
+    """Do the work that all trials share: baselines, terms of the reference model, Fisher, decomposition.
 
     Returns:
         Baseline levels of the probe split.
@@ -229,80 +166,111 @@ def prepare(config: TrialConfig, *, bench: Bench, group: Group) -> Levels:
     """
     baseline = baseline_levels(config, bench, group, part="probe")
     baseline_levels(config, bench, group, part="report")
-    initial_factors(config, bench.model(config), bench.data(config))
+    Steps(config, bench.model(config), bench.data(config))
+    if config.adapter.kind == "lora":
+        initial_factors(config, bench.model(config), bench.data(config))
     return baseline
 
 
 def report_metrics(
     config: TrialConfig, adapter: Path, *, bench: Bench, group: Group
 ) -> dict[str, float]:
-    """Metrics of a saved adapter on the reporting split, through stock PEFT.
+    """Metrics of a saved adapter, or model, on the reporting split; adapters through stock PEFT.
 
     Args:
         config: The trial that made the adapter.
         adapter: Its folder.
         bench: What the process keeps.
         group: A group of this process alone.
+
+    Returns:
+        The metrics of a probe, ``forget_closure_at_utility`` and ``calibration_factor``.
     """
-    model, data = bench.model(config), bench.data(config)
+    model = bench.model(config)
     baseline = baseline_levels(config, bench, group, part="report")
+    if is_model_folder(adapter):
+        full = FullParameters.loaded(model, adapter)
+        return _reported(config, bench, group, baseline, full.model, full.scaled)
     adapted = load_adapter(model.network, adapter)
     try:
-        levels = _measure(_forward(adapted), data, config, group, model, part="report")
+        return _reported(
+            config, bench, group, baseline, adapted, lambda factor: scaled(adapted, factor)
+        )
     finally:
         adapted.unload()  # type: ignore[operator]  # a PeftModel
-    return degradation(levels, baseline)
 
 
-def baseline_levels(config: TrialConfig, bench: Bench, group: Group, *, part: str) -> Levels:
-    """Levels of all four sets under the target model, measured once and cached.
+def _reported(
+    config: TrialConfig,
+    bench: Bench,
+    group: Group,
+    baseline: Levels,
+    network: torch.nn.Module,
+    scale: Callable[[float], AbstractContextManager[None]],
+) -> dict[str, float]:
+    data, forward = bench.data(config), forward_of(network)
+    meter = Meter(bench.model(config), group, batch_size=config.batch.probe_batch_size)
+    levels = meter.levels(forward, data, part="report")
+    strength = None
+    if config.selection.utility == "retain_extraction_strength":
+        strength = baseline_strength(config, bench, group, part="report")
+    return degradation(levels, baseline) | calibrated(
+        config,
+        meter,
+        forward,
+        data,
+        part="report",
+        levels=levels,
+        baseline=baseline,
+        original_strength=strength,
+        scaled=scale,
+    )
 
-    Raises:
-        NothingToForgetError: If the forget set is not predicted clearly better than the approximate set.
-    """
-    measured = group.agree(_baseline(config, bench, part) if group.is_first else None)
-    levels = {
-        name: Level(
-            nll=float(measured[f"{name}_nll"]), accuracy=float(measured[f"{name}_accuracy"])
-        )
-        for name in (*MEASURED, "approximate")
-    }
-    for name, at in levels.items():
-        if not math.isfinite(at.nll):
-            raise ModelError(
-                f"model.source: the target model's cross-entropy on the {name} set is {at.nll} before "
-                "unlearning; its weights are damaged, or engine.dtype is too small for them (try fp32)"
+
+class _Probing:
+    """The metrics of a probe: those that every trial has, and those that its configuration asks for."""
+
+    def __init__(self, config: TrialConfig, bench: Bench, group: Group, baseline: Levels) -> None:
+        """Measure what is needed of the target model."""
+        self._config, self._data, self._baseline = config, bench.data(config), baseline
+        self._meter = Meter(bench.model(config), group, batch_size=config.batch.probe_batch_size)
+        self.is_calibrated = config.selection.metric == AT_UTILITY
+        self._strength: float | None = None
+        if self.is_calibrated and config.selection.utility == "retain_extraction_strength":
+            self._strength = baseline_strength(config, bench, group, part="probe")
+
+    def __call__(self, engine: Engine, trained: Trained) -> dict[str, float]:
+        """Measure the model as it is now."""
+        forward = forward_of(engine.module)
+        levels = self._meter.levels(forward, self._data, part="probe")
+        metrics = degradation(levels, self._baseline)
+        metrics |= stop_metrics(self._config, self._meter, engine.module, self._data)
+        if self.is_calibrated:
+            metrics |= calibrated(
+                self._config,
+                self._meter,
+                forward,
+                self._data,
+                part="probe",
+                levels=levels,
+                baseline=self._baseline,
+                original_strength=self._strength,
+                scaled=trained.scaled,
             )
-    forget, approximate = levels["forget"].nll, levels["approximate"].nll
-    if part == "probe" and approximate - forget < MIN_GAP_NATS:
-        raise NothingToForgetError(
-            f"data.forget: there is nothing to forget: its cross-entropy {forget:.3f} must lie at least "
-            f"{MIN_GAP_NATS} nats below the approximate set's, which is {approximate:.3f}; choose text that "
-            "the model has memorised, and an approximate set of the same kind that it has not"
-        )
-    return levels
+        return metrics
 
 
-def _baseline(config: TrialConfig, bench: Bench, part: str) -> dict[str, float]:
-    model, data = bench.model(config), bench.data(config)
-    names = ("forget", *(f"{name}_{part}" for name in ("retain", "general", "approximate")))
-
-    def measure() -> dict[str, float]:
-        alone = Group(rank=0, size=1)
-        found: dict[str, float] = {}
-        for name in names:
-            at = _level(_forward(model.network), data[name], config, alone, model)
-            role = name.partition("_")[0]
-            found |= {f"{role}_nll": at.nll, f"{role}_accuracy": at.accuracy}
-        return found
-
-    key = {
-        "model": model.identity,
-        "dtype": str(model.dtype),
-        "device": model.device.type,
-        "rows": {name: data.identity[name] for name in names},
-    }
-    return artifacts.record("baselines", key, measure)
+def _attach(config: TrialConfig, model: LoadedModel, data: TokenSplits, group: Group) -> Trained:
+    """What is trained: an adapter on the target model, or a copy of it."""
+    if config.adapter.kind == "full":
+        return FullParameters(model)
+    return DifferenceAdapter(
+        model.network,
+        _agreed_factors(config, model, data, group),
+        rank=config.adapter.rank,
+        scaling=config.adapter.scaling,
+        dtype=model.dtype,
+    )
 
 
 def _agreed_factors(
@@ -325,115 +293,6 @@ def _agreed_factors(
     return agreed
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Streams:
-    forget: Iterator[TokenRow]
-    retain: Iterator[TokenRow] | None
-
-
-def _streams(config: TrialConfig, data: TokenSplits) -> _Streams:
-    forget = reading_order(data["forget"], seed=config.seed, purpose="forget")
-    if RETAIN_LOSSES[config.method.retain_loss] is None:
-        return _Streams(forget=forget, retain=None)
-    part = "retain_train" if config.method.retain_source == "in_distribution" else "general_train"
-    if not data[part]:
-        raise DataError(
-            f"data.{part.partition('_')[0]}: no row is left to train on after data.probe_rows and "
-            f"data.report_rows, and method.retain_source={config.method.retain_source} reads them; give "
-            "more rows, or lower data.probe_rows or data.report_rows"
-        )
-    return _Streams(
-        forget=forget, retain=reading_order(data[part], seed=config.seed, purpose="retain")
-    )
-
-
-def _train_step(
-    engine: Engine,
-    adapter: DifferenceAdapter,
-    config: TrialConfig,
-    plan: BatchPlan,
-    streams: _Streams,
-    group: Group,
-    device: torch.device,
-) -> None:
-    """One optimiser step over the same global batch whatever the micro-batches and ranks."""
-    forget = list(islice(streams.forget, plan.global_batch_size))
-    retain = list(islice(streams.retain, plan.global_batch_size)) if streams.retain else []
-    forget_loss = FORGET_LOSSES[config.method.forget_loss]
-    retain_loss = RETAIN_LOSSES[config.method.retain_loss]
-    n_forget = _count(forget, forget_loss.reduction)
-    n_retain = _count(retain, retain_loss.reduction) if retain_loss else 0
-
-    def share(mine: slice) -> Tensor:
-        forget_rows, retain_rows = forget[mine], retain[mine]
-        batch = collate([*forget_rows, *retain_rows], device)
-        logits = engine.forward(batch.ids, batch.mask)
-        n = len(forget_rows)
-        loss = forget_loss.compute(logits[:n], batch.labels[:n])
-        loss = loss * (_count(forget_rows, forget_loss.reduction) / n_forget)
-        if retain_loss is not None:
-            reference = None
-            if retain_loss.needs_reference:
-                with torch.no_grad(), adapter.disabled():
-                    reference = _forward(engine.module)(batch.ids[n:], batch.mask[n:])
-            kept = retain_loss.compute(logits[n:], reference, batch.labels[n:])
-            weight = config.method.retain_weight * _count(retain_rows, retain_loss.reduction)
-            loss = loss + kept * (weight / n_retain)
-        return loss
-
-    size = plan.micro_batch_size
-    starts = ((i * plan.ranks + group.rank) * size for i in range(plan.gradient_accumulation_steps))
-    engine.step(partial(share, slice(start, start + size)) for start in starts)
-
-
-def _count(rows: Sequence[TokenRow], reduction: Reduction) -> int:
-    return sum(row.n_counted for row in rows) if reduction == "token" else len(rows)
-
-
-def _forward(network: Any) -> Forward:
-    def forward(ids: Tensor, mask: Tensor) -> Tensor:
-        logits: Tensor = network(input_ids=ids, attention_mask=mask, use_cache=False).logits
-        return logits
-
-    return forward
-
-
-def _measure(
-    forward: Forward,
-    data: TokenSplits,
-    config: TrialConfig,
-    group: Group,
-    model: LoadedModel,
-    *,
-    part: str,
-) -> Levels:
-    rows = {name: data[name if name == "forget" else f"{name}_{part}"] for name in MEASURED}
-    return {name: _level(forward, rows[name], config, group, model) for name in MEASURED}
-
-
-@torch.no_grad()
-def _level(
-    forward: Forward,
-    rows: Sequence[TokenRow],
-    config: TrialConfig,
-    group: Group,
-    model: LoadedModel,
-) -> Level:
-    """Level of a set; rows are dealt out over ranks, and batched by length so that little is padding."""
-    by_length = sorted(rows, key=lambda row: len(row.ids))
-    mine = [by_length[i] for i in group.mine(len(by_length))]
-    sums = torch.zeros(3, dtype=torch.float64, device=model.device)
-    size = config.batch.probe_batch_size
-    n_batches = -(-len(by_length) // (size * group.size))  # the same on every rank: ZeRO 3 gathers
-    for i in range(n_batches):
-        chunk = mine[i * size : (i + 1) * size]
-        batch = collate(chunk or by_length[:1], model.device)
-        logits = forward(batch.ids, batch.mask)
-        if chunk:
-            sums += token_sums(logits, batch.labels)
-    return level(group.sum(sums))
-
-
 class _History:
     """The trial's probes so far, judged and committed."""
 
@@ -443,17 +302,17 @@ class _History:
         self._started = started
         self._probes: list[Probe] = []
 
-    def begin(self, baseline: Levels, adapter: DifferenceAdapter, base_checksum: str) -> None:
+    def begin(self, baseline: Levels, trained: Trained, base_checksum: str) -> None:
         """Commit the line of step 0: the untouched model."""
         if self._path is None:
             return
-        rms_a, rms_b = adapter.initial_rms()
+        rms_a, rms_b = trained.initial_rms()
         line = {
             "step": 0,
             "metrics": degradation({n: baseline[n] for n in MEASURED}, baseline),
             "seconds": self._seconds(),
-            "target_nll": baseline["approximate"].nll,
-            "target_accuracy": baseline["approximate"].accuracy,
+            "target_nll": baseline["target"].nll,
+            "target_accuracy": baseline["target"].accuracy,
             "initial_rms": {"a0": rms_a, "b0": rms_b},
             "base_checksum": base_checksum,
         }
@@ -472,6 +331,10 @@ class _History:
             [*self._probes, probe], self._selection, rule, target_nll=target_nll
         ):
             stopped_by = "past_target"
+        elif self._selection.stop_when and all(
+            metrics[rule.metric] <= rule.at_most for rule in self._selection.stop_when
+        ):
+            stopped_by = "stop_when"
         probe = Probe(step=step, metrics=metrics, seconds=probe.seconds, stopped_by=stopped_by)
         self._probes.append(probe)
         return probe

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
@@ -152,10 +153,8 @@ def _plain(tolerance: Any) -> dict[str, Any]:
     return dict(tolerance) if isinstance(tolerance, Mapping) else {"values": tolerance}
 
 
-def variants(*names: str) -> Any:
+def variants(*names: str) -> pytest.MarkDecorator:
     """``pytest.mark.parametrize`` over all variants of the named cases, as argument ``variant``."""
-    import pytest
-
     found = [(name, v) for name in names for v in Case(name).variants]
     return pytest.mark.parametrize(
         "variant", [pytest.param(v, id=f"{name}-{v.name}") for name, v in found]

@@ -25,7 +25,7 @@ DOORS: Mapping[str, frozenset[str]] = {
     "torch.multiprocessing": frozenset({"core/engine.py", "core/launch.py"}),
     "torch._C": frozenset({"core/engine.py", "core/launch.py"}),
     "peft": frozenset({"core/adapters.py"}),
-    "transformers": frozenset({"core/models.py", "core/adapters.py"}),
+    "transformers": frozenset({"core/models.py", "core/adapters.py", "core/continuations.py"}),
     "datasets": frozenset({"core/data/sources.py"}),
     "pickle": frozenset(),
     "cloudpickle": frozenset(),

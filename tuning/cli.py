@@ -14,7 +14,7 @@ import typer
 import yaml
 from rich.console import Console
 
-from core.commit import finite
+from core.commit import commit_json, finite
 from core.errors import ConfigError, UserError
 from tuning.config import RUN_NAME, SweepSpec, load_sweep, read_yaml
 
@@ -268,9 +268,150 @@ def train(
         raise typer.Exit(NO_FEASIBLE)
 
 
+@app.command(
+    epilog=_examples(
+        "prepare examples/prepare_authors.yaml --out prepared",
+        "prepare examples/prepare_authors.yaml --set seed=1 --json",
+    )
+)
+def prepare(
+    spec: Annotated[Path, typer.Argument(help="Preparation file.", metavar="SPEC")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder that gets links to the models: target and retain_only."),
+    ] = None,
+    which: Annotated[
+        Literal["both", "target", "retain_only"], typer.Option(help="Which model is made.")
+    ] = "both",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Replace a value: key=value, dotted key.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="End with the result as JSON.")] = False,
+) -> None:
+    """Fine-tune a target model (forget and retain rows) and a retain-only model; cached by content."""
+    from tuning.prepare import load_preparation, prepare_models
+
+    config = load_preparation(spec, overrides=_overrides(set_ or []))
+    made = prepare_models(config, which=which, out=out, say=_say)
+    if as_json:
+        _print(json.dumps(finite(made), indent=1))
+        return
+    for name, found in made.items():
+        forget, retain = found["forget"], found["retain"]
+        _print(
+            f"{name}: forget accuracy {forget['accuracy']:.3f} ({forget['nll']:.3f} nats per token), retain "
+            f"accuracy {retain['accuracy']:.3f} ({retain['nll']:.3f}); {found['folder']}"
+        )
+
+
+@app.command(
+    epilog=_examples(
+        "evaluate package:smollm2 --suite memorization,mia --limit 8",
+        "evaluate target --suite tofu --retain-only retain_only",
+        "evaluate hub:ORG/NAME --suite probes --data roles.yaml --json",
+    )
+)
+def evaluate(
+    model: Annotated[
+        str,
+        typer.Argument(help="package:NAME, hub:ORG/NAME or a model folder.", metavar="MODEL"),
+    ],
+    suite: Annotated[
+        str,
+        typer.Option(
+            help="Suites, by comma: probes, memorization, mia, tofu, utility, muse, wmdp, mmlu, fluency; "
+            "audits: relearning, quantisation, paraphrase.",
+            metavar="S[,S...]",
+        ),
+    ],
+    adapter: Annotated[
+        Path | None, typer.Option(help="Folder of a PEFT adapter on MODEL.", metavar="DIR")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Sources by role, or a sweep file; shipped sets if absent."),
+    ] = None,
+    retain_only: Annotated[
+        str | None, typer.Option(help="A model that never saw the forget set.", metavar="MODEL")
+    ] = None,
+    initial: Annotated[
+        str | None,
+        typer.Option(
+            help="The model before unlearning; MODEL itself if --adapter is given.", metavar="MODEL"
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="JSON file to write, with the numbers of each row.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON without the numbers of each row.")
+    ] = False,
+    limit: Annotated[
+        int | None, typer.Option(help="Use the first rows of each role only.", min=1)
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Rows of one forward pass.", min=1)] = 16,
+    dtype: Annotated[Literal["auto", "bf16", "fp32"], typer.Option(help="Precision.")] = "auto",
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Device.")] = "auto",
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads; torch's choice if absent.", min=1, max=1024)
+    ] = None,
+    fluency_model: Annotated[
+        str | None, typer.Option(help="Text classifier that judges answers.", metavar="MODEL")
+    ] = None,
+    relearn_steps: Annotated[
+        int, typer.Option(help="Audit relearning: optimiser steps.", min=1)
+    ] = 10,
+    relearn_samples: Annotated[
+        int, typer.Option(help="Audit relearning: forget rows trained on.", min=1)
+    ] = 8,
+    relearn_rate: Annotated[
+        float, typer.Option(help="Audit relearning: learning rate.", min=0.0, max=1.0)
+    ] = 2e-5,
+) -> None:
+    """Run full metric suites and audits on a model, with or without an adapter."""
+    from tuning.evaluate import evaluation_tables, read_data, refuse_output, without_samples
+
+    if out is not None:
+        refuse_output(out)
+    rows = None if data is None else read_data(data)
+    from core.config import EngineConfig
+    from core.evaluation import EvaluationRequest, compute_threads
+    from core.evaluation import evaluate as run_suites
+    from core.suites import AuditOptions
+
+    compute_threads(threads)
+    request = EvaluationRequest(
+        model=model,
+        suites=tuple(name.strip() for name in suite.split(",") if name.strip()),
+        adapter=adapter,
+        data=rows,
+        retain_only=retain_only,
+        initial=initial,
+        limit=limit,
+        batch_size=batch_size,
+        engine=EngineConfig(dtype=dtype, device=device),
+        options=AuditOptions(
+            relearn_steps=relearn_steps,
+            relearn_samples=relearn_samples,
+            relearn_rate=relearn_rate,
+            fluency_model=fluency_model,
+        ),
+    )
+    result = run_suites(request, tell=_say)
+    if out is not None:
+        commit_json(out, result)
+        _say(f"wrote {out}")
+    if as_json:
+        _print(json.dumps(without_samples(result), indent=1))
+    else:
+        Console().print(evaluation_tables(result), highlight=False)
+
+
 @app.command(epilog=_examples("validate search_spaces/demo.yaml", "validate cluster.yaml"))
 def validate(
-    file: Annotated[Path, typer.Argument(help="A sweep, trial or cluster file.", metavar="FILE")],
+    file: Annotated[
+        Path, typer.Argument(help="A sweep, trial, preparation or cluster file.", metavar="FILE")
+    ],
 ) -> None:
     """Check a file and name every problem at once."""
     from tuning.validate import validate_file

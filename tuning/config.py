@@ -17,20 +17,22 @@ from pydantic import (
 )
 
 from core.config import (
+    STOP_METRIC,
     ConstraintConfig,
     ObjectiveMetric,
     PastTargetConfig,
-    Positive,
     RetainGuardConfig,
-    Section,
+    UtilityMetric,
     describe_problems,
 )
 from core.errors import ConfigError
+from core.sections import Positive, Section
 
 RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 """Names of runs; anything else could leave the folder of runs."""
 
 MAX_FILE_BYTES = 1 << 20
+_PATH_KEYS = ("source", "mirror", "retain_only")
 FIXED_SECTIONS = ("model", "data", "method", "optimizer", "adapter", "fisher", "batch", "engine")
 
 
@@ -136,6 +138,10 @@ class ObjectiveSpec(Section):
     """Every objective is a closure: more is better, and overshooting lowers it."""
     select: Literal["best_feasible_probe", "last"] = "best_feasible_probe"
     """Which probe gives a trial its value."""
+    tau: Annotated[float, Field(gt=0.0, le=1.0)] = 0.95
+    """forget_closure_at_utility: share of its original value that ``utility`` keeps."""
+    utility: UtilityMetric = "retain_utility"
+    """forget_closure_at_utility: what is kept."""
 
 
 class StopSpec(Section):
@@ -143,6 +149,11 @@ class StopSpec(Section):
 
     past_target: PastTargetConfig | None = PastTargetConfig()
     """Stop on overshoot; null switches it off."""
+    when: dict[
+        Annotated[str, StringConstraints(pattern=STOP_METRIC)],
+        Annotated[float, Field(ge=0.0, le=1.0)],
+    ] = Field(default={})
+    """Stop when all of these forget metrics are at or below their values, such as ``{el_10: 0.0499}``."""
 
 
 class PruningSpec(Section):
@@ -171,6 +182,8 @@ class BudgetSpec(Section):
     """Optimiser steps from probe to probe."""
     max_attempts: Positive = 3
     """Attempts at a trial that breaks (crash, out of memory)."""
+    finalists: Annotated[int, Field(ge=0, le=100_000)] = 3
+    """Best trials that are measured on the reporting split at the end, also calibrated to equal utility."""
 
 
 class SamplerSpec(Section):
@@ -282,6 +295,9 @@ class SweepSpec(Section):
             "probe_every": self.budget.probe_every,
             "metric": self.objective.metric,
             "select": self.objective.select,
+            "tau": self.objective.tau,
+            "utility": self.objective.utility,
+            "stop_when": [{"metric": k, "at_most": v} for k, v in self.stop.when.items()],
             "constraints": [c.model_dump() for c in self.constraints],
             "past_target": self.stop.past_target.model_dump() if self.stop.past_target else None,
             "retain_guard": self.pruning.retain.model_dump() if self.pruning.retain else None,
@@ -311,10 +327,21 @@ def load_sweep(path: Path, *, overrides: Mapping[str, Any] | None = None) -> Swe
     Raises:
         ConfigError: With every problem at once.
     """
-    values = read_yaml(path)
-    for key, value in (overrides or {}).items():
+    return parse_sweep(read_specification(path, overrides or {}), where=str(path))
+
+
+def read_specification(path: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of a sweep or preparation file with ``overrides``, all paths absolute.
+
+    Relative paths in the file are relative to it, those of ``--set`` to the current folder.
+
+    Raises:
+        ConfigError: If the file is no mapping, or an override runs through a value.
+    """
+    values = anchored(read_yaml(path), path.parent)
+    for key, value in overrides.items():
         set_dotted(values, key, value, where=str(path))
-    return parse_sweep(_anchored(values, path.parent), where=str(path))
+    return anchored(values, Path())
 
 
 def parse_sweep(values: Mapping[str, Any], *, where: str) -> SweepSpec:
@@ -398,17 +425,18 @@ def specification_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> 
     return list(unified_diff(old, new, **names, lineterm="", n=1))
 
 
-def _anchored(values: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Make relative paths of sources absolute, relative to the sweep file."""
+def anchored(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Make relative paths in ``model`` and ``data`` absolute, relative to the file that holds them."""
     result = json.loads(json.dumps(values, default=str))
     data = result.get("data")
     sections = [result.get("model"), *(data.values() if isinstance(data, dict) else ())]
     for section in sections:
-        if not isinstance(section, dict) or not isinstance(section.get("source"), str):
-            continue
-        source = section["source"]
-        if ":" not in source and (folder / source).exists() and not Path(source).is_absolute():
-            section["source"] = str((folder / source).resolve())
+        for key in _PATH_KEYS:
+            path = section.get(key) if isinstance(section, dict) else None
+            if not isinstance(path, str) or ":" in path or Path(path).is_absolute():
+                continue
+            if (folder / path).exists():
+                section[key] = str((folder / path).resolve())
     return dict(result)
 
 

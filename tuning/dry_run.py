@@ -110,9 +110,10 @@ def _needs_lines(spec: SweepSpec, run_dir: Path, needs: Any) -> list[str]:
     if needs.memory_gib is None:
         return ["memory, disk and time: not known before the model is on this machine"]
     low, high = needs.time_s
+    is_full = spec.adapter.get("kind") == "full"
+    trained = "all trained" if is_full else f"adapter of rank {largest_rank(spec)}"
     return [
-        f"model: {needs.parameters / 1e6:.0f} M weights; adapter of rank {largest_rank(spec)}: "
-        f"{needs.adapter_parameters / 1e6:.1f} M",
+        f"model: {needs.parameters / 1e6:.0f} M weights; {trained}: {needs.adapter_parameters / 1e6:.1f} M",
         f"memory: about {needs.memory_gib:.1f} GiB for {needs.concurrent} trials at a time and the driver",
         f"disk: about {needs.disk_gib:.1f} GiB (free: {free_disk_gib(run_dir):.0f} GiB)",
         f"time: very roughly {duration(low)} to {duration(high)} after preparation",

@@ -38,10 +38,28 @@ def export_trial(run: Run, trial: TrialRecord, out: Path, *, base: str | None) -
     if out.exists():
         raise UserError(f"--out: {out} exists already; give a new folder")
     source = run.path / trial.adapter
-    if not (source / "adapter_model.safetensors").is_file():
+    is_whole = (source / "config.json").is_file()  # full-parameter unlearning saves a model
+    if not is_whole and not (source / "adapter_model.safetensors").is_file():
         raise UserError(
             f"{source}: the adapter is not there; was the run copied without its trials?"
         )
+    if is_whole:
+        shutil.copytree(source, out)
+        original = base or str(run.spec.model.get("source", "unknown"))
+    else:
+        original = _copy_adapter(source, out, base)
+    attempt = run.path / attempt_folder(trial.number, trial.attempt)
+    commit_yaml(
+        out / "trial.yaml",
+        read_yaml(attempt / "trial.yaml"),
+        header=f"# Trial {trial.number} of {run.name}. Run it again: unlearn-tune train trial.yaml --out FOLDER\n",
+    )
+    card = model_card(run, trial, original, is_whole=is_whole)
+    commit(out / "README.md", lambda p: _write(p, card))
+
+
+def _copy_adapter(source: Path, out: Path, base: str | None) -> str:
+    """Copy PEFT's two files; gives the name of the original model that they record."""
     out.mkdir(parents=True)
     shutil.copyfile(source / "adapter_model.safetensors", out / "adapter_model.safetensors")
     config = json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))
@@ -49,18 +67,11 @@ def export_trial(run: Run, trial: TrialRecord, out: Path, *, base: str | None) -
         config["base_model_name_or_path"] = base
     text = json.dumps(config, indent=1) + "\n"
     commit(out / "adapter_config.json", lambda p: _write(p, text))
-    attempt = run.path / attempt_folder(trial.number, trial.attempt)
-    commit_yaml(
-        out / "trial.yaml",
-        read_yaml(attempt / "trial.yaml"),
-        header=f"# Trial {trial.number} of {run.name}. Run it again: unlearn-tune train trial.yaml --out FOLDER\n",
-    )
-    card = model_card(run, trial, str(config["base_model_name_or_path"]))
-    commit(out / "README.md", lambda p: _write(p, card))
+    return str(config["base_model_name_or_path"])
 
 
-def model_card(run: Run, trial: TrialRecord, base: str) -> str:
-    """The adapter's README: what it is, what was measured, what it is not."""
+def model_card(run: Run, trial: TrialRecord, base: str, *, is_whole: bool = False) -> str:
+    """The README: what the adapter or model is, what was measured, what it is not."""
     baseline = run.notes.get("baseline", {})
     report = trial.report_metrics or {}
     rows = [
@@ -71,16 +82,23 @@ def model_card(run: Run, trial: TrialRecord, base: str) -> str:
     versions = ", ".join(f"{k} {v}" for k, v in run.notes.get("versions", {}).items())
     parameters = "\n".join(f"- `{name}`: {value}" for name, value in trial.params.items())
     identity = run.notes.get("identity", {}).get("model", "unknown")
+    what = (
+        "A model whose weights were trained to forget a set of texts. "
+        "`AutoModelForCausalLM.from_pretrained(folder)` loads it."
+        if is_whole
+        else "A LoRA adapter that makes the base model forget a set of texts. It is an ordinary LoRA on the\n"
+        "original weights: `PeftModel.from_pretrained(base, folder)` loads it."
+    )
+    library, tag = ("transformers", "full-parameter") if is_whole else ("peft", "lora")
     return f"""---
 base_model: {json.dumps(base)}
-library_name: peft
-tags: [unlearning, lora]
+library_name: {library}
+tags: [unlearning, {tag}]
 ---
 
-# Unlearning adapter: {run.name}, trial {trial.number}
+# {"Unlearned model" if is_whole else "Unlearning adapter"}: {run.name}, trial {trial.number}
 
-A LoRA adapter that makes the base model forget a set of texts. It is an ordinary LoRA on the original
-weights: `PeftModel.from_pretrained(base, folder)` loads it.
+{what}
 
 - Base model: `{base}` ({identity})
 - Forget set: `{run.spec.data.get("forget", {}).get("source", "?")}`
@@ -91,9 +109,8 @@ weights: `PeftModel.from_pretrained(base, folder)` loads it.
 |---|---|---|---|
 {chr(10).join(rows)}
 
-The approximate set (text of the same kind that the base model never saw) has cross-entropy
-{_number(baseline.get("approximate_nll"))} and accuracy {_number(baseline.get("approximate_accuracy"))}
-under the base model: that is the target.
+The target of forgetting is cross-entropy {_number(baseline.get("target_nll"))} and accuracy
+{_number(baseline.get("target_accuracy"))}: {_target(run)}.
 
 ## Hyperparameters
 
@@ -104,6 +121,12 @@ under the base model: that is the target.
 These numbers say that the forget set is predicted like unseen text. They do not show that nothing of it
 can be recovered: relearning, quantisation and extraction attacks were not part of this sweep.
 """
+
+
+def _target(run: Run) -> str:
+    if run.spec.model.get("retain_only"):
+        return "the forget set's under a retain-only model, which never saw it"
+    return "those of the approximate set, text of the same kind that the base model never saw"
 
 
 def _number(value: float | None) -> str:

@@ -106,6 +106,8 @@ def _own_reason(stopped_by: StoppedBy, last: Probe) -> str:
             f"forget cross-entropy {last.metrics['forget_nll']:.3f} lies past its target "
             "and the objective falls"
         )
+    if stopped_by == "stop_when":
+        return f"every metric of stop.when is at or below its value at step {last.step}"
     if stopped_by == "non_finite":
         return f"forget cross-entropy is {last.metrics['forget_nll']} at step {last.step}: the model diverged"
     return f"reached its budget of {last.step} steps"

@@ -27,7 +27,14 @@ Kind = Literal["feasible", "infeasible", "pruned", "failed", "running"]
 """What a trial came to, as figures tell it apart."""
 
 Ending = Literal[
-    "budget", "past_target", "retain_guard", "non_finite", "ranking_pruner", "failed", "other"
+    "budget",
+    "past_target",
+    "stop_when",
+    "retain_guard",
+    "non_finite",
+    "ranking_pruner",
+    "failed",
+    "other",
 ]
 """Why a trial ended, as figures tell it apart."""
 
@@ -53,6 +60,7 @@ KINDS: Final[Mapping[Kind, Style]] = {
 ENDINGS: Final[Mapping[Ending, Style]] = {
     "budget": Style(label="budget reached", color="#2b83ba", marker=".", symbol="circle"),
     "past_target": Style(label="past target", color="#e69f00", marker="^", symbol="triangle-up"),
+    "stop_when": Style(label="stop rule", color="#009e73", marker="*", symbol="star"),
     "retain_guard": Style(label="retain guard", color="#d55e00", marker="X", symbol="x"),
     "non_finite": Style(label="diverged", color="#a0429b", marker="P", symbol="cross"),
     "ranking_pruner": Style(label="ranking pruner", color="#56b4e9", marker="s", symbol="square"),

@@ -108,7 +108,7 @@ class Progress:
             base = event.baseline
             return (
                 f"prepared in {duration(event.seconds)}: forget cross-entropy {base['forget_nll']:.2f}, "
-                f"target {base['approximate_nll']:.2f} nats per token"
+                f"target {base['target_nll']:.2f} nats per token"
             )
         if isinstance(event, TrialBegan):
             self._running[event.number] = (event, None)

@@ -83,7 +83,7 @@ class Estimate:
     Attributes:
         concurrent: Trials at the same time.
         parameters: Weights of the model; ``None`` if they cannot be told without loading it.
-        adapter_parameters: Trained weights of the largest adapter.
+        adapter_parameters: Trained weights: of the largest adapter, or all.
         memory_gib: Memory of all trials at the same time, weights and optimiser and logits.
         disk_gib: Adapters of all trials and the shared artifacts.
         time_s: Seconds if no trial is stopped early, and if half of the steps are saved.
@@ -126,7 +126,8 @@ def estimate(
     adapter = None
     if shape is not None:
         rank = largest_rank(spec)
-        adapter = rank * shape["linear_in_plus_out"]
+        is_full = spec.adapter.get("kind") == "full"
+        adapter = shape["parameters"] if is_full else rank * shape["linear_in_plus_out"]
         batch = spec.batch.get("micro_batch_size") or spec.batch.get("global_batch_size") or 8
         tokens = 2 * batch * max(s.get("max_tokens", 256) for s in _sources(spec))
         logits = (
@@ -137,7 +138,10 @@ def estimate(
         process = 0.7 * 2**30  # interpreter with torch, deepspeed and transformers
         trial = ranks * (shape["parameters"] * frozen + logits + process) + 18 * adapter
         memory = (concurrent * trial + 1.5 * 2**30) / 2**30
-        disk = (spec.budget.trials * 8 * adapter + 12 * shape["parameters"]) / 2**30
+        saved = (
+            frozen if is_full else 8
+        )  # bytes of a trained weight: the model's own, or twice the rank
+        disk = (spec.budget.trials * saved * adapter + 12 * shape["parameters"]) / 2**30
     time_s = None
     if seconds_per_step is not None:
         whole = seconds_per_step * spec.budget.max_steps * spec.budget.trials / concurrent

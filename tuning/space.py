@@ -97,6 +97,7 @@ def space_problems(spec: SweepSpec) -> list[str]:
     for name, dimension in spec.space.items():
         problems += _dimension_problems(name, dimension, fields)
         problems += _condition_problems(name, dimension, spec)
+        problems += _idle_problems(name, spec)
         section, _, field = name.partition(".")
         if field and field in spec.fixed_values().get(section, {}) and section != "engine":
             problems.append(f"space.{name}: is also fixed by {name}; remove one of the two")
@@ -248,6 +249,25 @@ def _condition_problems(name: str, dimension: Dimension, spec: SweepSpec) -> lis
             if option not in choices
         ]
     return problems
+
+
+def _idle_problems(name: str, spec: SweepSpec) -> list[str]:
+    """A hyperparameter of a loss that no trial of the sweep has."""
+    section, _, loss = name.rpartition(".")[0].partition(".")
+    if section != "method" or not loss:
+        return []
+    fixed = spec.fixed_values()["method"]
+    wanted = {"method.forget_loss": {loss}}
+    if loss == "rmu":  # its layer is also where activations are compared
+        wanted["method.retain_loss"] = {"activation"}
+    for path, losses in wanted.items():
+        dimension = spec.space.get(path)
+        possible = (
+            dimension.categorical or () if dimension else (fixed.get(path.partition(".")[2]),)
+        )
+        if losses & set(map(str, possible)):
+            return []
+    return [f"space.{name}: has no effect here: method.forget_loss never is {loss!r}; remove it"]
 
 
 def _start_problems(place: str, values: Proposal, spec: SweepSpec) -> list[str]:

@@ -39,9 +39,6 @@ from tuning.results import ranked
 from tuning.space import bind, corner_proposals
 from tuning.trainable import UnlearningTrial, placement, start_rank
 
-FINALISTS = 3
-"""Trials that are measured on the reporting split."""
-
 _PACKAGES = ("unlearn-tune", "torch", "ray", "optuna", "deepspeed", "peft", "transformers")
 _OBJECT_STORE_BYTES = 100 * 2**20
 _KNOCK_TIMEOUT_S = 5.0
@@ -272,14 +269,28 @@ def _distinct_preparations(trials: list[TrialConfig]) -> list[TrialConfig]:
     """One trial for each distinct initialisation: shared work does not depend on the rest."""
     found: dict[Any, TrialConfig] = {}
     for trial in trials:
-        is_fisher = trial.method.adapter_init == "fila"
+        method = trial.method
+        is_weighted = method.adapter_init in ("fila", "vila")
         rank = trial.adapter.rank if trial.adapter.rank > 32 else 32  # one decomposition up to 32
-        key = (
-            trial.method.adapter_init,
+        initialisation = (
+            trial.adapter.kind,
+            method.adapter_init,
             trial.adapter.targets,
-            trial.fisher if is_fisher else None,
+            trial.adapter.layers,
+            trial.fisher if is_weighted else None,
+            trial.adapter.scaling if method.adapter_init == "vila" else None,
             rank,
         )
+        reference = (  # whose terms the losses need
+            method.forget_loss,
+            method.retain_loss,
+            method.retain_source,
+            method.alternatives,
+            method.rmu.layer,
+            trial.batch,
+            trial.seed,
+        )
+        key = (initialisation, reference)
         kept = found.setdefault(key, trial)
         if trial.adapter.rank > kept.adapter.rank:
             found[key] = trial
@@ -288,7 +299,8 @@ def _distinct_preparations(trials: list[TrialConfig]) -> list[TrialConfig]:
 
 def _prepare_all(bench: Any, group: Any, trials: list[TrialConfig]) -> dict[str, Any]:
     """Runs on a rank: shared work of all trials, and what is recorded of it."""
-    from core.worker import baseline_levels, prepare
+    from core.levels import baseline_levels
+    from core.worker import prepare
 
     for trial in trials:
         prepare(trial, bench=bench, group=group)
@@ -313,7 +325,7 @@ def _report_finalists(spec: SweepSpec, run_dir: Path, ledger: Ledger, log: Event
     run = records.load_run(run_dir)
     finalists = [
         t
-        for t in ranked(run)[:FINALISTS]
+        for t in ranked(run)[: spec.budget.finalists]
         if t.adapter is not None and ledger.note(f"report:{t.number}") is None
     ]
     if not finalists:

@@ -30,7 +30,7 @@ class Rank:
 
     def __init__(self) -> None:
         """Import what a trial needs; nothing is loaded yet."""
-        from core.worker import Bench
+        from core.bench import Bench
 
         self._bench = Bench()
         self._trial: Any = None

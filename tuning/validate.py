@@ -1,14 +1,15 @@
-"""Check a file without starting anything: sweep, trial or cluster. Imports neither torch nor Ray for the first two."""
+"""Check a file without starting anything. Imports neither torch nor Ray but for cluster files."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from core.config import TrialConfig, parse_trial
+from core.config import ModelConfig, SourceConfig, TrialConfig, parse_trial
 from core.data.sources import source_problem
 from core.data.splits import ROLES
 from core.errors import ConfigError
 from tuning.config import SweepSpec, load_sweep, read_yaml
+from tuning.prepare import load_preparation
 from tuning.space import bind, corner_proposals, describe
 
 
@@ -26,6 +27,8 @@ def validate_file(path: Path) -> str:
         if problems:
             raise ConfigError(str(path), problems)
         return f"{path}: a valid cluster file"
+    if "training" in values:
+        return _validate_preparation(path)
     if "space" in values or "schema" in values:
         return _validate_sweep(path)
     trial = parse_trial(values, where=str(path))
@@ -40,6 +43,14 @@ def _validate_sweep(path: Path) -> str:
     return f"{path}: a valid sweep of {spec.budget.trials} trials over {ranges}"
 
 
+def _validate_preparation(path: Path) -> str:
+    config = load_preparation(path, overrides={})
+    _refuse_absent(
+        {"forget": config.data.forget, "retain": config.data.retain}, config.model, str(path)
+    )
+    return f"{path}: a valid preparation of {config.training.epochs} epochs"
+
+
 def refuse_missing(spec: SweepSpec, *, where: str) -> None:
     """Refuse a sweep whose model or data are not there, as far as can be told without loading them.
 
@@ -50,13 +61,25 @@ def refuse_missing(spec: SweepSpec, *, where: str) -> None:
 
 
 def _refuse_missing(trial: TrialConfig, where: str) -> None:
-    found = {role: source_problem(getattr(trial.data, role)) for role in ROLES}
-    problems = [f"data.{role}.{problem}" for role, problem in found.items() if problem]
-    model = model_problem({"source": trial.model.source})
-    if model:
-        problems.insert(0, model)
-    if problems:
-        raise ConfigError(where, problems)
+    _refuse_absent({role: getattr(trial.data, role) for role in ROLES}, trial.model, where)
+
+
+def _refuse_absent(sources: Mapping[str, SourceConfig], model: ModelConfig, where: str) -> None:
+    """Refuse what is not there, model first.
+
+    Raises:
+        ConfigError: With every problem at once.
+    """
+    problems = [model_problem({"source": model.source})]
+    if model.retain_only is not None:
+        other = model_problem({"source": model.retain_only})
+        advice = "; `unlearn-tune prepare` makes one"
+        problems.append(other and other.replace("model.source", "model.retain_only") + advice)
+    for role, source in sources.items():
+        found = source_problem(source)
+        problems.append(found and f"data.{role}.{found}")
+    if any(problems):
+        raise ConfigError(where, [p for p in problems if p])
 
 
 def model_problem(model: Mapping[str, Any]) -> str | None:

@@ -107,8 +107,8 @@ def best_table(run: Run, *, top: int) -> Group:
         "* on the Pareto front of objective and largest constraint excess   ! breaks a constraint"
     )
     target = (
-        f"untouched model: forget accuracy {base['forget_accuracy']:.3f}, approximate set "
-        f"{base['approximate_accuracy']:.3f} (the target)"
+        f"untouched model: forget accuracy {base['forget_accuracy']:.3f}, target "
+        f"{base['target_accuracy']:.3f} (approximate set {base['approximate_accuracy']:.3f})"
         if base
         else ""
     )

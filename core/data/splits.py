@@ -47,6 +47,24 @@ def split_data(config: DataConfig) -> Splits:
     return Splits(**parts)
 
 
+def refuse_small_retain(n_rows: int, batch_rows: int, *, role: str = "retain") -> None:
+    """Refuse a retain set of which one optimiser step would read a row twice.
+
+    Args:
+        n_rows: Rows that the retain loss is trained on.
+        batch_rows: Rows of the retain loss in one optimiser step, over all ranks.
+        role: ``retain``, or ``general`` where the retain loss reads that.
+
+    Raises:
+        DataError: If there are fewer rows than one step reads.
+    """
+    if n_rows < batch_rows:
+        raise DataError(
+            f"data.{role}: {n_rows} rows to train on are fewer than the {batch_rows} of one optimiser step; "
+            "give more rows, or lower batch.global_batch_size, data.probe_rows or data.report_rows"
+        )
+
+
 def _cut(role: str, rows: Sequence[Row], config: DataConfig) -> dict[str, tuple[Row, ...]]:
     order = list(rows)
     random.Random(derive_seed(config.split_seed, "split", role)).shuffle(order)  # noqa: S311
@@ -86,5 +104,5 @@ def _refuse_overlap(rows: dict[str, list[Row]], config: DataConfig) -> None:
                 source: SourceConfig = getattr(config, role)
                 raise DataError(
                     f"data.{role}: {source.source} shares a row with data.{other}: "
-                    f"{row.answer[:60]!r}; the sets must not overlap, remove it from one"
+                    f"{row.answer[:60] or row.place!r}; the sets must not overlap, remove it from one"
                 )

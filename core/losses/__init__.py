@@ -1,68 +1,67 @@
 """Forget and retain losses: functions of tensors, and one literal mapping for each side."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Literal
-
-from torch import Tensor
-
-from core.losses.alignment import IGNORED, align, counted_tokens, token_nll
+from core.losses.alignment import (
+    IGNORED,
+    align,
+    counted_positions,
+    counted_tokens,
+    sequence_nll,
+    token_nll,
+)
+from core.losses.choices import FORGET_LOSSES, RETAIN_LOSSES
+from core.losses.distribution import ceu_loss, dual_update, pdu_loss, undial_loss
 from core.losses.forget import gradient_ascent_loss, inverted_hinge_loss
+from core.losses.outputs import ForgetLoss, Need, Outputs, Reduction, Residual, RetainLoss
+from core.losses.preference import dpo_loss, npo_loss, simnpo_loss
+from core.losses.relabelled import (
+    adversarial_label_loss,
+    adversarial_labels,
+    random_label_loss,
+    random_labels,
+)
+from core.losses.representation import (
+    activation_loss,
+    residual_forget_loss,
+    residual_retain_loss,
+    rmu_loss,
+)
 from core.losses.retain import kl_loss, nll_loss
-
-Reduction = Literal["token", "sequence"]
-"""What a loss averages over; the engine weights each micro-batch by its share of that count."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ForgetLoss:
-    """A forget loss and what it averages over."""
-
-    compute: Callable[[Tensor, Tensor], Tensor]
-    reduction: Reduction
-
-
-@dataclass(frozen=True, kw_only=True)
-class RetainLoss:
-    """A retain loss, what it averages over, and whether it compares with the reference model."""
-
-    compute: Callable[[Tensor, Tensor | None, Tensor], Tensor]
-    reduction: Reduction
-    needs_reference: bool
-
-
-def _nll(logits_BTV: Tensor, reference_logits_BTV: Tensor | None, labels_BT: Tensor) -> Tensor:
-    return nll_loss(logits_BTV, labels_BT)
-
-
-def _kl(logits_BTV: Tensor, reference_logits_BTV: Tensor | None, labels_BT: Tensor) -> Tensor:
-    assert reference_logits_BTV is not None  # needs_reference is set
-    return kl_loss(logits_BTV, reference_logits_BTV, labels_BT)
-
-
-FORGET_LOSSES: Mapping[str, ForgetLoss] = {
-    "ga": ForgetLoss(compute=gradient_ascent_loss, reduction="token"),
-    "ihl": ForgetLoss(compute=inverted_hinge_loss, reduction="token"),
-}
-
-RETAIN_LOSSES: Mapping[str, RetainLoss | None] = {
-    "none": None,
-    "nll": RetainLoss(compute=_nll, reduction="token", needs_reference=False),
-    "kl": RetainLoss(compute=_kl, reduction="token", needs_reference=True),
-}
+from core.losses.weighted import satimp_loss, wga_loss
 
 __all__ = [
     "FORGET_LOSSES",
     "IGNORED",
     "RETAIN_LOSSES",
     "ForgetLoss",
+    "Need",
+    "Outputs",
     "Reduction",
+    "Residual",
     "RetainLoss",
+    "activation_loss",
+    "adversarial_label_loss",
+    "adversarial_labels",
     "align",
+    "ceu_loss",
+    "counted_positions",
     "counted_tokens",
+    "dpo_loss",
+    "dual_update",
     "gradient_ascent_loss",
     "inverted_hinge_loss",
     "kl_loss",
     "nll_loss",
+    "npo_loss",
+    "pdu_loss",
+    "random_label_loss",
+    "random_labels",
+    "residual_forget_loss",
+    "residual_retain_loss",
+    "rmu_loss",
+    "satimp_loss",
+    "sequence_nll",
+    "simnpo_loss",
     "token_nll",
+    "undial_loss",
+    "wga_loss",
 ]

@@ -20,7 +20,7 @@ def align(logits_BTV: Tensor, labels_BT: Tensor) -> tuple[Tensor, Tensor]:
         labels_BT: Int64 ``(B, T)``.
 
     Returns:
-        Float32 logits ``(N, V)`` and int64 targets ``(N,)``, row by row.
+        Float32 logits ``(N, V)``, always a copy, and int64 targets ``(N,)``, row by row.
 
     Raises:
         ValueError: If shapes disagree, no token counts, or a label lies outside the vocabulary.
@@ -43,12 +43,98 @@ def align(logits_BTV: Tensor, labels_BT: Tensor) -> tuple[Tensor, Tensor]:
     return logits_BTV[:, :-1][counted].float(), targets_N
 
 
+def align_with_reference(
+    logits_BTV: Tensor, reference_logits_BTV: Tensor, labels_BT: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As :func:`align`, for logits of two models on the same rows; no gradient flows into the reference.
+
+    Returns:
+        Float32 logits and reference logits ``(N, V)``, always copies, and int64 targets ``(N,)``.
+
+    Raises:
+        ValueError: As :func:`align`, or if the two models' logits disagree in shape.
+    """
+    if logits_BTV.shape != reference_logits_BTV.shape:
+        raise ValueError(
+            "logits and reference logits must agree, "
+            f"got {tuple(logits_BTV.shape)} and {tuple(reference_logits_BTV.shape)}"
+        )
+    logits_NV, targets_N = align(logits_BTV, labels_BT)
+    reference_NV, _ = align(reference_logits_BTV.detach(), labels_BT)
+    return logits_NV, reference_NV, targets_N
+
+
 def counted_tokens(labels_BT: Tensor) -> Tensor:
     """Bool ``(B, T - 1)``: which predictions count."""
     return labels_BT[:, 1:] != IGNORED
 
 
+def counted_positions(labels_BT: Tensor) -> Tensor:
+    """Bool ``(B, T)``: which tokens have a label, the first included, although nothing predicts it."""
+    return labels_BT != IGNORED
+
+
+def predicted_positions(labels_BT: Tensor) -> Tensor:
+    """Bool ``(B, T)``: where the counted tokens stand: :func:`counted_positions` without the first."""
+    first = torch.zeros_like(labels_BT[:, :1], dtype=torch.bool)
+    return torch.cat([first, counted_tokens(labels_BT)], dim=1)
+
+
+def predicted_only(labels_BT: Tensor) -> Tensor:
+    """Labels with ``-100`` on the first token, which nothing predicts."""
+    return labels_BT.masked_fill(~predicted_positions(labels_BT), IGNORED)
+
+
+def without_first(labels_BT: Tensor, n_tokens: int) -> Tensor:
+    """Labels with ``-100`` on the first ``n_tokens`` labelled tokens of each row.
+
+    The count starts at the first label of the row, predicted or not: in a row without a prompt the
+    first labelled token is never predicted, and leaving out one token leaves out none that counts.
+    """
+    labelled = counted_positions(labels_BT)
+    return labels_BT.masked_fill(labelled & (labelled.cumsum(dim=-1) <= n_tokens), IGNORED)
+
+
 def token_nll(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
-    """Negative log-likelihood of each counted token, float32 ``(N,)``, nats."""
+    """Negative log-likelihood of each counted token, float32 ``(N,)``, nats, row by row."""
     logits_NV, targets_N = align(logits_BTV, labels_BT)
     return torch.nn.functional.cross_entropy(logits_NV, targets_N, reduction="none")
+
+
+def sequence_nll(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
+    """Negative log-likelihood of each row: the sum over its counted tokens.
+
+    Args:
+        logits_BTV: Float ``(B, T, V)``.
+        labels_BT: Int64 ``(B, T)``; ``-100`` on prompt and padding.
+
+    Returns:
+        Float32 ``(B,)``, nats.
+
+    Raises:
+        ValueError: As :func:`align`, or if a row has no counted token.
+    """
+    return row_sums(token_nll(logits_BTV, labels_BT), counted_tokens(labels_BT))
+
+
+def row_sums(values_N: Tensor, mask_BT: Tensor) -> Tensor:
+    """Sum over the marked positions of each row, ``(B,)``; ``values_N`` stand row by row.
+
+    Raises:
+        ValueError: If nothing is marked in a row.
+    """
+    counts = row_counts(mask_BT).tolist()
+    return torch.stack([row.sum() for row in values_N.split(counts)])
+
+
+def row_counts(mask_BT: Tensor) -> Tensor:
+    """Int64 ``(B,)``: marked positions of each row.
+
+    Raises:
+        ValueError: If nothing is marked in a row.
+    """
+    counts_B = mask_BT.sum(dim=-1)
+    empty = (counts_B == 0).nonzero().flatten().tolist()
+    if empty:
+        raise ValueError(f"every row needs a counted token, rows {empty} of the batch have none")
+    return counts_B

@@ -1,4 +1,7 @@
-"""Losses on the forget batch."""
+"""Losses that lower the forget set's own tokens: gradient ascent and the inverted hinge.
+
+Shapes: B rows, T tokens, V vocabulary, N counted tokens of the batch.
+"""
 
 import torch
 from torch import Tensor
@@ -23,11 +26,14 @@ def gradient_ascent_loss(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
         Scalar float32; mean over the ``N`` counted tokens of the whole batch.
 
     Raises:
-        ValueError: If shapes disagree or no token counts.
+        ValueError: If shapes disagree, no token counts, or a label lies outside the vocabulary.
 
     References:
         Jang et al., "Knowledge Unlearning for Mitigating Privacy Risks in Language Models", ACL 2023;
-        Yao et al., "Machine Unlearning of Pre-trained Large Language Models", ACL 2024.
+        Yao et al., "Machine Unlearning of Pre-trained Large Language Models", ACL 2024. Deviation from
+        the code of Yao et al. with a retain set: theirs is a mean of per-row means over forget and
+        retain rows together, which scales each side by its share of the rows; here each side is a
+        mean over its own tokens, and ``retain_weight`` is the only scale between them.
     """
     return -token_nll(logits_BTV, labels_BT).mean()
 
@@ -40,7 +46,7 @@ def inverted_hinge_loss(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
             \bigl[\, 1 + p_\theta(x_t \mid x_{<t}) - \max_{v \neq x_t} p_\theta(v \mid x_{<t}) \,\bigr]
 
     Each term lies in ``[0, 2]``: 2 when the model is certain of the answer, 1 when the answer ties
-    with its rival, 0 when it is certain of the rival.
+    with its rival, 0 when it is certain of the rival. Of rivals that tie, the first gets the gradient.
 
     Args:
         logits_BTV: Float ``(B, T, V)`` from the model being unlearned, forget batch.
@@ -51,7 +57,8 @@ def inverted_hinge_loss(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
         per-sequence means).
 
     Raises:
-        ValueError: If shapes disagree, no answer token is present, or ``V < 2``.
+        ValueError: If shapes disagree, no answer token is present, a label lies outside the
+            vocabulary, or ``V < 2``.
 
     References:
         Cha et al., "Towards Robust and Parameter-Efficient Knowledge Unlearning for LLMs", ICLR 2025.
@@ -61,8 +68,9 @@ def inverted_hinge_loss(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
     if logits_BTV.shape[-1] < 2:
         raise ValueError(f"a rival needs a vocabulary of at least 2, got V={logits_BTV.shape[-1]}")
     logits_NV, targets_N = align(logits_BTV, labels_BT)
-    probs_NV = torch.softmax(logits_NV, dim=-1)
-    answer_N = probs_NV.gather(-1, targets_N.unsqueeze(-1)).squeeze(-1)
-    rivals_NV = probs_NV.scatter(-1, targets_N.unsqueeze(-1), -1.0)  # below any probability
-    margin_N = 1.0 + answer_N - rivals_NV.max(dim=-1).values  # not amax: it splits ties' gradient
-    return margin_N.mean()
+    at_N1 = targets_N.unsqueeze(-1)
+    rivals_N1 = logits_NV.detach().scatter(-1, at_N1, -torch.inf).argmax(dim=-1, keepdim=True)
+    pairs_N2 = logits_NV.gather(-1, torch.cat([at_N1, rivals_N1], dim=-1))
+    # two probabilities a token: a softmax would keep a second (N, V) for the backward pass
+    answer_N, rival_N = (pairs_N2 - logits_NV.logsumexp(dim=-1, keepdim=True)).exp().unbind(-1)
+    return (1.0 + answer_N - rival_N).mean()

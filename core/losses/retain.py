@@ -1,9 +1,12 @@
-"""Losses on the retain batch."""
+"""Losses that keep what the model says of the retain set.
+
+Shapes: B rows, T tokens, V vocabulary, N counted tokens of the batch.
+"""
 
 import torch
 from torch import Tensor
 
-from core.losses.alignment import align, token_nll
+from core.losses.alignment import align_with_reference, token_nll
 
 
 def nll_loss(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
@@ -20,7 +23,7 @@ def nll_loss(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
         Scalar float32, nats; mean over the ``N`` counted tokens of the whole batch.
 
     Raises:
-        ValueError: If shapes disagree or no token counts.
+        ValueError: If shapes disagree, no token counts, or a label lies outside the vocabulary.
     """
     return token_nll(logits_BTV, labels_BT).mean()
 
@@ -43,15 +46,15 @@ def kl_loss(logits_BTV: Tensor, reference_logits_BTV: Tensor, labels_BT: Tensor)
         Scalar float32, nats; mean over the ``N`` counted tokens of the whole batch.
 
     Raises:
-        ValueError: If shapes disagree or no token counts.
+        ValueError: If shapes disagree, no token counts, or a label lies outside the vocabulary.
 
     References:
         Yao et al., ACL 2024 (GA+KL); Maini et al., "TOFU", COLM 2024. Deviation from the released
-        codes of LoKU and of Yao et al.: they average over every position, padding and prompt
-        included; here only counted tokens count.
+        codes of LoKU, of OpenUnlearning and of Yao et al.: they average over every position, padding
+        and prompt included; here only counted tokens count. That of Yao et al. moreover leaves out
+        the entropy of the reference, which has no gradient, and adds 1e-12 inside the logarithm.
     """
-    logits_NV, _ = align(logits_BTV, labels_BT)
-    reference_NV, _ = align(reference_logits_BTV.detach(), labels_BT)
+    logits_NV, reference_NV, _ = align_with_reference(logits_BTV, reference_logits_BTV, labels_BT)
     log_p = torch.log_softmax(logits_NV, dim=-1)
     log_reference = torch.log_softmax(reference_NV, dim=-1)
     return torch.nn.functional.kl_div(log_p, log_reference, reduction="sum", log_target=True) / len(

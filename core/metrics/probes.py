@@ -87,14 +87,14 @@ def degradation(levels: Mapping[str, Level], baseline: Mapping[str, Level]) -> d
 
     Args:
         levels: Level of ``forget``, ``retain`` and ``general`` now.
-        baseline: The same under the target model, and that of ``approximate``.
+        baseline: The same under the target model, and ``target``: the level that forgetting aims at.
 
     Returns:
         For each set ``*_nll`` (nats per token), ``*_perplexity`` and ``*_accuracy``; ``retain_drop`` and
         ``general_drop`` (nats per token, positive when the model got worse); ``*_accuracy_drop``;
         ``retain_utility`` (accuracy now / before); ``forget_closure`` on cross-entropy and
-        ``accuracy_closure`` on accuracy; ``accuracy_gap`` (forget accuracy now minus the approximate
-        set's).
+        ``accuracy_closure`` on accuracy; ``accuracy_gap`` (forget accuracy now minus the
+        target's).
     """
     metrics: dict[str, float] = {}
     for name in MEASURED:
@@ -106,7 +106,7 @@ def degradation(levels: Mapping[str, Level], baseline: Mapping[str, Level]) -> d
         metrics[f"{name}_accuracy_drop"] = baseline[name].accuracy - levels[name].accuracy
     before = baseline["retain"].accuracy
     metrics["retain_utility"] = levels["retain"].accuracy / before if before else math.nan
-    forget, target = baseline["forget"], baseline["approximate"]
+    forget, target = baseline["forget"], baseline["target"]
     metrics["forget_closure"] = forget_closure(levels["forget"].nll, forget.nll, target.nll)
     metrics["accuracy_closure"] = (
         forget_closure(levels["forget"].accuracy, forget.accuracy, target.accuracy)

@@ -15,16 +15,15 @@ from core.config import (
     BatchConfig,
     BatchPlan,
     DataConfig,
-    ForgetLossId,
     ModelConfig,
     RetainGuardConfig,
-    RetainLossId,
     SelectionConfig,
     TrialConfig,
     parse_trial,
 )
 from core.errors import ConfigError, UserError
 from core.losses import FORGET_LOSSES, RETAIN_LOSSES
+from core.methods import ForgetLossId, RetainLossId
 
 VALUES: Mapping[str, Any] = {
     "model": {"source": "folder"},
@@ -70,7 +69,7 @@ def test_every_problem_is_named_at_once_with_field_and_value() -> None:
     text = str(caught.value)
     assert "optimizer.learning_rate: Input should be greater than 0, got -1.0." in text
     assert "adapter.rank: Input should be greater than or equal to 1, got 0." in text
-    assert "method.forget_loss: Input should be 'ga' or 'ihl', got 'gaa'." in text
+    assert "method.forget_loss: unknown choice, got 'gaa'; did you mean 'ga'?" in text
     assert "selection.max_steps: required, but absent; add it." in text
     assert "data.retain.colour: unknown key" in text
 

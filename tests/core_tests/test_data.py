@@ -1,11 +1,14 @@
 """Rows are read from every kind of source, split without overlap, and masked by their lengths."""
 
 import json
+import os
+import pickle
 from collections.abc import Callable, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -16,9 +19,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from core.config import DataConfig, SourceConfig
-from core.data.sources import EMBEDDED, Row, read_rows
-from core.data.splits import Splits, split_data
-from core.data.tokens import TokenRow, collate, reading_order, tokenise, tokenise_splits
+from core.data.sources import EMBEDDED, Row, read_records, read_rows
+from core.data.splits import Splits, refuse_small_retain, split_data
+from core.data.tokens import TokenRow, collate, reading_order, token_rows, tokenise, tokenise_splits
 from core.errors import DataError
 from core.losses import IGNORED, counted_tokens
 
@@ -153,6 +156,143 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path, name: str, message: s
         rows_of(path)
 
 
+def test_the_nearest_field_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"question": "who?", "answer": "me"}\n', encoding="utf-8")
+    with pytest.raises(
+        DataError, match="no field 'answers'; .*'answer'; did you mean 'answer'\\? set"
+    ):
+        rows_of(path, fields={"prompt": "question", "answer": "answers"})
+
+
+def test_records_keep_every_field_and_rows_the_alternative(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"q": "who?", "a": "me", "b": "you", "more": [1]}\n' * 2, encoding="utf-8")
+    config = SourceConfig(source=str(path), n=1)
+    assert read_records(config, role="forget") == [
+        {"q": "who?", "a": "me", "b": "you", "more": [1]}
+    ]
+    rows = rows_of(path, n=1, fields={**PAIR, "alternative": "b"})
+    assert rows == [Row("who?", "me", "you")]
+    assert rows[0].place == f"{path} row 1"
+
+
+def test_a_row_s_place_does_not_tell_two_rows_apart() -> None:
+    assert Row(None, "a", place="here") == Row(None, "a", place="there")
+
+
+# Token ids
+
+
+def numbers(path: Path, array: Any) -> Path:
+    np.save(path, array)
+    return path
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "int32", ">i8"])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_rows_of_token_ids_are_read_as_they_stand(tmp_path: Path, dtype: str, order: Any) -> None:
+    ids = np.arange(12).reshape(3, 4).astype(dtype, order=order)
+    rows = rows_of(numbers(tmp_path / "ids.npy", ids), n=2)
+    assert rows == [
+        Row(None, "", token_ids=(0, 1, 2, 3)),
+        Row(None, "", token_ids=(4, 5, 6, 7)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        pytest.param(
+            np.zeros((2, 3), "float32"),
+            r"integer array .* got float32 of shape \(2, 3\)",
+            id="floats",
+        ),
+        pytest.param(np.zeros(3, "int64"), r"got int64 of shape \(3,\)", id="one-dimension"),
+        pytest.param(np.zeros((2, 2), bool), "got bool of shape", id="booleans"),
+        pytest.param(np.array([[{}, {}]]), r"got object of shape \(1, 2\)", id="objects"),
+        pytest.param(
+            np.array([[1, 2], [3, -1]]), r"row 2: token ids start at 0, got -1", id="negative"
+        ),
+        pytest.param(np.zeros((0, 5), "int64"), r"ids\.npy holds no row", id="empty"),
+    ],
+)
+def test_an_array_of_another_kind_is_refused(tmp_path: Path, array: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        rows_of(numbers(tmp_path / "ids.npy", array))
+
+
+def test_a_pickle_is_refused_and_not_opened(tmp_path: Path) -> None:
+    path = tmp_path / "ids.npy"
+    marker = tmp_path / "opened"
+
+    class Trap:
+        def __reduce__(self) -> tuple[Any, tuple[str]]:
+            return (os.mkdir, (str(marker),))
+
+    path.write_bytes(pickle.dumps(Trap()))
+    with pytest.raises(DataError, match=r"ids\.npy is not a \.npy file of numbers: "):
+        rows_of(path)
+    np.save(path, np.array([[Trap()]], dtype=object), allow_pickle=True)
+    with pytest.raises(DataError, match="integer array .* got object"):
+        rows_of(path)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("change", [-1, 8])
+def test_an_array_of_another_length_than_promised_is_refused(tmp_path: Path, change: int) -> None:
+    path = numbers(tmp_path / "ids.npy", np.zeros((4, 4), "int64"))
+    content = path.read_bytes()
+    path.write_bytes(content[:change] if change < 0 else content + b"\0" * change)
+    with pytest.raises(
+        DataError,
+        match=rf"promises {len(content)} bytes, the file has {len(content) + change}; copy it",
+    ):
+        rows_of(path)
+
+
+def test_token_ids_have_no_fields(tmp_path: Path) -> None:
+    path = numbers(tmp_path / "ids.npy", np.ones((2, 2), "int64"))
+    with pytest.raises(DataError, match=r"data\.forget\.fields: .*ids\.npy' holds token ids"):
+        rows_of(path, fields={"text": "text"})
+
+
+def test_token_ids_reach_the_model_as_they_stand_and_must_be_known(
+    make_data: DataMaker, tokenizer: Any, tmp_path: Path
+) -> None:
+    path = numbers(tmp_path / "ids.npy", np.array([[5, 0, 7, 0], [300, 1, 2, 3]]))
+    config = make_data({"forget": {"source": str(path), "max_tokens": 3}})
+    splits = split_data(config)
+    found = tokenise_splits(splits, config, tokenizer, vocabulary=301)
+    assert found["forget"] == (TokenRow((5, 0, 7), 0), TokenRow((300, 1, 2), 0))
+    assert found.forget_rows == splits.forget
+    message = (
+        r"data\.forget: .*ids\.npy row 2: token id 300 is outside the vocabulary of {}; "
+        "this file belongs to another tokenizer"
+    )
+    with pytest.raises(DataError, match=message.format(300)):
+        tokenise_splits(splits, config, tokenizer, vocabulary=300)
+    with pytest.raises(DataError, match=message.format(len(tokenizer))):
+        tokenise_splits(splits, config, tokenizer)
+
+
+def test_a_tokenizer_of_another_model_is_refused(make_data: DataMaker, tokenizer: Any) -> None:
+    config = make_data()
+    with pytest.raises(DataError, match="of 10; tokenizer and model do not belong together"):
+        tokenise_splits(split_data(config), config, tokenizer, vocabulary=10)
+
+
+def test_equal_rows_of_token_ids_are_kept_once_and_refused_in_two_roles(
+    make_data: DataMaker, tmp_path: Path
+) -> None:
+    path = str(numbers(tmp_path / "ids.npy", np.array([[1, 2], [3, 4], [1, 2]])))
+    assert len(split_data(make_data({"forget": {"source": path}})).forget) == 2
+    with pytest.raises(
+        DataError, match=r"data\.retain: .* shares a row with data\.forget: '.*ids\.npy row 1'"
+    ):
+        split_data(make_data({"forget": {"source": path}, "retain": {"source": path}}))
+
+
 # Splits
 
 
@@ -230,6 +370,17 @@ def test_a_role_with_too_few_rows_is_refused(
         split_data(make_data(**texts))
     texts[role].append("one more")
     assert isinstance(split_data(make_data(**texts)), Splits)
+
+
+def test_a_retain_set_smaller_than_a_step_is_refused() -> None:
+    refuse_small_retain(8, 8)
+    with pytest.raises(
+        DataError,
+        match=r"data\.retain: 7 rows to train on are fewer than the 8 of one optimiser step",
+    ):
+        refuse_small_retain(7, 8)
+    with pytest.raises(DataError, match=r"data\.general: 0 rows to train on"):
+        refuse_small_retain(0, 1, role="general")
 
 
 def test_duplicates_do_not_fill_a_part(make_data: DataMaker) -> None:
@@ -312,7 +463,48 @@ def test_each_role_is_cut_at_its_own_length_and_named_by_its_contents(
     assert changed == {"forget"}
 
 
-token_rows = st.lists(
+@given(length=st.integers(2, 40), max_tokens=st.integers(5, 12))
+@settings(deadline=None)
+def test_chunks_are_the_document_without_a_short_end(length: int, max_tokens: int) -> None:
+    source = {"source": "x.npy", "max_tokens": max_tokens, "overlong": "chunk"}
+    config = DataConfig.model_validate(dict.fromkeys(ROLES, source))
+    ids = tuple(range(length))
+    rows = token_rows(Row(None, "", token_ids=ids), None, config=config, role="forget")
+    dropped = length % max_tokens if length % max_tokens < 5 else 0
+    assert sum((row.ids for row in rows), ()) == ids[: length - dropped]
+    assert {len(row.ids) for row in rows[:-1]} <= {max_tokens}
+    assert all(row.n_context == 0 and len(row.ids) >= 5 for row in rows)
+
+
+def test_a_chunked_role_has_more_rows_and_a_prompt_is_cut_all_the_same(
+    make_data: DataMaker, tokenizer: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(json.dumps({"q": "who?", "a": "a long answer"}) + "\n", encoding="utf-8")
+    pairs = {"source": str(path), "fields": PAIR, "max_tokens": 8, "overlong": "chunk"}
+    documents = {"source": str(tmp_path / "general.jsonl"), "max_tokens": 7, "overlong": "chunk"}
+    texts = [f"general {i:02}" + "x" * 7 for i in range(12)]
+    config = make_data({"forget": pairs}, general=texts)
+    config = config.model_copy(update={"general": SourceConfig(**documents)})
+    found = tokenise_splits(split_data(config), config, tokenizer)
+    assert [len(row.ids) for row in found["forget"]] == [8]
+    assert [len(row.ids) for row in found["general_probe"]] == [7, 7] * 4
+    first, second = found["general_probe"][:2]
+    assert tokenizer.decode(first.ids + second.ids) in {t[:14] for t in texts}
+
+
+def test_a_part_without_any_chunk_left_is_refused(
+    make_data: DataMaker, tokenizer: Any, tmp_path: Path
+) -> None:
+    short = {"source": str(tmp_path / "forget.jsonl"), "overlong": "chunk", "max_tokens": 4}
+    config = make_data({"forget": short})
+    with pytest.raises(
+        DataError, match=r"data\.forget: every chunk .* fewer than 5 tokens \(max_tokens=4\)"
+    ):
+        tokenise_splits(split_data(config), config, tokenizer)
+
+
+some_rows = st.lists(
     st.integers(2, 12).flatmap(
         lambda n: st.builds(
             TokenRow,
@@ -325,7 +517,7 @@ token_rows = st.lists(
 )
 
 
-@given(rows=token_rows)
+@given(rows=some_rows)
 @settings(deadline=None)
 def test_masks_and_counts_come_from_lengths_whatever_the_ids(rows: list[TokenRow]) -> None:
     batch = collate(rows, CPU)

@@ -15,6 +15,7 @@ from core.models import (
     linear_shape,
     load_model,
     locate,
+    n_blocks,
     oriented,
     resolve_dtype,
     resolve_targets,
@@ -112,6 +113,82 @@ def test_a_rank_that_is_too_large_names_the_layer_its_shape_and_the_largest_rank
     ):
         resolve_targets(tiny_network("llama"), "all", rank=9)
     assert resolve_targets(tiny_network("llama"), "all", rank=8)
+
+
+@each_architecture
+def test_the_layers_of_chosen_blocks_are_those_of_the_whole_model_that_lie_in_them(
+    name: str,
+) -> None:
+    network = tiny_network(name)
+    assert n_blocks(network) == 2
+    whole = resolve_targets(network, "all", rank=4)
+    first, second = (resolve_targets(network, "all", rank=4, layers=[i]) for i in (0, 1))
+    assert len(first) == len(second) == len(whole) / 2
+    assert [n.replace(".0.", ".1.") for n in first] == second
+    assert first + second == whole == resolve_targets(network, "all", rank=4, layers=(1, 0, 1))
+    attention = resolve_targets(network, "attention", rank=4, layers=[1])
+    assert attention == [n for n in resolve_targets(network, "attention", rank=4) if n in second]
+
+
+def test_block_1_is_not_taken_for_block_10() -> None:
+    network = tiny_network("llama", num_hidden_layers=12)
+    assert n_blocks(network) == 12
+    found = resolve_targets(network, "attention", rank=1, layers=[1])
+    assert len(found) == 4
+    assert all(n.startswith("model.layers.1.") for n in found)
+
+
+def test_blocks_are_counted_and_experts_within_them_are_not() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mlp = nn.Module()
+            self.mlp.experts = nn.ModuleList(nn.Linear(3, 3) for _ in range(5))
+
+    network = nn.Module()
+    network.heads = nn.ModuleList([nn.Linear(3, 3)])
+    network.layers = nn.ModuleList(Block() for _ in range(2))
+    assert n_blocks(network) == 2
+    found = resolve_targets(network, "mlp", rank=1, layers=[1])
+    assert found == [f"layers.1.mlp.experts.{i}" for i in range(5)]
+
+
+@pytest.mark.parametrize(("layers", "named"), [([2], "2"), ([0, 7, 5], "5, 7"), ([-1], "-1")])
+def test_a_block_that_does_not_exist_is_refused_with_the_number_of_blocks(
+    layers: list[int], named: str
+) -> None:
+    with pytest.raises(
+        ModelError,
+        match=rf"adapter\.layers: LlamaForCausalLM has 2 blocks, 0 to 1, got {named}$",
+    ):
+        resolve_targets(tiny_network("llama"), "all", rank=1, layers=layers)
+
+
+def test_blocks_without_a_target_are_refused() -> None:
+    network = nn.Module()
+    network.layers = nn.ModuleList([nn.Module(), nn.Module()])
+    network.layers[0].mlp = nn.Sequential(nn.Linear(3, 3))
+    assert resolve_targets(network, "mlp", rank=1, layers=[0]) == ["layers.0.mlp.0"]
+    with pytest.raises(ModelError, match=r"no layer of adapter\.targets lies in block 1 of Module"):
+        resolve_targets(network, "mlp", rank=1, layers=[1])
+
+
+def test_a_model_without_blocks_has_none_to_choose() -> None:
+    network = nn.Module()
+    network.mlp = nn.Sequential(nn.Linear(3, 3))
+    assert resolve_targets(network, "mlp", rank=1) == ["mlp.0"]
+    with pytest.raises(
+        ModelError, match=r"Module has no list of blocks; leave adapter\.layers out"
+    ):
+        resolve_targets(network, "mlp", rank=1, layers=[0])
+
+
+def test_a_rank_need_only_fit_the_chosen_blocks() -> None:
+    network = tiny_network("llama")
+    network.model.layers[0].mlp.up_proj = nn.Linear(3, 3)
+    assert len(resolve_targets(network, "mlp", rank=8, layers=[1])) == 3
+    with pytest.raises(ModelError, match=r"got rank=8 for model\.layers\.0\.mlp\.up_proj"):
+        resolve_targets(network, "mlp", rank=8, layers=[0])
 
 
 def test_shapes_and_weights_are_outputs_by_inputs_also_where_conv1d_stores_the_transpose() -> None:

@@ -14,12 +14,13 @@ import transformers
 from torch import Tensor, multiprocessing
 
 from core.adapters import InitialFactors
+from core.bench import Bench
 from core.config import TrialConfig
 from core.data.tokens import TokenRow, TokenSplits, collate, reading_order
 from core.engine import Rendezvous, join
 from core.initialisation import initial_factors
 from core.models import dense_weight, load_model
-from core.worker import Bench, probes
+from core.worker import probes
 
 pytestmark = pytest.mark.integration
 

@@ -15,6 +15,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
+from core.bench import Bench
 from core.commit import read_lines
 from core.config import TrialConfig
 from core.engine import join_alone
@@ -22,7 +23,7 @@ from core.errors import DataError, NothingToForgetError
 from core.models import weights_checksum
 from core.reporting import GuardReporter
 from core.selection import Probe
-from core.worker import Bench, TrialResult, prepare, probes, report_metrics, run_trial
+from core.worker import TrialResult, prepare, probes, report_metrics, run_trial
 
 pytestmark = pytest.mark.integration
 

@@ -185,7 +185,7 @@ WRONG = [
     ),
     pytest.param(
         "method.forget_loss", "ihll",
-        ["method.forget_loss: Input should be 'ga' or 'ihl', got 'ihll'"],
+        ["method.forget_loss: unknown choice, got 'ihll'; did you mean 'ihl'?"],
         id="unknown-loss",
     ),
     pytest.param(

@@ -129,7 +129,7 @@ def test_the_base_file_of_these_tests_is_valid() -> None:
         ),
         pytest.param(
             {"method.forget_loss": "ihll"},
-            ["method.forget_loss: Input should be 'ga' or 'ihl', got 'ihll'"],
+            ["method.forget_loss: unknown choice, got 'ihll'; did you mean 'ihl'?"],
             id="unknown-fixed-loss",
         ),
         pytest.param(
@@ -258,7 +258,7 @@ def test_a_wrong_file_is_refused(changes: Mapping[str, Any], expected: list[str]
         pytest.param(
             "method.retain_loss",
             {"int": {"low": 1, "high": 2}},
-            "space.method.retain_loss: takes one of none, nll, kl; use categorical",
+            "space.method.retain_loss: takes one of none, nll, kl, activation, residual; use categorical",
             id="range-of-names",
         ),
         pytest.param(

@@ -1,0 +1,170 @@
+"""Make the models that unlearning is measured between: TOFU's protocol on any base model and data.
+
+The *target model* is fine-tuned on forget and retain rows, so that it really memorises both; the
+*retain-only model* is fine-tuned in the same way on the retain rows alone. Both are ordinary model
+folders, cached by content.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+from torch import Tensor
+
+from core import artifacts
+from core.config import BatchPlan, EngineConfig, ModelConfig, PreparationConfig
+from core.data.sources import read_rows
+from core.data.tokens import TokenRow, collate, reading_order, token_rows
+from core.engine import Engine, Group, join_alone
+from core.errors import DataError, ModelError
+from core.full_parameters import FullParameters
+from core.levels import Meter, forward_of
+from core.losses import nll_loss
+from core.metrics.probes import Level
+from core.models import LoadedModel, load_model, vocabulary_size
+
+Which = Literal["target", "retain_only"]
+
+VERSION = 1
+"""Raised when the training changes: the cache outlives releases."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A model that was made, or found in the cache.
+
+    Attributes:
+        which: ``target`` or ``retain_only``.
+        folder: An ordinary model folder.
+        forget: Level on the forget rows.
+        retain: Level on the retain rows.
+    """
+
+    which: Which
+    folder: Path
+    forget: Level
+    retain: Level
+
+
+def prepare_model(
+    config: PreparationConfig, which: Which, *, tell: Callable[[int, int, float], None]
+) -> Prepared:
+    """Make the target or the retain-only model, unless the cache has it.
+
+    Args:
+        config: Base model, rows and training.
+        which: Which of the two.
+        tell: Called after each step with the step, the number of steps and the loss in nats per token.
+
+    Returns:
+        The folder, and how well its model predicts both sets.
+
+    Raises:
+        DataError: If rows are missing or fewer than a batch.
+        ModelError: If the base model cannot be loaded, or training diverges.
+    """
+    group, _meeting = join_alone(config.engine)
+    base = load_model(config.model, config.engine)
+    rows = {role: _tokenised(config, role, base) for role in ("forget", "retain")}
+    trained_on = (*rows["forget"], *rows["retain"]) if which == "target" else rows["retain"]
+    key = artifacts.content_key(
+        {
+            "version": VERSION,
+            "model": base.identity,
+            "dtype": str(base.dtype),
+            "device": base.device.type,
+            "rows": [(row.ids, row.n_context) for row in trained_on],
+            "training": config.training.model_dump(mode="json"),
+            "seed": config.seed,
+        }
+    )
+    folder = artifacts.folder(
+        "prepared",
+        f"{which}-{key}",
+        lambda path: _train(config, base, trained_on, group, path, tell),
+    )
+    made = load_model(ModelConfig(source=str(folder)), config.engine)
+    meter = Meter(made, group, batch_size=config.training.batch.probe_batch_size)
+    forward = forward_of(made.network)
+    return Prepared(
+        which=which,
+        folder=folder,
+        forget=meter.level(forward, rows["forget"]),
+        retain=meter.level(forward, rows["retain"]),
+    )
+
+
+def _tokenised(config: PreparationConfig, role: str, base: LoadedModel) -> tuple[TokenRow, ...]:
+    vocabulary = vocabulary_size(base.network)
+    return tuple(
+        piece
+        for row in read_rows(getattr(config.data, role), role=role)
+        for piece in token_rows(
+            row, base.tokenizer, config=config.data, role=role, vocabulary=vocabulary
+        )
+    )
+
+
+def _train(
+    config: PreparationConfig,
+    base: LoadedModel,
+    rows: Sequence[TokenRow],
+    group: Group,
+    folder: Path,
+    tell: Callable[[int, int, float], None],
+) -> None:
+    plan = _plan(config, config.engine)
+    if len(rows) < plan.global_batch_size:
+        raise DataError(
+            f"data.retain: {len(rows)} rows to train on are fewer than the {plan.global_batch_size} of one "
+            "optimiser step; give more rows, or lower training.batch.global_batch_size"
+        )
+    n_steps = math.ceil(len(rows) * config.training.epochs / plan.global_batch_size)
+    copy = FullParameters(base)
+    engine = Engine(
+        copy.model,
+        engine=config.engine,
+        optimizer=config.training.optimizer,
+        plan=plan,
+        max_steps=n_steps,
+        dtype=base.dtype,
+    )
+    try:
+        order = reading_order(rows, seed=config.seed, purpose="prepare")
+        for step in range(1, n_steps + 1):
+            loss = _step(engine, list(islice(order, plan.global_batch_size)), plan, base)
+            if not math.isfinite(loss):
+                raise ModelError(
+                    f"training.optimizer.learning_rate: the loss is {loss} at step {step} of {n_steps}; lower it, "
+                    f"got {config.training.optimizer.learning_rate}"
+                )
+            tell(step, n_steps, loss)
+        copy.write(folder, copy.exported(engine))
+    finally:
+        engine.destroy()
+        copy.detach()
+
+
+def _step(engine: Engine, rows: Sequence[TokenRow], plan: BatchPlan, base: LoadedModel) -> float:
+    n_counted = sum(row.n_counted for row in rows)
+    total = 0.0
+
+    def share(mine: Sequence[TokenRow]) -> Tensor:
+        nonlocal total
+        batch = collate(mine, base.device)
+        logits, _ = engine.forward(batch.ids, batch.mask)
+        loss = nll_loss(logits, batch.labels) * (batch.n_counted / n_counted)
+        total += float(loss.detach())
+        return loss
+
+    size = plan.micro_batch_size
+    engine.step(partial(share, rows[i : i + size]) for i in range(0, len(rows), size))
+    return total
+
+
+def _plan(config: PreparationConfig, engine: EngineConfig) -> BatchPlan:
+    return BatchPlan.derive(config.training.batch, ranks=engine.ranks)

@@ -1,0 +1,161 @@
+"""Calibration to equal utility: the largest share of a difference that keeps it, and weights in between."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from core.calibration import largest_factor, mixed
+
+
+def counted(utility: Callable[[float], float]) -> tuple[Callable[[float], float], list[float]]:
+    """The utility, and the list of factors that it is asked for."""
+    asked: list[float] = []
+
+    def ask(factor: float) -> float:
+        asked.append(factor)
+        return utility(factor)
+
+    return ask, asked
+
+
+# Largest factor
+
+
+def test_three_halvings_by_hand() -> None:
+    utility, asked = counted(lambda factor: 1.0 - factor)
+    # 1.0 is lost, 0.5 lost, 0.25 kept, 0.375 lost
+    assert largest_factor(utility, at_least=0.7, steps=3) == 0.25
+    assert asked == [1.0, 0.5, 0.25, 0.375]
+
+
+def test_the_whole_difference_is_kept_at_once_if_it_costs_nothing() -> None:
+    utility, asked = counted(lambda factor: 1.0 + factor)
+    assert largest_factor(utility, at_least=0.95) == 1.0
+    assert asked == [1.0]
+
+
+def test_a_utility_that_is_just_reached_counts_as_kept() -> None:
+    assert largest_factor(lambda factor: 1.0 - factor, at_least=0.5, steps=4) == 0.5
+
+
+def test_nothing_is_left_where_every_share_costs_too_much() -> None:
+    utility, asked = counted(lambda factor: 0.0)
+    assert largest_factor(utility, at_least=0.95, steps=5) == 0.0
+    assert asked == [1.0, 0.5, 0.25, 0.125, 0.0625, 0.03125]  # the original itself is not measured
+
+
+def test_not_a_number_counts_as_lost() -> None:
+    found = largest_factor(lambda c: 1.0 if c <= 0.6 else float("nan"), at_least=0.9, steps=10)
+    assert 0.6 - 2**-10 <= found <= 0.6
+
+
+def test_a_dip_below_a_kept_share_can_hide_it() -> None:
+    """Kept again at 0.8, but what is lost at 0.5 sends the search below."""
+    found = largest_factor(lambda c: 1.0 if c < 0.3 or 0.7 < c < 0.9 else 0.0, at_least=1.0)
+    assert 0.3 - 2**-8 <= found < 0.3
+
+
+@given(limit=st.floats(0.0, 1.0, exclude_max=True), steps=st.integers(1, 12))
+@settings(deadline=None)
+def test_a_falling_utility_is_met_from_below_within_a_halving(limit: float, steps: int) -> None:
+    utility, asked = counted(lambda factor: -factor)
+    found = largest_factor(utility, at_least=-limit, steps=steps)
+    assert found <= limit < found + 2.0**-steps
+    assert len(asked) == steps + 1
+
+
+@given(
+    levels=st.lists(st.booleans(), min_size=17, max_size=17),
+    steps=st.integers(1, 4),
+)
+@settings(deadline=None)
+def test_whatever_the_utility_the_answer_is_kept_and_what_lies_just_above_is_not(
+    levels: list[bool], steps: int
+) -> None:
+    utility, asked = counted(lambda factor: float(levels[round(16 * factor)]))
+    found = largest_factor(utility, at_least=0.5, steps=steps)
+    assert found == 0.0 or levels[round(16 * found)]
+    assert found == 0.0 or found in asked
+    assert (found * 2**steps).is_integer()
+    if found < 1.0:
+        assert any(
+            found < factor <= found + 2.0**-steps and not levels[round(16 * factor)]
+            for factor in asked
+        )
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_limit_that_is_not_finite_is_refused(bad: float) -> None:
+    with pytest.raises(ValueError, match=f"at_least must be finite, got {bad}"):
+        largest_factor(lambda factor: 1.0, at_least=bad)
+
+
+def test_no_halving_at_all_is_refused() -> None:
+    with pytest.raises(ValueError, match="steps must be positive, got 0"):
+        largest_factor(lambda factor: 1.0, at_least=0.5, steps=0)
+
+
+# Weights in between
+
+
+def test_a_quarter_of_the_way_by_hand() -> None:
+    before, after = {"w": torch.tensor([1.0, -2.0])}, {"w": torch.tensor([3.0, 2.0])}
+    torch.testing.assert_close(mixed(before, after, factor=0.25)["w"], torch.tensor([1.5, -1.0]))
+
+
+def normal(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@given(factor=st.floats(0.0, 1.0), seed=st.integers(0, 10**6))
+@settings(deadline=None)
+def test_it_equals_the_line_in_float64_and_leaves_its_arguments_alone(
+    factor: float, seed: int
+) -> None:
+    before = {"w": normal(3, 4, seed=seed), "b": normal(3, seed=seed + 1)}
+    after = {"b": normal(3, seed=seed + 2), "w": normal(3, 4, seed=seed + 3)}
+    kept = {name: weight.clone() for name, weight in before.items()}
+    found = mixed(before, after, factor=factor)
+    assert list(found) == ["w", "b"]
+    for name, weight in found.items():
+        start, end = before[name].double(), after[name].double()
+        expected = start + factor * (end - start)
+        torch.testing.assert_close(weight.double(), expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(before[name], kept[name], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_the_ends_are_the_two_models_bit_for_bit(dtype: torch.dtype) -> None:
+    before = {"w": (1e3 * normal(50, 50, seed=0)).to(dtype)}
+    after = {"w": normal(50, 50, seed=1).to(dtype)}
+    for factor, expected in ((0.0, before), (1.0, after)):
+        found = mixed(before, after, factor=factor)["w"]
+        torch.testing.assert_close(found, expected["w"], rtol=0, atol=0)
+
+
+def test_bf16_weights_are_mixed_in_float32() -> None:
+    before = {"w": normal(200, seed=0).bfloat16()}
+    after = {"w": normal(200, seed=1).bfloat16()}
+    found = mixed(before, after, factor=0.3)["w"]
+    exact = before["w"].double() + 0.3 * (after["w"].double() - before["w"].double())
+    torch.testing.assert_close(found, exact.bfloat16(), rtol=0, atol=0)
+
+
+def test_weights_of_two_models_are_refused() -> None:
+    one, other = torch.ones(2), torch.ones(3)
+    with pytest.raises(ValueError, match="must have the same names, only one has u, v"):
+        mixed({"w": one, "v": one}, {"w": one, "u": one}, factor=0.5)
+    with pytest.raises(
+        ValueError, match=r"w: before and after must have one shape, got \(2,\) and \(3,\)"
+    ):
+        mixed({"w": one}, {"w": other}, factor=0.5)
+
+
+@pytest.mark.parametrize("factor", [-0.1, 1.5, float("nan")])
+def test_a_factor_outside_the_line_is_refused(factor: float) -> None:
+    with pytest.raises(ValueError, match=rf"factor must lie in \[0, 1\], got {factor}"):
+        mixed({"w": torch.ones(1)}, {"w": torch.ones(1)}, factor=factor)
