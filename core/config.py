@@ -383,7 +383,7 @@ class TrialConfig(Section):
         return self
 
     def _kind_problems(self) -> list[str]:
-        """What the full-parameter kind and the losses that look at the adapter rule out."""
+        """What the full-parameter kind, and weights that are partitioned over ranks, rule out."""
         method, problems = self.method, []
         if self.adapter.kind == "full":
             if method.adapter_init != "lora":
@@ -395,8 +395,23 @@ class TrialConfig(Section):
                 problems.append(
                     "method.forget_loss: residual aligns the adapter's output and needs adapter.kind: lora"
                 )
-        if self.engine.zero_stage == 3 and "residual" in (method.forget_loss, method.retain_loss):
-            problems.append("engine.zero_stage: residual losses need at most 2, got 3")
+        if self.engine.zero_stage == 3:
+            problems += [
+                f"engine.zero_stage: {what} needs whole weights on each rank; at most 2, got 3"
+                for what, is_used in (
+                    ("residual alignment", "residual" in (method.forget_loss, method.retain_loss)),
+                    (
+                        "forget_closure_at_utility of adapter.kind: full",
+                        self.adapter.kind == "full"
+                        and self.selection.metric == "forget_closure_at_utility",
+                    ),
+                    (
+                        "the stop rule el_N",
+                        any(rule.metric.startswith("el_") for rule in self.selection.stop_when),
+                    ),
+                )
+                if is_used
+            ]
         return problems
 
     def batch_plan(self, *, n_forget: int | None = None) -> BatchPlan:

@@ -8,7 +8,7 @@ crash could lose.
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ from tuning.records import attempt_folder
 from tuning.space import bind
 from tuning.trainable import PROBE
 
+SAVED_LAST = ("adapter_model.safetensors", "config.json")
+"""What a saved adapter, or a whole model, has when it is complete."""
 NUMBER = "number"
 
 
@@ -214,20 +216,13 @@ def conclude_attempt(
     """Commit ``result.json`` of an ended attempt, then tell the ledger."""
     outcome = conclude(probes, trial.selection, verdict)
     folder = attempt_folder(number, attempt)
-    has_adapter = (run_dir / folder / "adapter" / "adapter_model.safetensors").is_file()
-    adapter = f"{folder}/adapter" if has_adapter and outcome.feasible else None
+    saved = run_dir / folder / "adapter"
+    is_saved = any((saved / name).is_file() for name in SAVED_LAST)
+    adapter = f"{folder}/adapter" if is_saved and outcome.feasible else None
     record = {
         "number": number,
         "attempt": attempt,
-        "state": outcome.state,
-        "stopped_by": outcome.stopped_by,
-        "reason": outcome.reason,
-        "value": outcome.value,
-        "feasible": outcome.feasible,
-        "step": outcome.step,
-        "steps": outcome.steps,
-        "metrics": outcome.metrics,
-        "violations": outcome.violations,
+        **asdict(outcome),
         "adapter": adapter,
         "duration_s": duration_s,
     }

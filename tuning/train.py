@@ -1,6 +1,7 @@
 """One configuration without a sweep: the same worker, guard and selection."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +30,6 @@ def train_trial(config: TrialConfig, out: Path, *, say: Callable[[str], None]) -
     commit_yaml(out / "trial.yaml", config.model_dump(mode="json"))
     finished = launch_trial(config, out, tell=tell)
     outcome = conclude(finished.probes, config.selection, finished.decision.verdict)
-    result = finite(
-        {
-            "state": outcome.state,
-            "stopped_by": outcome.stopped_by,
-            "reason": outcome.reason,
-            "value": outcome.value,
-            "feasible": outcome.feasible,
-            "step": outcome.step,
-            "steps": outcome.steps,
-            "metrics": dict(outcome.metrics),
-        }
-    )
+    result = finite({k: v for k, v in asdict(outcome).items() if k != "violations"})
     commit_json(out / "result.json", result)
     return dict(result)

@@ -203,6 +203,62 @@ def test_a_schedule_with_a_horizon_needs_the_last_probe() -> None:
     assert parse({"optimizer.schedule": "linear", "selection.select": "last"})
 
 
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        pytest.param(
+            {"adapter.kind": "full", "method.adapter_init": "fila"},
+            "method.adapter_init: adapter.kind: full has no adapter to initialise",
+            id="full-has-no-factors",
+        ),
+        pytest.param(
+            {"adapter.kind": "full", "method.forget_loss": "residual"},
+            "method.forget_loss: residual aligns the adapter's output and needs adapter.kind: lora",
+            id="full-has-no-residual",
+        ),
+        pytest.param(
+            {"method.forget_loss": "residual", "engine.zero_stage": 3},
+            "engine.zero_stage: residual alignment needs whole weights on each rank",
+            id="residual-under-zero-3",
+        ),
+        pytest.param(
+            {
+                "adapter.kind": "full",
+                "engine.zero_stage": 3,
+                "selection.metric": "forget_closure_at_utility",
+            },
+            "engine.zero_stage: forget_closure_at_utility of adapter.kind: full needs whole weights",
+            id="full-calibration-under-zero-3",
+        ),
+        pytest.param(
+            {
+                "engine.zero_stage": 3,
+                "selection.stop_when": [{"metric": "el_10", "at_most": 0.1}],
+            },
+            "engine.zero_stage: the stop rule el_N needs whole weights",
+            id="el-under-zero-3",
+        ),
+        pytest.param(
+            {"method.forget_loss": "pdu", "method.retain_loss": "kl"},
+            "method.retain_loss: pdu limits the retain cross-entropy and needs nll, got kl",
+            id="dual-without-nll",
+        ),
+        pytest.param(
+            {"batch": {"whole_forget_set": True, "global_batch_size": 8}},
+            "whole_forget_set takes the place of global_batch_size",
+            id="two-batch-sizes",
+        ),
+        pytest.param(
+            {"selection.stop_when": [{"metric": "el_0", "at_most": 0.1}]},
+            "selection.stop_when.0.metric",
+            id="el-of-nothing",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_refused(changes: Mapping[str, Any], problem: str) -> None:
+    assert any(problem in line for line in problems(changes))
+
+
 def test_cross_field_problems_are_named_on_a_line_each() -> None:
     schedule, batch = problems(
         {"optimizer.schedule": "linear", "batch.micro_batch_size": 3, "batch.global_batch_size": 8}

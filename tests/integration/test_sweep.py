@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+import transformers
 import yaml
 
 from core.config import ModelConfig
@@ -309,3 +310,51 @@ def test_a_sweep_whose_data_leave_nothing_to_forget_is_refused_and_leaves_no_run
     assert "there is nothing to forget" in err
     assert "Traceback" not in err
     assert not (sweeper.folder / "runs" / "tiny").exists()
+
+
+def test_a_sweep_over_losses_trains_all_weights_and_compares_at_equal_utility(
+    sweeper: Sweeper,
+) -> None:
+    sweeper.write(
+        {
+            "method": {"retain_loss": "nll"},
+            "adapter": {"kind": "full"},
+            "space": {
+                "method.forget_loss": {
+                    "categorical": ["ga", "npo", "dpo"],
+                    "why": "without and with a reference model, and with other answers",
+                },
+                "method.npo.beta": {
+                    "categorical": [0.1, 0.5],
+                    "why": "two temperatures",
+                    "when": {"method.forget_loss": "npo"},
+                },
+                "optimizer.learning_rate": {"categorical": [3.0e-4], "why": "one is enough"},
+            },
+            "start_from": [
+                {"source": "a test", "values": {"method.forget_loss": loss}}
+                for loss in ("ga", "npo", "dpo")
+            ],
+            "objective": {"metric": "forget_closure_at_utility", "tau": 0.9},
+            "constraints": [],
+            "pruning": {"retain": None},
+            "budget": {"trials": 3, "max_steps": 4, "finalists": 2},
+        }
+    )
+    sweeper.call("sweep", "sweep.yaml", "--name", "losses")
+    trials = json.loads(sweeper.call("best", "runs/losses", "--format", "json"))["trials"]
+    assert {t["params"]["method.forget_loss"] for t in trials} == {"ga", "npo", "dpo"}
+    assert all(t["metrics"]["retain_utility"] > 0 for t in trials)
+    reported = [t for t in trials if t["report_metrics"] is not None]
+    assert len(reported) == 2
+    assert all(0 <= t["report_metrics"]["calibration_factor"] <= 1 for t in reported)
+    assert trials[0]["value"] == trials[0]["metrics"]["forget_closure_at_utility"] > 0
+
+    sweeper.call("export", "runs/losses", "--out", "model")
+    original = transformers.AutoModelForCausalLM.from_pretrained(sweeper.values["model"]["source"])
+    unlearned = transformers.AutoModelForCausalLM.from_pretrained(sweeper.folder / "model")
+    assert unlearned.num_parameters() == original.num_parameters()
+    card = (sweeper.folder / "model" / "README.md").read_text(encoding="utf-8")
+    assert "AutoModelForCausalLM.from_pretrained(folder)" in card
+    sweeper.call("report", "runs/losses")
+    assert (sweeper.folder / "runs/losses/report/index.html").is_file()
