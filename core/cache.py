@@ -12,4 +12,4 @@ CACHE_VARIABLE = "UNLEARN_TUNE_CACHE"
 def cache_root() -> Path:
     """``$UNLEARN_TUNE_CACHE``, or the user's cache folder."""
     given = os.environ.get(CACHE_VARIABLE)
-    return Path(given) if given else Path(platformdirs.user_cache_dir("unlearn-tune"))
+    return Path(given or platformdirs.user_cache_dir("unlearn-tune")).absolute()

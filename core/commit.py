@@ -21,7 +21,7 @@ def commit(path: Path, write: Callable[[Path], None]) -> None:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         write(temporary)
-        _sync(temporary)
+        _sync_all(temporary)
         temporary.replace(path)
     finally:
         if temporary.is_dir():
@@ -35,25 +35,19 @@ def commit_folder(path: Path, write: Callable[[Path], None]) -> None:
     """Let ``write`` make a temporary folder, sync it, and let it take the place of ``path``.
 
     A folder cannot be replaced in one step: a crash between the two renames leaves the old one beside
-    ``path``, with its name and ``.old``, and the next call starts from there.
+    ``path``, under its name with ``.old``.
     """
     old = path.with_name(f".{path.name}.old")
-    if path.exists():
-        if old.exists():
-            shutil.rmtree(old)
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-        try:
-            write(temporary)
-            for file in temporary.iterdir():
-                _sync(file)
+    shutil.rmtree(old, ignore_errors=True)
+
+    def replace(temporary: Path) -> None:
+        write(temporary)
+        _sync_all(temporary)
+        if path.exists():
             path.rename(old)
-            temporary.rename(path)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-        _sync(path.parent)
-        shutil.rmtree(old)
-    else:
-        commit(path, write)
+
+    commit(path, replace)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def commit_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -109,6 +103,14 @@ def _cut_torn_line(path: Path) -> None:
 
 def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
+
+
+def _sync_all(path: Path) -> None:
+    """Sync a file, or every file below a folder and the folders."""
+    if path.is_dir():
+        for inner in path.iterdir():
+            _sync_all(inner)
+    _sync(path)
 
 
 def _sync(path: Path) -> None:

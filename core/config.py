@@ -372,7 +372,7 @@ class TrialConfig(Section):
                 "optimizer.schedule: a schedule that depends on the horizon needs selection.select: last, "
                 f"got select={self.selection.select}"
             )
-        problems += self._kind_problems()
+        problems += self._combination_problems()
         if not self.batch.whole_forget_set:
             try:
                 self.batch_plan()
@@ -382,9 +382,24 @@ class TrialConfig(Section):
             raise ValueError("\n".join(problems))
         return self
 
-    def _kind_problems(self) -> list[str]:
-        """What the full-parameter kind, and weights that are partitioned over ranks, rule out."""
+    def _combination_problems(self) -> list[str]:
+        """What losses need, and what the full-parameter kind and partitioned weights rule out."""
         method, problems = self.method, []
+        if method.forget_loss == "pdu" and method.retain_loss != "nll":
+            problems.append(
+                "method.retain_loss: pdu limits the retain cross-entropy and needs nll, "
+                f"got {method.retain_loss}"
+            )
+        reads_alternatives = method.forget_loss in ("dpo", "idk_nll")
+        if (
+            reads_alternatives
+            and method.alternatives == "field"
+            and self.data.forget.fields.alternative is None
+        ):
+            problems.append(
+                "method.alternatives: field needs data.forget.fields.alternative, which names the field; add it, "
+                "or use idk"
+            )
         if self.adapter.kind == "full":
             if method.adapter_init != "lora":
                 problems.append(
@@ -456,6 +471,30 @@ class PreparationConfig(Section):
     """How it is computed."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Seed of the reading order."""
+
+    @model_validator(mode="after")
+    def _one_process_and_batches_of_rows(self) -> Self:
+        problems = []
+        if self.engine.ranks != 1:
+            problems.append(
+                f"engine.ranks: a model is prepared by one process, got {self.engine.ranks}"
+            )
+        if self.training.batch.whole_forget_set:
+            problems.append(
+                "training.batch.whole_forget_set: has no meaning here; give global_batch_size"
+            )
+        else:
+            try:
+                self.batch_plan()
+            except ValueError as err:
+                problems.append(f"training.{err}")
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    def batch_plan(self) -> BatchPlan:
+        """The three batch numbers with the missing ones derived."""
+        return BatchPlan.derive(self.training.batch, ranks=1)
 
 
 class BatchPlan(Section):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -136,9 +137,15 @@ def _release_shared_memory(rank: int, host: str, port: int) -> None:
     (Path("/dev/shm") / name).unlink(missing_ok=True)  # noqa: S108 - where POSIX names live
 
 
+@lru_cache
+def _own_meeting() -> Rendezvous:
+    """This process's meeting point with itself: torch talks to it as long as the process lives."""
+    return Rendezvous(1)
+
+
 def join_alone(engine: EngineConfig) -> tuple[Group, Rendezvous]:
     """A group of this process alone."""
-    meeting = Rendezvous(1)
+    meeting = _own_meeting()
     return join(0, 1, meeting.host, meeting.port, engine, local_rank=0), meeting
 
 
@@ -160,7 +167,7 @@ class Engine(Gather):
         trained = [p for p in model.parameters() if p.requires_grad]
         client = torch.optim.AdamW(
             trained,
-            lr=optimizer.learning_rate,
+            lr=0.0,  # set at each step; some of DeepSpeed's wrappers make one while they are built
             betas=(optimizer.beta1, optimizer.beta2),
             eps=optimizer.epsilon,
             weight_decay=optimizer.weight_decay,
@@ -172,6 +179,8 @@ class Engine(Gather):
             dist_init_required=False,
             config=_deepspeed_config(engine, optimizer, plan, dtype),
         )
+        if engine.zero_stage == 0:
+            client.state.clear()  # that step's moments, which would count as a first one
         self._stage = engine.zero_stage
         self._step = 0
 

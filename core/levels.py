@@ -25,8 +25,8 @@ from core.metrics.memorization import (
     extraction_strength,
     memorization_accuracy,
 )
-from core.metrics.probes import MEASURED, Level, forget_closure, level, token_sums
-from core.models import LoadedModel, load_model, model_identity
+from core.metrics.probes import MEASURED, Level, degradation, level, token_sums
+from core.models import LoadedModel, load_model, retain_only_identity, vocabulary_size
 
 MIN_GAP_NATS = 0.3
 """Smallest difference of cross-entropy between forget set and target that leaves something to forget."""
@@ -151,7 +151,7 @@ def calibrated(
     original_strength: float | None,
     scaled: Callable[[float], AbstractContextManager[None]],
 ) -> dict[str, float]:
-    """Forget closure at equal utility (UWC): the trained difference scaled back until utility is kept.
+    """Metrics at equal utility (UWC): the trained difference scaled back until utility is kept.
 
     Args:
         config: Says which utility, and which share ``tau`` of it is kept.
@@ -166,7 +166,9 @@ def calibrated(
         scaled: Makes the difference count a factor within a context.
 
     Returns:
-        ``forget_closure_at_utility`` and ``calibration_factor`` in [0, 1].
+        The metrics of a probe of the scaled model; ``forget_closure_at_utility``, which is its
+        ``forget_closure``; ``calibration_factor`` in [0, 1]; and of the whole difference
+        ``unscaled_forget_closure`` and ``unscaled_retain_drop``. A model that diverged is not scaled.
 
     References:
         Wang et al., "Unlearning with Control", ICLR 2025.
@@ -188,15 +190,20 @@ def calibrated(
         if selection.utility == "retain_utility"
         else float(original_strength or 0.0)
     )
-    factor = 0.0
-    forget = levels["forget"]
-    if math.isfinite(forget.nll):
+    whole = degradation(levels, baseline)
+    factor = 1.0
+    if all(math.isfinite(at.nll) for at in levels.values()):
         factor = largest_factor(utility, at_least=selection.tau * original)
+    metrics = whole
     if factor < 1.0:
         with scaled(factor):
-            forget = meter.level(forward, data["forget"])
-    closure = forget_closure(forget.nll, baseline["forget"].nll, baseline["target"].nll)
-    return {"forget_closure_at_utility": closure, "calibration_factor": factor}
+            metrics = degradation(meter.levels(forward, data, part=part), baseline)
+    return metrics | {
+        "forget_closure_at_utility": metrics["forget_closure"],
+        "calibration_factor": factor,
+        "unscaled_forget_closure": whole["forget_closure"],
+        "unscaled_retain_drop": whole["retain_drop"],
+    }
 
 
 def baseline_strength(config: TrialConfig, bench: Bench, group: Group, *, part: str) -> float:
@@ -273,10 +280,16 @@ def _baseline(config: TrialConfig, bench: Bench, part: str) -> dict[str, float]:
 
     def measure_target() -> dict[str, float]:
         other = load_model(ModelConfig(source=source), config.engine)
+        sizes = [vocabulary_size(m.network) for m in (model, other)]
+        if sizes[0] != sizes[1] or model.tokenizer.get_vocab() != other.tokenizer.get_vocab():
+            raise ModelError(
+                f"model.retain_only: {source!r} has another tokenizer than model.source ({sizes[1]} and {sizes[0]} "
+                "token ids); the two must be made from one model"
+            )
         return _named("target", meter.level(forward_of(other.network), data["forget"]))
 
     key = _key(model, {"forget": data.identity["forget"]}) | {
-        "model": model_identity(ModelConfig(source=source))
+        "model": retain_only_identity(config.model)
     }
     return found | artifacts.record("baselines", key, measure_target)
 

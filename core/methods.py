@@ -1,9 +1,9 @@
 """The unlearning method as a configuration: a combination, and the hyperparameters of its losses."""
 
 from collections.abc import Mapping
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from core.sections import Section
 
@@ -155,15 +155,6 @@ class MethodConfig(Section):
     """Hyperparameters of ``forget_loss: pdu``."""
     residual: ResidualConfig = ResidualConfig()
     """Hyperparameters of ``forget_loss: residual``."""
-
-    @model_validator(mode="after")
-    def _the_dual_variable_needs_a_retain_loss(self) -> Self:
-        if self.forget_loss == "pdu" and self.retain_loss != "nll":
-            raise ValueError(
-                "method.retain_loss: pdu limits the retain cross-entropy and needs nll, "
-                f"got {self.retain_loss}"
-            )
-        return self
 
 
 _GENERAL: Mapping[str, str] = {"retain_source": "general"}

@@ -91,11 +91,30 @@ def locate(config: ModelConfig) -> tuple[str, str | None]:
                 f"model.source: folder {source!r} holds no config.json; it is no model folder"
             )
         return source, None
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", source):
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not Path(source).parent.is_dir():
         return source, config.revision
     raise ModelError(
         f"model.source: {source!r} is no folder and no hub id; give package:NAME, hub:ORG/NAME or a model folder"
     )
+
+
+def retain_only_identity(config: ModelConfig) -> str | None:
+    """What names the weights of ``model.retain_only``, of a hub model the commit that would be loaded."""
+    if config.retain_only is None:
+        return None
+    other = ModelConfig(source=config.retain_only)
+    location, revision = locate(other)
+    if Path(location).is_dir():
+        return model_identity(other)
+    try:
+        found = transformers.AutoConfig.from_pretrained(
+            location, revision=revision, trust_remote_code=False
+        )
+    except (OSError, ValueError) as err:
+        raise ModelError(
+            f"model.retain_only: cannot load {config.retain_only!r}: {_first_line(err)}"
+        ) from err
+    return model_identity(other, getattr(found, "_commit_hash", None))
 
 
 @lru_cache

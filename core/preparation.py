@@ -16,7 +16,7 @@ from typing import Literal
 from torch import Tensor
 
 from core import artifacts
-from core.config import BatchPlan, EngineConfig, ModelConfig, PreparationConfig
+from core.config import BatchPlan, ModelConfig, PreparationConfig
 from core.data.sources import read_rows
 from core.data.tokens import TokenRow, collate, reading_order, token_rows
 from core.engine import Engine, Group, join_alone
@@ -29,7 +29,7 @@ from core.models import LoadedModel, load_model, vocabulary_size
 
 Which = Literal["target", "retain_only"]
 
-VERSION = 1
+VERSION = 2
 """Raised when the training changes: the cache outlives releases."""
 
 
@@ -70,6 +70,12 @@ def prepare_model(
     group, _meeting = join_alone(config.engine)
     base = load_model(config.model, config.engine)
     rows = {role: _tokenised(config, role, base) for role in ("forget", "retain")}
+    n_rows, batch_rows = len(rows["retain"]), config.batch_plan().global_batch_size
+    if n_rows < batch_rows:  # also for the target: the two belong together
+        raise DataError(
+            f"data.retain: {n_rows} rows to train on are fewer than the {batch_rows} of one optimiser step; "
+            "give more rows, or lower training.batch.global_batch_size"
+        )
     trained_on = (*rows["forget"], *rows["retain"]) if which == "target" else rows["retain"]
     key = artifacts.content_key(
         {
@@ -117,12 +123,7 @@ def _train(
     folder: Path,
     tell: Callable[[int, int, float], None],
 ) -> None:
-    plan = _plan(config, config.engine)
-    if len(rows) < plan.global_batch_size:
-        raise DataError(
-            f"data.retain: {len(rows)} rows to train on are fewer than the {plan.global_batch_size} of one "
-            "optimiser step; give more rows, or lower training.batch.global_batch_size"
-        )
+    plan = config.batch_plan()
     n_steps = math.ceil(len(rows) * config.training.epochs / plan.global_batch_size)
     copy = FullParameters(base)
     engine = Engine(
@@ -138,15 +139,23 @@ def _train(
         for step in range(1, n_steps + 1):
             loss = _step(engine, list(islice(order, plan.global_batch_size)), plan, base)
             if not math.isfinite(loss):
-                raise ModelError(
-                    f"training.optimizer.learning_rate: the loss is {loss} at step {step} of {n_steps}; lower it, "
-                    f"got {config.training.optimizer.learning_rate}"
-                )
+                raise _diverged(config, f"the loss is {loss} at step {step} of {n_steps}")
             tell(step, n_steps, loss)
+        meter = Meter(base, group, batch_size=config.training.batch.probe_batch_size)
+        reached = meter.level(forward_of(engine.module), rows).nll
+        if not reached <= math.log(vocabulary_size(base.network)):
+            raise _diverged(
+                config, f"{reached:.3f} nats per token, worse than guessing, are reached"
+            )
         copy.write(folder, copy.exported(engine))
     finally:
         engine.destroy()
         copy.detach()
+
+
+def _diverged(config: PreparationConfig, what: str) -> ModelError:
+    rate = config.training.optimizer.learning_rate
+    return ModelError(f"training.optimizer.learning_rate: {what}; lower it, got {rate}")
 
 
 def _step(engine: Engine, rows: Sequence[TokenRow], plan: BatchPlan, base: LoadedModel) -> float:
@@ -164,7 +173,3 @@ def _step(engine: Engine, rows: Sequence[TokenRow], plan: BatchPlan, base: Loade
     size = plan.micro_batch_size
     engine.step(partial(share, rows[i : i + size]) for i in range(0, len(rows), size))
     return total
-
-
-def _plan(config: PreparationConfig, engine: EngineConfig) -> BatchPlan:
-    return BatchPlan.derive(config.training.batch, ranks=engine.ranks)

@@ -32,7 +32,7 @@ from core.losses import (
     dual_update,
     random_labels,
 )
-from core.models import LoadedModel, n_blocks
+from core.models import LoadedModel, n_blocks, vocabulary_size
 from core.reference import Reference
 from core.seeding import derive_seed
 
@@ -75,7 +75,7 @@ class Steps:
         retain_needs = self._retain_loss.needs if self._retain_loss else frozenset()
         needs = self._forget_loss.needs | retain_needs
         self._block = _block(config, model) if needs & {"hidden", "reference_hidden"} else None
-        self._control = self._control_vector() if "hidden" in self._forget_loss.needs else None
+        self._control: Tensor | None = None
         self._directions: dict[str, Tensor] = {}
         self._taps = "residuals" in needs
 
@@ -191,6 +191,8 @@ class Steps:
         else:
             logits, hidden = engine.forward(batch.ids, batch.mask, block=self._block)
 
+        if hidden is not None and self._control is None:
+            self._control = self._control_vector(hidden.shape[-1])
         found, start = [], 0
         for part, rows in parts:
             at = slice(start, start + len(rows))
@@ -318,17 +320,16 @@ class Steps:
 
     def _random_labels(self, rows: Sequence[TokenRow], labels: Tensor) -> Tensor:
         """Drawn once for each row, whatever batch it is in."""
-        vocabulary = int(self._model.network.config.vocab_size)  # type: ignore[union-attr, arg-type]
+        vocabulary = vocabulary_size(self._model.network)
         drawn = torch.full_like(labels, 0)
         for i, row in enumerate(rows):
             seed = derive_seed(self._config.seed, "random labels", str(row.ids))
             drawn[i : i + 1] = random_labels(labels[i : i + 1], vocabulary=vocabulary, seed=seed)
         return drawn
 
-    def _control_vector(self) -> Tensor:
+    def _control_vector(self, width: int) -> Tensor:
         """RMU's: uniform entries, normalised to length ``rmu.steering``."""
         generator = torch.Generator().manual_seed(derive_seed(self._config.seed, "control"))
-        width = int(self._model.network.config.hidden_size)  # type: ignore[union-attr, arg-type]
         vector = torch.rand(width, generator=generator)
         length = float(vector.norm())
         return (vector * (self._config.method.rmu.steering / length)).to(self._model.device)
@@ -355,7 +356,7 @@ def _block(config: TrialConfig, model: LoadedModel) -> int:
     blocks = n_blocks(model.network)
     layer = config.method.rmu.layer
     if layer is None:
-        return blocks // 3
+        layer = min(blocks // 3, max(0, blocks - 2))
     if layer >= blocks - 1:
         raise ModelError(
             f"method.rmu.layer: must lie in [0, {blocks - 2}] for a model of {blocks} blocks, got {layer}"

@@ -184,7 +184,8 @@ def report_metrics(
         group: A group of this process alone.
 
     Returns:
-        The metrics of a probe, ``forget_closure_at_utility`` and ``calibration_factor``.
+        The metrics of a probe, and ``forget_closure_at_utility`` with its ``calibration_factor``. Where that
+        was the objective, what is saved is the scaled model already, and is measured as it is.
     """
     model = bench.model(config)
     baseline = baseline_levels(config, bench, group, part="report")
@@ -211,10 +212,13 @@ def _reported(
     data, forward = bench.data(config), forward_of(network)
     meter = Meter(bench.model(config), group, batch_size=config.batch.probe_batch_size)
     levels = meter.levels(forward, data, part="report")
+    metrics = degradation(levels, baseline)
+    if config.selection.metric == AT_UTILITY:
+        return metrics | {AT_UTILITY: metrics["forget_closure"]}
     strength = None
     if config.selection.utility == "retain_extraction_strength":
         strength = baseline_strength(config, bench, group, part="report")
-    return degradation(levels, baseline) | calibrated(
+    found = calibrated(
         config,
         meter,
         forward,
@@ -225,6 +229,7 @@ def _reported(
         original_strength=strength,
         scaled=scale,
     )
+    return metrics | {name: found[name] for name in (AT_UTILITY, "calibration_factor")}
 
 
 class _Probing:
@@ -243,21 +248,20 @@ class _Probing:
         """Measure the model as it is now."""
         forward = forward_of(engine.module)
         levels = self._meter.levels(forward, self._data, part="probe")
-        metrics = degradation(levels, self._baseline)
-        metrics |= stop_metrics(self._config, self._meter, engine.module, self._data)
-        if self.is_calibrated:
-            metrics |= calibrated(
-                self._config,
-                self._meter,
-                forward,
-                self._data,
-                part="probe",
-                levels=levels,
-                baseline=self._baseline,
-                original_strength=self._strength,
-                scaled=trained.scaled,
-            )
-        return metrics
+        stops = stop_metrics(self._config, self._meter, engine.module, self._data)
+        if not self.is_calibrated:
+            return degradation(levels, self._baseline) | stops
+        return stops | calibrated(
+            self._config,
+            self._meter,
+            forward,
+            self._data,
+            part="probe",
+            levels=levels,
+            baseline=self._baseline,
+            original_strength=self._strength,
+            scaled=trained.scaled,
+        )
 
 
 def _attach(config: TrialConfig, model: LoadedModel, data: TokenSplits, group: Group) -> Trained:

@@ -340,8 +340,10 @@ def read_specification(path: Path, overrides: Mapping[str, Any]) -> dict[str, An
     """
     values = anchored(read_yaml(path), path.parent)
     for key, value in overrides.items():
-        set_dotted(values, key, value, where=str(path))
-    return anchored(values, Path())
+        is_path = key.rpartition(".")[2] in _PATH_KEYS and isinstance(value, str)
+        here = is_path and ":" not in value and Path(value).exists()
+        set_dotted(values, key, str(Path(value).resolve()) if here else value, where=str(path))
+    return values
 
 
 def parse_sweep(values: Mapping[str, Any], *, where: str) -> SweepSpec:

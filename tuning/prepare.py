@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
 
+from core.cache import cache_root
 from core.config import PreparationConfig, describe_problems
 from core.errors import ConfigError, UserError
 from tuning.config import read_specification
@@ -77,7 +78,10 @@ def prepare_models(
 
 
 def _refuse_other(link: Path) -> None:
-    if link.exists() and not link.is_symlink():
+    if link.parent.exists() and not link.parent.is_dir():
+        raise UserError(f"--out: {link.parent} is a file; give a folder")
+    is_ours = link.is_symlink() and link.readlink().parent == cache_root() / "prepared"
+    if (link.exists() or link.is_symlink()) and not is_ours:
         raise UserError(f"--out: {link} exists and is no link of ours; give another folder")
 
 

@@ -11,10 +11,12 @@ from difflib import get_close_matches
 from typing import Any, Literal, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
+from pydantic_core import PydanticUndefined
 
 from core.config import TrialConfig, describe_problems, parse_trial
 from core.errors import ConfigError
+from core.methods import RetainLossId
 from tuning.config import FIXED_SECTIONS, Choice, Dimension, SweepSpec, leaf_fields
 
 _BOUND_INTEGERS = 64
@@ -252,22 +254,51 @@ def _condition_problems(name: str, dimension: Dimension, spec: SweepSpec) -> lis
 
 
 def _idle_problems(name: str, spec: SweepSpec) -> list[str]:
-    """A hyperparameter of a loss that no trial of the sweep has."""
+    """A searched field that no trial of the sweep would look at."""
+    problems = []
+    if name == "method.rmu.layer" and "activation" in (_possible("method.retain_loss", spec) or ()):
+        return []  # also where activations are compared
+    for field, (working, rule) in _what_makes_it_work(name).items():
+        possible = _possible(field, spec)
+        if possible is not None and not working & possible:
+            problems.append(f"space.{name}: has no effect here: {field} never is {rule}; remove it")
+    return problems
+
+
+def _what_makes_it_work(name: str) -> dict[str, tuple[frozenset[str], str]]:
+    """Fields that must have one of some values for ``name`` to matter, and those values in words."""
+    needs: dict[str, tuple[frozenset[str], str]] = {}
     section, _, loss = name.rpartition(".")[0].partition(".")
-    if section != "method" or not loss:
-        return []
-    fixed = spec.fixed_values()["method"]
-    wanted = {"method.forget_loss": {loss}}
-    if loss == "rmu":  # its layer is also where activations are compared
-        wanted["method.retain_loss"] = {"activation"}
-    for path, losses in wanted.items():
-        dimension = spec.space.get(path)
-        possible = (
-            dimension.categorical or () if dimension else (fixed.get(path.partition(".")[2]),)
-        )
-        if losses & set(map(str, possible)):
-            return []
-    return [f"space.{name}: has no effect here: method.forget_loss never is {loss!r}; remove it"]
+    if section == "method" and loss:
+        needs["method.forget_loss"] = (frozenset({loss}), repr(loss))
+    if name in ("method.retain_weight", "method.retain_source"):
+        losses = frozenset(get_args(RetainLossId)) - {"none"}
+        needs["method.retain_loss"] = (losses, "other than 'none'")
+    if section == "fisher":
+        needs["method.adapter_init"] = (frozenset({"fila", "vila"}), "'fila' or 'vila'")
+    if section == "fisher" or name in ("adapter.rank", "adapter.scaling", "adapter.targets"):
+        needs["adapter.kind"] = (frozenset({"lora"}), "'lora'")
+    return needs
+
+
+def _possible(field: str, spec: SweepSpec) -> frozenset[str] | None:
+    """Values that a field may have in the sweep; ``None`` if it is required and nothing gives it."""
+    dimension = spec.space.get(field)
+    if dimension is not None:
+        chosen = frozenset(map(str, dimension.categorical or ()))
+        return chosen | _fallback(field) if dimension.when else chosen
+    section, _, last = field.partition(".")
+    fixed = spec.fixed_values().get(section, {})
+    return frozenset({str(fixed[last])}) if last in fixed else _fallback(field) or None
+
+
+def _fallback(field: str) -> frozenset[str]:
+    """A field's default, where it has one."""
+    section, _, last = field.partition(".")
+    annotation = TrialConfig.model_fields[section].annotation
+    assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
+    default = annotation.model_fields[last].default
+    return frozenset() if default is PydanticUndefined else frozenset({str(default)})
 
 
 def _start_problems(place: str, values: Proposal, spec: SweepSpec) -> list[str]:

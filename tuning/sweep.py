@@ -140,8 +140,8 @@ def resume_sweep(
         changed = [k for k, v in facts["identity"].items() if known.get(k, v) != v]
         if changed:
             raise UserError(
-                f"{run_dir}: {', '.join(changed)} changed since the run began; restore the old contents, or "
-                "start a new run"
+                f"{run_dir}: {', '.join(changed)} changed since the run began; restore the old contents "
+                "(for prompts, data.prompt_format too), or start a new run"
             )
         if trials is not None:
             ledger.set_note("target", trials)
@@ -300,6 +300,7 @@ def _distinct_preparations(trials: list[TrialConfig]) -> list[TrialConfig]:
 def _prepare_all(bench: Any, group: Any, trials: list[TrialConfig]) -> dict[str, Any]:
     """Runs on a rank: shared work of all trials, and what is recorded of it."""
     from core.levels import baseline_levels
+    from core.models import retain_only_identity
     from core.worker import prepare
 
     for trial in trials:
@@ -312,6 +313,9 @@ def _prepare_all(bench: Any, group: Any, trials: list[TrialConfig]) -> dict[str,
         | {f"data.{part}": value for part, value in data.identity.items()},
         "rows": {part: len(rows) for part, rows in data.parts.items()},
     }
+    other = retain_only_identity(trials[0].model)
+    if other is not None:
+        facts["identity"]["model.retain_only"] = other
     for part, name in (("probe", "baseline"), ("report", "report_baseline")):
         levels = baseline_levels(trials[0], bench, group, part=part)
         facts[name] = {f"{k}_nll": v.nll for k, v in levels.items()} | {

@@ -92,7 +92,8 @@ def model_problem(model: Mapping[str, Any]) -> str | None:
         if name in PACKAGED_MODELS:
             return None
         return f"model.source: no packaged model {source!r}; known: package:{', package:'.join(PACKAGED_MODELS)}"
-    if kind == "hub" or (source.count("/") == 1 and not source.startswith((".", "/"))):
+    is_hub_id = source.count("/") == 1 and not source.startswith((".", "/"))
+    if kind == "hub" or (is_hub_id and not Path(source).parent.is_dir()):
         return None
     if not Path(source).is_dir():
         return f"model.source: {source!r} is no folder; give package:NAME, hub:ORG/NAME or a model folder"

@@ -54,6 +54,10 @@ def prompt_and_answer(
     return _chat(prompt, answer, tokenizer, where)
 
 
+CHAT_DATE = "10 Apr 2025"
+"""What templates that name today's date are given, so that rows are the same every day; open-unlearning's choice."""
+
+
 def _plain(prompt: str, answer: str, tokenizer: Any, template: str) -> tuple[list[int], int]:
     head = template.rstrip(" ")
     gap = template[len(head) :]
@@ -68,10 +72,18 @@ def _chat(prompt: str, answer: str, tokenizer: Any, where: str) -> tuple[list[in
     answered = [*asked, {"role": "assistant", "content": answer}]
     try:
         context = tokenizer.apply_chat_template(
-            asked, add_generation_prompt=True, tokenize=True, return_dict=False
+            asked,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=False,
+            date_string=CHAT_DATE,
         )
         ids = tokenizer.apply_chat_template(
-            answered, add_generation_prompt=False, tokenize=True, return_dict=False
+            answered,
+            add_generation_prompt=False,
+            tokenize=True,
+            return_dict=False,
+            date_string=CHAT_DATE,
         )
     except TemplateError as err:
         raise DataError(

@@ -354,7 +354,11 @@ def test_a_starting_point_lies_in_the_space(start: dict[str, Any], expected: str
         "fisher.exponent": {"float": {"low": 0.0, "high": 1.0, "step": 0.25}} | WHY,
     }
     good = {"source": "good", "values": {"seed": 9, "fisher.exponent": 0.75, "adapter.rank": 16}}
-    found = problems({"start_from": [good, {"source": "bad", "values": start}]}, space=space)
+    changes = {
+        "method.adapter_init": "fila",
+        "start_from": [good, {"source": "bad", "values": start}],
+    }
+    found = problems(changes, space=space)
     assert found == (f"start_from.1.values: {expected}",) or expected in found[0]
     assert found[0].startswith("start_from.1.values: ")
 
@@ -513,6 +517,7 @@ def test_problems_of_the_space_are_named_together() -> None:
     found = problems(
         {
             "method.forget_loss": "ihll",
+            "method.adapter_init": "fila",
             "start_from": [{"source": "x", "values": {"adapter.rank": 5}}],
         },
         space={
@@ -803,3 +808,39 @@ def test_a_shipped_file_binds_at_every_corner_and_gives_its_reasons(path: Path) 
         bind(spec, corner, where=str(path))
     for start in spec.start_from:
         assert set(start.values) <= set(spec.space)
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "expected"),
+    [
+        pytest.param(
+            {"adapter.kind": "full"},
+            "adapter.scaling",
+            "space.adapter.scaling: has no effect here: adapter.kind never is 'lora'; remove it",
+            id="full-has-no-scaling",
+        ),
+        pytest.param(
+            {"method.retain_loss": "none"},
+            "method.retain_weight",
+            "space.method.retain_weight: has no effect here: method.retain_loss never is other than 'none'",
+            id="no-retain-loss",
+        ),
+        pytest.param(
+            {"method.adapter_init": "svd"},
+            "fisher.exponent",
+            "space.fisher.exponent: has no effect here: method.adapter_init never is 'fila' or 'vila'",
+            id="no-fisher",
+        ),
+    ],
+)
+def test_a_field_that_no_trial_looks_at_is_not_searched(
+    changes: dict[str, Any], name: str, expected: str
+) -> None:
+    found = problems(changes, space={name: {"categorical": [0.5, 1.0]} | WHY})
+    assert any(expected in line for line in found)
+
+
+def test_a_field_that_some_trial_looks_at_is_searched() -> None:
+    kinds = {"method.adapter_init": {"categorical": ["lora", "vila"]} | WHY}
+    fisher = {"fisher.exponent": {"categorical": [0.5, 1.0]} | WHY}
+    assert spec_of(space=kinds | fisher)

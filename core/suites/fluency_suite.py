@@ -1,0 +1,56 @@
+"""Suite ``fluency``: is what the model writes still language?"""
+
+import re
+from collections.abc import Sequence
+
+from core.metrics.composites import ngram_entropy
+from core.models import load_classifier
+from core.suites.material import Example
+from core.suites.reading import Subject
+from core.suites.setting import Findings, Sample, Setting, mean, samples_of
+
+_CLEAN = "clean"
+
+
+def fluency(setting: Setting) -> Findings:
+    """Entropy of the n-grams of greedy answers, and a classifier's verdict where one is named.
+
+    Both are means over the rows of forget and retain set. Answers are what suite ``memorization`` compares
+    with the truth. The classifier's number is the probability of its label ``clean``, or of its first label
+    where none is named so, as in OpenUnlearning.
+    """
+    metrics: dict[str, float] = {}
+    samples: list[Sample] = []
+    for role in ("forget", "retain"):
+        if not setting.has(role):
+            continue
+        examples = setting.material.examples(role)
+        columns: dict[str, list[float]] = {"ngram_entropy": ngrams_of(setting.subject, examples)}
+        if setting.options.fluency_model is not None:
+            columns["clean_probability"] = verdicts(setting, setting.subject, examples)
+        metrics |= {f"{role}_{name}": mean(values) for name, values in columns.items()}
+        samples += samples_of(role, columns)
+    return Findings(metrics=metrics, samples=samples)
+
+
+def fluency_of(
+    setting: Setting, subject: Subject, examples: Sequence[Example]
+) -> tuple[list[float], str]:
+    """Fluency of each answer, and what it is: the classifier's verdict where one is named, else n-grams."""
+    if setting.options.fluency_model is None:
+        return ngrams_of(subject, examples), "fluency is the n-gram entropy of answers"
+    return verdicts(setting, subject, examples), "fluency is the classifier's verdict on answers"
+
+
+def ngrams_of(subject: Subject, examples: Sequence[Example]) -> list[float]:
+    """Entropy of bigrams and trigrams of each answer, words and punctuation marks as tokens, in bits."""
+    written = subject.continuations(examples)
+    return [ngram_entropy(re.findall(r"\w+|[^\w\s]", c.written)) for c in written]
+
+
+def verdicts(setting: Setting, subject: Subject, examples: Sequence[Example]) -> list[float]:
+    """Probability that a text classifier gives to ``clean`` for each answer."""
+    source = setting.options.fluency_model
+    assert source is not None
+    classifier = load_classifier(source, subject.model.device)
+    return classifier.probabilities([c.written for c in subject.continuations(examples)], _CLEAN)

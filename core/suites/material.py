@@ -1,0 +1,259 @@
+"""The rows that suites read: which roles there are, their sources, and their token ids."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, cast
+
+from pydantic import Field, ValidationError
+
+from core.artifacts import content_key
+from core.config import DataConfig, SourceConfig, describe_problems
+from core.data.prompts import PromptFormat
+from core.data.sources import Row, read_records, read_rows
+from core.data.tokens import TokenRow, token_rows, tokenise
+from core.errors import ConfigError, DataError
+from core.sections import Section
+
+
+class EvaluationData(Section):
+    """Sources by role; a suite says which it needs."""
+
+    forget: SourceConfig | None = None
+    """What is to be forgotten."""
+    retain: SourceConfig | None = None
+    """What is to stay."""
+    holdout: SourceConfig | None = None
+    """Text of the forget set's kind that no model saw."""
+    general: SourceConfig | None = None
+    """Ordinary text of other domains."""
+    real_authors: SourceConfig | None = None
+    """TOFU's questions about real authors, with wrong options."""
+    world_facts: SourceConfig | None = None
+    """TOFU's questions about the world, with wrong options."""
+    verbatim: SourceConfig | None = None
+    """MUSE: beginnings of forget texts and what follows; the forget set's halves if absent."""
+    forget_qa: SourceConfig | None = None
+    """MUSE: questions about the forget set."""
+    retain_qa: SourceConfig | None = None
+    """MUSE: questions about the retain set."""
+    wmdp_bio: SourceConfig | None = None
+    """WMDP: multiple-choice questions of biology."""
+    wmdp_cyber: SourceConfig | None = None
+    """WMDP: of cybersecurity."""
+    wmdp_chem: SourceConfig | None = None
+    """WMDP: of chemistry."""
+    prompt_format: PromptFormat = "auto"
+    """As in :class:`core.config.DataConfig`."""
+    plain_template: Annotated[str, Field(pattern=r"\{prompt\}")] = "{prompt} "
+    """As in :class:`core.config.DataConfig`."""
+
+    @property
+    def sources(self) -> dict[str, SourceConfig]:
+        """The roles that are there."""
+        return {name: value for name, value in self if isinstance(value, SourceConfig)}
+
+
+def parse_data(values: Mapping[str, Any], *, where: str) -> EvaluationData:
+    """Build :class:`EvaluationData` from plain values.
+
+    Args:
+        values: A mapping of roles; or the ``data`` section of a sweep or trial file, whose approximate
+            set serves as holdout set and whose splits have no meaning here.
+        where: The file that the values come from, for the error message.
+
+    Raises:
+        ConfigError: With every problem at once.
+    """
+    renamed = {
+        "holdout" if name == "approximate" and "holdout" not in values else name: value
+        for name, value in values.items()
+        if name not in ("probe_rows", "report_rows", "split_seed")
+    }
+    try:
+        return EvaluationData.model_validate(renamed)
+    except ValidationError as err:
+        raise ConfigError(where, describe_problems(err, EvaluationData)) from err
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row of a role, or one chunk of a document.
+
+    Attributes:
+        tokens: Its token ids.
+        prompt: Context of the answer; ``None`` for a document.
+        answer: The answer, or the whole document.
+        record: The record that it was read from, with all its fields.
+        place: Source and number of the row, for messages.
+    """
+
+    tokens: TokenRow
+    prompt: str | None
+    answer: str
+    record: Mapping[str, Any] = field(compare=False)
+    place: str = ""
+
+    @property
+    def given_ids(self) -> tuple[int, ...]:
+        """What a continuation starts from: the prompt, or the first half of a document, at least a token."""
+        return self.tokens.ids[: self._n_given]
+
+    @property
+    def rest_ids(self) -> tuple[int, ...]:
+        """What follows :attr:`given_ids`."""
+        return self.tokens.ids[self._n_given :]
+
+    @property
+    def counted_ids(self) -> tuple[int, ...]:
+        """The answer's token ids, or the document's."""
+        return self.tokens.ids[self.tokens.n_context :]
+
+    @property
+    def _n_given(self) -> int:
+        is_document = self.prompt is None
+        return max(1, len(self.tokens.ids) // 2 if is_document else self.tokens.n_context)
+
+
+class Material:
+    """Rows of every role, read and tokenised when they are first asked for."""
+
+    def __init__(
+        self, data: EvaluationData, tokenizer: Any, *, vocabulary: int, limit: int | None = None
+    ) -> None:
+        """Nothing is read yet; ``limit`` keeps the first rows of each role."""
+        self._data, self._tokenizer = data, tokenizer
+        self._vocabulary, self._limit = vocabulary, limit
+        self._examples: dict[str, list[Example]] = {}
+        self._records: dict[str, list[Mapping[str, Any]]] = {}
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Roles that have a source, in a fixed order."""
+        return tuple(self._data.sources)
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """Role to a hash of its token ids, or of its records where only they are used; 16 hex digits."""
+        read: dict[str, Any] = {role: repr(records) for role, records in self._records.items()}
+        for role, examples in self._examples.items():
+            read[role] = [(e.tokens.ids, e.tokens.n_context) for e in examples]
+        return {role: content_key({"rows": rows})[:16] for role, rows in read.items()}
+
+    def examples(self, role: str) -> list[Example]:
+        """Rows of a role.
+
+        Raises:
+            DataError: If the source is missing or empty, a row lacks a field or is blank, or nothing of
+                it would be predicted.
+        """
+        if role not in self._examples:
+            self._examples[role] = self._made(role)
+        return self._examples[role]
+
+    def records(self, role: str) -> list[Mapping[str, Any]]:
+        """Records of a role with all their fields, whatever their shape.
+
+        Raises:
+            DataError: If the source is missing or empty.
+        """
+        if role not in self._records:
+            self._records[role] = read_records(self._source(role), role=role)
+        return self._records[role]
+
+    def answer(self, role: str, example: Example, *, question: str, answer: str) -> TokenRow:
+        """Another question or answer of a row, written and cut as the row itself is.
+
+        Raises:
+            DataError: If nothing of it would be predicted.
+        """
+        return tokenise(
+            Row(question, answer, place=example.place),
+            self._tokenizer,
+            max_tokens=self._source(role).max_tokens,
+            where=f"{role}, {example.place}",
+            prompt_format=self._data.prompt_format,
+            plain_template=self._data.plain_template,
+        )
+
+    def _made(self, role: str) -> list[Example]:
+        source = self._source(role)
+        rows = read_rows(source, role=role)
+        records = self.records(role)
+        config = cast(DataConfig, self._data)  # it has the same roles, and how prompts are written
+        found = [
+            Example(piece, row.prompt, row.answer, record, row.place)
+            for row, record in zip(rows, records, strict=True)
+            for piece in token_rows(
+                row, self._tokenizer, config=config, role=role, vocabulary=self._vocabulary
+            )
+        ]
+        if not found:
+            raise DataError(
+                f"data.{role}: no chunk of {source.source} has a token to predict; raise max_tokens, or use "
+                "overlong: cut"
+            )
+        return found[: self._limit]
+
+    def _source(self, role: str) -> SourceConfig:
+        source = self._data.sources[role]
+        if self._limit is None:
+            return source
+        return source.model_copy(update={"n": min(source.n or self._limit, self._limit)})
+
+
+def text_field(example: Example, role: str, name: str, *, suite: str) -> str:
+    """A field of a record that must be text.
+
+    Raises:
+        DataError: If the record lacks it or it is blank.
+    """
+    value = _field(example, role, name, suite=suite)
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(
+            f"data.{role}: {example.place}: field {name!r} must be text that is not blank, got {value!r}"
+        )
+    return value
+
+
+def texts_field(example: Example, role: str, name: str, *, suite: str) -> list[str]:
+    """A field of a record that must be a list of texts, or one text.
+
+    Raises:
+        DataError: If the record lacks it, it is empty or one text is blank.
+    """
+    value = _field(example, role, name, suite=suite)
+    texts = [value] if isinstance(value, str) else value
+    if (
+        not isinstance(texts, list | tuple)
+        or not texts
+        or not all(isinstance(text, str) and text.strip() for text in texts)
+    ):
+        raise DataError(
+            f"data.{role}: {example.place}: field {name!r} must be a list of texts that are not blank, "
+            f"got {value!r}"
+        )
+    return list(texts)
+
+
+def question_of(example: Example, role: str, *, suite: str) -> str:
+    """The prompt of a row.
+
+    Raises:
+        DataError: If the row is a document.
+    """
+    if example.prompt is None:
+        raise DataError(
+            f"data.{role}: suite {suite} needs questions with answers, {example.place} is a text; name a source "
+            "such as authors:forget, or set fields to {prompt: question, answer: answer}"
+        )
+    return example.prompt
+
+
+def _field(example: Example, role: str, name: str, *, suite: str) -> Any:
+    if name not in example.record:
+        raise DataError(
+            f"data.{role}: {example.place} has no field {name!r}, which suite {suite} needs; fields are "
+            f"{', '.join(map(repr, example.record))}; name a source that has it, such as authors:{role} or "
+            "TOFU's sets whose names end in _perturbed"
+        )
+    return example.record[name]

@@ -1,0 +1,43 @@
+"""Suite ``probes``: how well every set is predicted, as during a trial."""
+
+from collections.abc import Sequence
+
+import torch
+
+from core.metrics.probes import Level, level
+from core.suites.material import Example
+from core.suites.reading import Subject
+from core.suites.setting import Findings, Sample, Setting, samples_of
+
+
+def probes(setting: Setting) -> Findings:
+    """Cross-entropy, perplexity and next-token accuracy of every role.
+
+    As in a trial, each is a mean over the counted tokens of all rows together; samples hold the means of
+    single rows.
+    """
+    metrics: dict[str, float] = {}
+    samples: list[Sample] = []
+    for role in setting.material.roles:
+        examples = setting.material.examples(role)
+        at = pooled_level(setting.subject, examples)
+        metrics |= {
+            f"{role}_nll": at.nll,
+            f"{role}_perplexity": at.perplexity,
+            f"{role}_accuracy": at.accuracy,
+        }
+        read = setting.subject.read([e.tokens for e in examples], ("nll", "exact_memorization"))
+        columns = {"nll": read["nll"], "accuracy": read["exact_memorization"]}
+        samples += samples_of(role, columns | {"n_tokens": [e.tokens.n_counted for e in examples]})
+    return Findings(metrics=metrics, samples=samples)
+
+
+def pooled_level(subject: Subject, examples: Sequence[Example]) -> Level:
+    """Level of a set: means over all its counted tokens, not over rows."""
+    read = subject.read([e.tokens for e in examples], ("nll", "exact_memorization"))
+    counts = torch.tensor([e.tokens.n_counted for e in examples], dtype=torch.float64)
+    nll, correct = (
+        (torch.tensor(read[name], dtype=torch.float64) * counts).sum()
+        for name in ("nll", "exact_memorization")
+    )
+    return level(torch.stack([nll, correct, counts.sum()]))

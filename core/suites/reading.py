@@ -1,0 +1,228 @@
+"""What a model says of rows: all numbers of a row from one forward pass, and greedy continuations.
+
+Shapes: B rows, T tokens, V vocabulary.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from core.continuations import generate, suffix_continuations
+from core.data.tokens import Batch, TokenRow, collate
+from core.levels import forward_of
+from core.metrics.memorization import (
+    answer_nll,
+    answer_probability,
+    cut_generation,
+    exact_memorization,
+    extraction_likelihood,
+    extraction_strength,
+    memorization_accuracy,
+)
+from core.metrics.privacy import min_k, min_k_plus_plus
+from core.models import LoadedModel
+from core.suites.material import Example
+
+ANSWER_TOKENS = 200
+"""An answer to a question has at most this many tokens, as in TOFU and OpenUnlearning."""
+
+DECODED_AT_ONCE = 64
+"""Prefixes that are continued together: each has one new column, so more fit than rows of a forward pass."""
+
+MIN_K_SHARES = (0.3, 0.4, 0.5, 0.6, 1.0)
+"""Shares of lowest tokens: 0.4 is OpenUnlearning's and MUSE's, the grid is that of Yao et al., ACL 2024."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """A metric of single rows, and which tokens count: those of the answer, or all but the first."""
+
+    metric: Callable[[Tensor, Tensor], Tensor]
+    counts: Literal["answer", "text"] = "answer"
+
+
+MEASURES: Mapping[str, Measure] = {
+    "nll": Measure(metric=answer_nll),
+    "probability": Measure(metric=answer_probability),
+    "exact_memorization": Measure(metric=exact_memorization),
+    "extraction_strength": Measure(metric=extraction_strength),
+    "memorization_accuracy": Measure(metric=memorization_accuracy, counts="text"),
+    **{f"min_k_{k}": Measure(metric=partial(min_k, k=k)) for k in MIN_K_SHARES},
+    "min_k_plus_plus": Measure(metric=min_k_plus_plus),
+}
+"""What one forward pass can say of a row."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Continuation:
+    """What a model writes, and what stands there in truth."""
+
+    written: str
+    truth: str
+
+
+class Subject:
+    """A model that is evaluated. What it said once of rows is kept, so that suites share it.
+
+    Attributes:
+        name: How the user named it.
+        network: The network, with its adapter where it has one; in evaluation mode.
+        model: The model as it was loaded.
+        batch_size: Rows of one forward pass, and prompts answered together.
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        *,
+        name: str,
+        batch_size: int,
+        network: nn.Module | None = None,
+        has_adapter: bool = False,
+    ) -> None:
+        """Nothing is computed yet; ``network`` is the one to look at, if not the model's own."""
+        self.name, self.model, self.batch_size = name, model, batch_size
+        self.network = model.network if network is None else network
+        self._has_adapter = has_adapter
+        self._read: dict[tuple[TokenRow, ...], dict[str, list[float]]] = {}
+        self._written: dict[tuple[tuple[tuple[int, ...], ...], int], list[list[int]]] = {}
+
+    def other(self, network: nn.Module, *, name: str) -> "Subject":
+        """Another network of this architecture, without an adapter, under the same conditions."""
+        return Subject(self.model, name=name, batch_size=self.batch_size, network=network)
+
+    def merged_copy(self, dtype: torch.dtype) -> nn.Module:
+        """A copy of the network with the adapter, where there is one, added to its weights in float32."""
+        network: Any = copy.deepcopy(self.network).float()
+        if self._has_adapter:
+            network = network.merge_and_unload()
+        copied: nn.Module = network.to(dtype).eval().requires_grad_(False)
+        return copied
+
+    def read(self, rows: Sequence[TokenRow], names: Sequence[str]) -> Mapping[str, list[float]]:
+        """Numbers of each row, in the order of the rows.
+
+        Args:
+            rows: What is read; any order and lengths.
+            names: Keys of :data:`MEASURES`; those not known yet come from one forward pass a batch.
+        """
+        known = self._read.setdefault(tuple(rows), {})
+        missing = [name for name in names if name not in known]
+        if missing:
+            known |= self._measure(rows, missing)
+        return {name: known[name] for name in names}
+
+    def extraction_likelihoods(self, rows: Sequence[TokenRow], *, n: int) -> list[float]:
+        """EL_n of each row; NaN where it has not more than ``n`` tokens."""
+        found = [math.nan] * len(rows)
+        long = [i for i, row in enumerate(rows) if len(row.ids) > n]
+        continued = suffix_continuations(
+            self.network, [rows[i].ids for i in long], min_length=n, batch_size=DECODED_AT_ONCE
+        )
+        for i, generated in zip(long, continued, strict=True):
+            found[i] = extraction_likelihood(generated, rows[i].ids, n=n)
+        return found
+
+    def continuations(
+        self,
+        examples: Sequence[Example],
+        *,
+        answer_tokens: int = ANSWER_TOKENS,
+        document_tokens: int | None = None,
+        stops: Sequence[str] = (),
+    ) -> list[Continuation]:
+        """Greedy answers to prompts; of a document, what follows its first half.
+
+        Args:
+            examples: Rows. The prompt's tokens, or the first half of a document's, rounded down but at
+                least one, are given.
+            answer_tokens: An answer has at most this many tokens. Less where the model has no positions
+                left. A token that ends a text or a turn ends it.
+            document_tokens: A document is continued by at most this many, and the truth is cut to as many;
+                by as many as its second half has if absent.
+            stops: Strings that end what is written.
+        """
+        found = [Continuation(written="", truth="")] * len(examples)
+        asked = [i for i, example in enumerate(examples) if example.prompt is not None]
+        answers = self._greedy([examples[i].given_ids for i in asked], max_new_tokens=answer_tokens)
+        for i, ids in zip(asked, answers, strict=True):
+            found[i] = self._continuation(ids, examples[i].answer, stops)
+        documents = [i for i, example in enumerate(examples) if example.prompt is None]
+        truths = [examples[i].rest_ids[:document_tokens] for i in documents]
+        continued = self._greedy(
+            [examples[i].given_ids for i in documents],
+            max_new_tokens=max(map(len, truths), default=1),
+        )
+        for i, ids, truth in zip(documents, continued, truths, strict=True):
+            found[i] = self._continuation(ids[: len(truth)], self.decoded(truth), stops)
+        return found
+
+    def _continuation(self, ids: Sequence[int], truth: str, stops: Sequence[str]) -> Continuation:
+        return Continuation(written=cut_generation(self.decoded(ids), stops=stops), truth=truth)
+
+    def decoded(self, ids: Sequence[int]) -> str:
+        """Text of token ids, without the special ones."""
+        return str(self.model.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Logits ``(B, T, V)``."""
+        return forward_of(self.network)(batch.ids, batch.mask)
+
+    def batches(
+        self, rows: Sequence[TokenRow], *, size: int | None = None
+    ) -> Iterator[tuple[list[int], Batch]]:
+        """Batches by length, so that little is padding, with the places of their rows."""
+        n = size or self.batch_size
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
+        for start in range(0, len(order), n):
+            chosen = order[start : start + n]
+            yield chosen, collate([rows[i] for i in chosen], self.model.device)
+
+    @torch.inference_mode()
+    def _measure(self, rows: Sequence[TokenRow], names: Sequence[str]) -> dict[str, list[float]]:
+        found = {name: [math.nan] * len(rows) for name in names}
+        for chosen, batch in self.batches(rows):
+            logits_BTV = self.logits(batch)
+            whole = collate([TokenRow(rows[i].ids, 0) for i in chosen], self.model.device)
+            for name in names:
+                measure = MEASURES[name]
+                labels_BT = batch.labels if measure.counts == "answer" else whole.labels
+                values = measure.metric(logits_BTV, labels_BT).tolist()
+                for i, value in zip(chosen, values, strict=True):
+                    found[name][i] = value
+        return found
+
+    def _greedy(
+        self, prompts: Sequence[tuple[int, ...]], *, max_new_tokens: int
+    ) -> list[list[int]]:
+        if not prompts:
+            return []
+        room = self._positions - max(map(len, prompts))
+        key = (tuple(prompts), max(1, min(max_new_tokens, room)))
+        if key not in self._written:
+            self._written[key] = generate(
+                self.network,
+                prompts,
+                max_new_tokens=key[1],
+                stop_ids=self._stop_ids,
+                batch_size=self.batch_size,
+            )
+        return self._written[key]
+
+    @property
+    def _positions(self) -> int:
+        config = cast(Any, self.model.network).config
+        return int(getattr(config, "max_position_embeddings", None) or 2**31)
+
+    @property
+    def _stop_ids(self) -> set[int]:
+        """End of text, and of a chat turn where the model's generation configuration names it."""
+        ends = cast(Any, self.model.network).generation_config.eos_token_id
+        listed = ends if isinstance(ends, list) else [ends]
+        return {i for i in (*listed, self.model.tokenizer.eos_token_id) if i is not None}

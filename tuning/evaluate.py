@@ -1,0 +1,67 @@
+"""The verb ``evaluate``: the data file, and the tables of a result."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from core.errors import ConfigError, UserError
+from core.suites.material import EvaluationData, parse_data
+from tuning.config import read_yaml
+
+
+def read_data(path: Path) -> EvaluationData:
+    """Rows by role from a file: a mapping of roles, or the ``data`` section of a sweep or trial file.
+
+    Raises:
+        ConfigError: With every problem at once.
+    """
+    values = read_yaml(path)
+    if "data" not in values:
+        return parse_data(values, where=str(path))
+    section = values["data"]
+    if not isinstance(section, Mapping):
+        raise ConfigError(str(path), [f"data: must be a mapping of roles, got {section!r}"])
+    return parse_data(section, where=f"{path}, data")
+
+
+def refuse_output(path: Path) -> None:
+    """Refuse a file that is there already.
+
+    Raises:
+        UserError: If it exists.
+    """
+    if path.exists():
+        raise UserError(f"--out: {path} exists already; give a new file")
+
+
+def without_samples(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The result with metrics and notes only."""
+    suites = {
+        name: {part: value for part, value in found.items() if part != "samples"}
+        for name, found in result["suites"].items()
+    }
+    return {**result, "suites": suites}
+
+
+def evaluation_tables(result: Mapping[str, Any]) -> Group:
+    """A table of metrics for each suite, its notes below."""
+    parts: list[Table | Text] = []
+    for name, found in result["suites"].items():
+        table = Table("metric", "value", title=name, title_justify="left")
+        table.columns[1].justify = "right"
+        for metric, value in found["metrics"].items():
+            table.add_row(metric, _number(value))
+        parts.append(table)
+        parts += [Text(f"  {note}") for note in found["notes"]]
+    return Group(*parts)
+
+
+def _number(value: float | str) -> str:
+    """Four digits behind the point, small ones by their exponent; what JSON cannot hold is text already."""
+    if isinstance(value, str):
+        return value
+    return f"{value:.2e}" if value and abs(value) < 1e-3 else f"{value:.4f}"
