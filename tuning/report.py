@@ -36,10 +36,17 @@ _SHOWN_METRICS: Final[Mapping[str, str]] = {
     "retain_accuracy_drop": "fall of retain accuracy; down is better",
     "general_accuracy_drop": "fall of general accuracy; down is better",
     "retain_utility": "retain accuracy, now / before; up is better",
+    "forget_closure_at_utility": "forget closure, scaled back until utility is kept; up is better",
 }
 _SETS: Final[Mapping[str, str]] = {
     "forget": "forget",
     "approximate": "approximate (the target of forgetting)",
+    "retain": "retain",
+    "general": "general",
+}
+_SETS_WITH_TARGET: Final[Mapping[str, str]] = {
+    "forget": "forget",
+    "target": "forget under the retain-only model (the target of forgetting)",
     "retain": "retain",
     "general": "general",
 }
@@ -151,6 +158,10 @@ def report_content(run: Run) -> dict[str, Any]:
         "best_metrics": metric_rows(run, first) if first else [],
         "levels": level_rows(run, first) if first else [],
         "finalists": finalists if len(finalists) > 1 else [],
+        "is_calibrated": any(
+            "forget_closure_at_utility" in (t.report_metrics or {}) for t in finalists
+        ),
+        "has_retain_only": has_retain_only(run),
         "trials": [*order, *rest],
         "front": front,
         "watched": watched_metrics(run),
@@ -229,6 +240,11 @@ def metric_rows(run: Run, trial: TrialRecord) -> list[dict[str, Any]]:
     ]
 
 
+def has_retain_only(run: Run) -> bool:
+    """Whether a retain-only model, not the approximate set, says where forgetting aims."""
+    return run.spec.model.get("retain_only") is not None
+
+
 def level_rows(run: Run, trial: TrialRecord) -> list[dict[str, Any]]:
     """Accuracy and cross-entropy of each set before and after, on both splits; ``None`` if unknown.
 
@@ -239,7 +255,7 @@ def level_rows(run: Run, trial: TrialRecord) -> list[dict[str, Any]]:
     return [
         {
             "name": label,
-            "is_target": role == "approximate",
+            "is_target": role in ("approximate", "target"),
             **{
                 f"{split}_{level}": (
                     before[split].get(f"{role}_{level}"),
@@ -249,7 +265,7 @@ def level_rows(run: Run, trial: TrialRecord) -> list[dict[str, Any]]:
                 for level in ("accuracy", "nll")
             },
         }
-        for role, label in _SETS.items()
+        for role, label in (_SETS_WITH_TARGET if has_retain_only(run) else _SETS).items()
     ]
 
 
