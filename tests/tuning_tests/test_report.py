@@ -178,6 +178,31 @@ def test_baseline_is_read_from_the_history_if_it_was_not_noted(build_run: Built)
     assert "The sweep was interrupted" in text
 
 
+def test_finalists_are_also_shown_at_equal_utility(build_run: Built, sample_run: Run) -> None:
+    notes = dict(sample_run.notes) | {
+        f"report:{n}": dict(t.report_metrics) | {"forget_closure_at_utility": 0.4321}
+        for n, t in enumerate(sample_run.trials)
+        if t.report_metrics is not None
+    }
+    page = write_report(build_run(notes=notes))
+    assert "which makes trials comparable at equal damage" in Page(page).text
+    text = page.with_name("report.md").read_text(encoding="utf-8")
+    assert text.count("| 0.432 |") >= 3
+    assert "forget_closure_at_utility" not in write_report(sample_run).read_text(encoding="utf-8")
+
+
+def test_with_a_retain_only_model_that_is_the_target(build_run: Built) -> None:
+    model = {"source": "package:smollm2", "retain_only": "hub:some/model"}
+    page = write_report(build_run(changes={"model": model}))
+    text = page.with_name("report.md").read_text(encoding="utf-8")
+    assert (
+        "| forget under the retain-only model (the target of forgetting) | 40.0 % | – | 3.000 | – |"
+        in text
+    )
+    assert "approximate (the target of forgetting)" not in text
+    assert "looks like the forget set under the retain-only model" in Page(page).text
+
+
 def test_hostile_texts_are_shown_and_never_run(
     build_run: Built, trial_script: Callable[..., Any]
 ) -> None:
