@@ -278,6 +278,7 @@ def test_a_proposal_whose_values_do_not_go_together_fails_alone(sweeper: Sweeper
     sweeper.write(
         {
             "space": space,
+            "method": {"forget_loss": "ihl", "retain_loss": "none"},  # 200 rows are not there
             "batch": {"micro_batch_size": 2},
             "start_from": [
                 {"source": "a test", "values": {"batch.global_batch_size": 3}},
