@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -22,6 +21,7 @@ from core.data.tokens import TokenRow, TokenSplits, collate, reading_order
 from core.engine import Engine, Group
 from core.errors import DataError, ModelError
 from core.full_parameters import FullParameters
+from core.levels import Forward, forward_of
 from core.losses import (
     FORGET_LOSSES,
     RETAIN_LOSSES,
@@ -37,13 +37,6 @@ from core.reference import Reference
 from core.seeding import derive_seed
 
 Trained = DifferenceAdapter | FullParameters
-
-
-class LiveLogits(Protocol):
-    """Logits of the reference model by a pass of its own, where the cache cannot give them."""
-
-    def __call__(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Logits ``(B, T, V)``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,7 +218,7 @@ class Steps:
         labels: Tensor,
         hidden: Tensor | None,
         residuals: Sequence[Residual],
-        live: LiveLogits,
+        live: Forward,
     ) -> Outputs:
         needs, reference = part.needs, part.reference
         other = None
@@ -270,16 +263,11 @@ class Steps:
         return found
 
     def _live_logits(self, engine: Engine, trained: Trained, ids: Tensor, mask: Tensor) -> Tensor:
-        arguments = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
         with torch.no_grad():
             if isinstance(trained, FullParameters):  # the target model itself is still there
-                network: Any = self._model.network
-                whole: Tensor = network(**arguments).logits
-                return whole
+                return forward_of(self._model.network)(ids, mask)
             with trained.disabled():
-                module: Any = engine.module
-                logits: Tensor = module(**arguments).logits
-                return logits
+                return forward_of(engine.module)(ids, mask)
 
     def _is_cached_in_logits(self, reference: Reference) -> bool:
         """Under ZeRO 3 the output layer of the base model is partitioned: it is asked through the engine."""

@@ -330,3 +330,19 @@ def test_bf16_steps_are_the_same_under_zero_0_and_1(
         }
         found.append([p.metrics["forget_nll"] for p in run(make_trial(changes), bench)])
     assert found[0] == pytest.approx(found[1], abs=2e-3)
+
+
+def test_under_zero_3_the_reference_is_asked_and_says_what_the_cache_says(
+    make_trial: TrialMaker,
+) -> None:
+    """There the output layer is partitioned, so logits come from a pass with the adapter off."""
+    found = []
+    for stage in (1, 3):
+        changes = {
+            "engine.zero_stage": stage,
+            "method.forget_loss": "undial",
+            "method.retain_loss": "kl",
+        }
+        found.append([dict(p.metrics) for p in run(make_trial(changes), Bench())])
+    for cached, asked in zip(*found, strict=True):
+        assert asked == pytest.approx(cached, abs=1e-4)
