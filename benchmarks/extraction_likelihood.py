@@ -3,7 +3,7 @@
 Both sides compute the same thing: for every sequence of T tokens and every prefix that can count (lengths 1
 to ``T - n``) the greedy continuation up to T tokens, no token ending it. The loop is the way of the published
 code: the whole batch, cut to the prefix length, goes through ``network.generate`` with its key-value cache,
-once for each length. Ours is :func:`core.continuations.suffix_continuations`.
+once for each length. Ours is :func:`core.model.decoding.suffix_continuations`.
 
 Half of the sequences are made of the shipped forget texts, which the model knows by heart, half of the shipped
 retain texts, which it does not: texts are joined, starting at another one for each sequence, and cut to T.
@@ -27,10 +27,10 @@ import torch
 from torch import Tensor
 
 from core.config import EngineConfig, ModelConfig
-from core.continuations import suffix_continuations
 from core.data.sources import EMBEDDED
 from core.metrics.memorization import extraction_likelihood, memorization_accuracy
-from core.models import load_model
+from core.model.decoding import suffix_continuations
+from core.model.loading import load_model
 
 Continuations = list[list[list[int]]]
 

@@ -3,6 +3,11 @@
 from collections.abc import Sequence
 
 
+def first_line(err: BaseException) -> str:
+    """What an error says in its first line; its kind if it says nothing."""
+    return (str(err).strip().splitlines() or [type(err).__name__])[0]
+
+
 class UserError(Exception):
     """A mistake in the input or the surroundings; the command line prints it without a traceback, exit status 2."""
 

@@ -11,14 +11,15 @@ from typing import Any
 
 import torch
 
-from core.adapters import load_adapter
-from core.artifacts import content_key
-from core.commit import finite
 from core.config import EngineConfig, ModelConfig, SourceConfig
 from core.errors import DataError, ModelError, UserError
-from core.full_parameters import is_model_folder
-from core.models import LoadedModel, load_model, locate, vocabulary_size
+from core.model.loading import LoadedModel, load_model, vocabulary_size
+from core.model.source import locate
+from core.store.artifacts import content_key
+from core.store.durable import finite
 from core.suites import SUITES, AuditOptions, EvaluationData, Material, Setting, Subject
+from core.training.adapter import load_adapter
+from core.training.full_parameters import is_model_folder
 
 _SHIPPED: Mapping[str, str] = {
     "forget": "embedded:forget",

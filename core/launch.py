@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch.multiprocessing.spawn import spawn
 
-from core.bench import Bench
 from core.config import TrialConfig
-from core.engine import Group, Rendezvous, join
-from core.reporting import Decision, GuardReporter, Reporter
-from core.selection import Probe
+from core.measuring.reporting import Decision, GuardReporter, Reporter
+from core.measuring.selection import Probe
+from core.training.ranks import Group, Rendezvous, join
+from core.training.warm import Bench
 from core.worker import TrialResult, prepare, run_trial
 
 

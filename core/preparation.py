@@ -15,17 +15,18 @@ from typing import Literal
 
 from torch import Tensor
 
-from core import artifacts
 from core.config import BatchPlan, ModelConfig, PreparationConfig
 from core.data.sources import read_rows
 from core.data.tokens import TokenRow, collate, reading_order, token_rows
-from core.engine import Engine, Group, join_alone
 from core.errors import DataError, ModelError
-from core.full_parameters import FullParameters
-from core.levels import Meter, forward_of
 from core.losses import nll_loss
+from core.measuring.meter import Meter
 from core.metrics.probes import Level
-from core.models import LoadedModel, load_model, vocabulary_size
+from core.model.loading import LoadedModel, forward_of, load_model, vocabulary_size
+from core.store import artifacts
+from core.training.engine import Engine
+from core.training.full_parameters import FullParameters
+from core.training.ranks import Group, join_alone
 
 Which = Literal["target", "retain_only"]
 

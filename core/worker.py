@@ -14,28 +14,24 @@ from pathlib import Path
 
 import torch
 
-from core.adapters import DifferenceAdapter, InitialFactors, load_adapter, scaled
-from core.bench import Bench
-from core.commit import append_line
 from core.config import TrialConfig
 from core.data.tokens import TokenSplits
-from core.engine import Engine, Group, join_alone
-from core.full_parameters import FullParameters, is_model_folder
-from core.initialisation import initial_factors
-from core.levels import (
-    Levels,
-    Meter,
-    baseline_levels,
-    baseline_strength,
-    calibrated,
-    forward_of,
-    stop_metrics,
-)
-from core.metrics.probes import MEASURED, degradation
-from core.models import LoadedModel, locate
-from core.reporting import Decision, Reporter
-from core.selection import Probe, StoppedBy, best_probe, is_past_target
-from core.steps import Steps, Trained
+from core.measuring.baselines import baseline_levels, baseline_strength
+from core.measuring.calibration import calibrated
+from core.measuring.meter import Meter, stop_metrics
+from core.measuring.reporting import Decision, Reporter
+from core.measuring.selection import Probe, StoppedBy, best_probe, is_past_target
+from core.metrics.probes import MEASURED, Levels, degradation
+from core.model.loading import LoadedModel, forward_of
+from core.model.source import locate
+from core.store.durable import append_line
+from core.training.adapter import DifferenceAdapter, InitialFactors, load_adapter, scaled
+from core.training.engine import Engine
+from core.training.full_parameters import FullParameters, is_model_folder
+from core.training.initialisation import initial_factors
+from core.training.ranks import Group, join_alone
+from core.training.steps import Steps, Trained
+from core.training.warm import Bench
 
 AT_UTILITY = "forget_closure_at_utility"
 

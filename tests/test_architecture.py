@@ -20,12 +20,15 @@ DOORS: Mapping[str, frozenset[str]] = {
     "sqlite3": frozenset({"tuning/records.py"}),
     "plotly": frozenset({"tuning/plots.py"}),
     "matplotlib": frozenset({"tuning/plots.py"}),
-    "deepspeed": frozenset({"core/engine.py", "core/launch.py"}),
-    "torch.distributed": frozenset({"core/engine.py", "core/launch.py"}),
-    "torch.multiprocessing": frozenset({"core/engine.py", "core/launch.py"}),
-    "torch._C": frozenset({"core/engine.py", "core/launch.py"}),
-    "peft": frozenset({"core/adapters.py"}),
-    "transformers": frozenset({"core/models.py", "core/adapters.py", "core/continuations.py"}),
+    "deepspeed": frozenset({"core/training/engine.py", "core/training/ranks.py"}),
+    "torch.distributed": frozenset({"core/training/ranks.py"}),
+    "torch.multiprocessing": frozenset({"core/launch.py"}),
+    "torch._C": frozenset({"core/training/ranks.py"}),
+    "peft": frozenset({"core/training/adapter.py"}),
+    "transformers": frozenset(
+        {f"core/model/{n}.py" for n in ("loading", "layers", "gguf", "decoding")}
+        | {"core/training/adapter.py"}
+    ),
     "datasets": frozenset({"core/data/sources.py"}),
     "pickle": frozenset(),
     "cloudpickle": frozenset(),

@@ -17,10 +17,10 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from core.commit import commit_json, commit_yaml, finite, read_lines
 from core.config import TrialConfig
 from core.errors import ConfigError
-from core.selection import GuardVerdict, Probe
+from core.measuring.selection import GuardVerdict, Probe
+from core.store.durable import commit_json, commit_yaml, finite, read_lines
 from tuning.config import Choice, SweepSpec
 from tuning.events import EventLog, TrialBegan, TrialBroke, TrialEnded, TrialProbed
 from tuning.ledger import Ledger

@@ -14,8 +14,8 @@ import typer
 import yaml
 from rich.console import Console
 
-from core.commit import commit_json, finite
 from core.errors import ConfigError, UserError
+from core.store.durable import commit_json, finite
 from tuning.config import RUN_NAME, SweepSpec, load_sweep, read_yaml
 
 if TYPE_CHECKING:

@@ -25,8 +25,8 @@ from core.config import (
     UtilityMetric,
     describe_problems,
 )
+from core.config.section import Positive, Section
 from core.errors import ConfigError
-from core.sections import Positive, Section
 
 RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 """Names of runs; anything else could leave the folder of runs."""

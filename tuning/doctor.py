@@ -9,8 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
-from core.cache import CACHE_VARIABLE, cache_root
-from core.packaged import PACKAGED_MODELS, cached_folder
+from core.model.packaged import PACKAGED_MODELS, cached_folder
+from core.store.place import CACHE_VARIABLE, cache_root
 from tuning.resources import Cluster, free_disk_gib
 
 _FAMILY = {

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from core.errors import ModelError
-from core.packaged import cached_folder
+from core.model.packaged import cached_folder
 from tuning.config import SweepSpec
 from tuning.ledger import make_sampler, suggest
 from tuning.progress import duration, parameters
@@ -81,7 +81,7 @@ def sample_proposals(spec: SweepSpec, *, count: int = SAMPLES) -> list[dict[str,
 def model_shape(spec: SweepSpec) -> dict[str, int] | None:
     """Size of the sweep's model, from its configuration alone; ``None`` if that is not on this machine."""
     from core.config import ModelConfig
-    from core.models import model_shape as shape_of
+    from core.model.loading import model_shape as shape_of
 
     kind, _, name = str(spec.model.get("source")).partition(":")
     if kind == "package" and cached_folder(name) is None:

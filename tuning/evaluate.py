@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from core.errors import ConfigError, UserError
-from core.suites.material import EvaluationData, parse_data
+from core.suites.evaluation_rows import EvaluationData, parse_data
 from tuning.config import read_yaml
 
 

@@ -4,8 +4,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from core.commit import append_line
-from core.selection import Probe
+from core.measuring.selection import Probe
+from core.store.durable import append_line
 from tuning.objective import Outcome
 from tuning.records import now
 

@@ -4,8 +4,8 @@ import json
 import shutil
 from pathlib import Path
 
-from core.commit import commit, commit_yaml
 from core.errors import UserError
+from core.store.durable import commit, commit_yaml
 from tuning.config import read_yaml
 from tuning.records import Run, TrialRecord, attempt_folder
 

@@ -17,9 +17,9 @@ import sqlalchemy
 from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from core.commit import finite
+from core.measuring.selection import GuardVerdict, Probe, running_score
 from core.seeding import derive_seed
-from core.selection import GuardVerdict, Probe, running_score
+from core.store.durable import finite
 from tuning.config import Choice, Dimension, SamplerSpec, SweepSpec
 from tuning.objective import Outcome
 from tuning.pruning import ATTEMPT, guard_key, make_pruner

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from core.config import SelectionConfig
-from core.selection import (
+from core.measuring.selection import (
     GuardVerdict,
     Probe,
     StoppedBy,

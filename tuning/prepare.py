@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
 
-from core.cache import cache_root
 from core.config import PreparationConfig, describe_problems
 from core.errors import ConfigError, UserError
+from core.store.place import cache_root
 from tuning.config import read_specification
 
 if TYPE_CHECKING:

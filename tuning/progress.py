@@ -9,7 +9,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from core.selection import Probe
+from core.measuring.selection import Probe
 from tuning.config import SweepSpec
 from tuning.events import (
     Event,

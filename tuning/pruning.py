@@ -7,7 +7,7 @@ from optuna.pruners import BasePruner
 from optuna.trial import FrozenTrial
 
 from core.config import RetainGuardConfig
-from core.selection import GuardVerdict, guard_verdict
+from core.measuring.selection import GuardVerdict, guard_verdict
 from tuning.config import PruningSpec
 
 ATTEMPT = "attempt"

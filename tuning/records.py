@@ -14,8 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from core.commit import read_lines
 from core.errors import ConfigError, UserError
+from core.store.durable import read_lines
 from tuning.config import SweepSpec, parse_sweep, read_yaml
 
 if TYPE_CHECKING:
@@ -260,7 +260,7 @@ def _record(
 
 
 def _value(value: Any) -> Any:
-    """Undo :func:`core.commit.finite`: the strings nan, inf and -inf are numbers again."""
+    """Undo :func:`core.store.durable.finite`: the strings nan, inf and -inf are numbers again."""
     if isinstance(value, dict):
         return {k: _value(v) for k, v in value.items()}
     if value in ("nan", "inf", "-inf"):

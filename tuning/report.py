@@ -17,7 +17,7 @@ from typing import Any, Final
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from core.commit import commit
+from core.store.durable import commit
 from tuning import plots
 from tuning.records import Run, TrialRecord, attempt_folder, now
 from tuning.results import best, counts, excess, pareto_front, ranked, savings

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from core.commit import finite
+from core.store.durable import finite
 from tuning.records import Run, TrialRecord
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticUndefined
 
 from core.config import TrialConfig, describe_problems, parse_trial
+from core.config.method import RetainLossId
 from core.errors import ConfigError
-from core.methods import RetainLossId
 from tuning.config import FIXED_SECTIONS, Choice, Dimension, SweepSpec, leaf_fields
 
 _BOUND_INTEGERS = 64

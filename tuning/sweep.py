@@ -20,9 +20,9 @@ from typing import Any
 import ray
 from ray import tune
 
-from core.commit import commit_yaml
 from core.config import TrialConfig
 from core.errors import UserError
+from core.store.durable import commit_yaml
 from tuning import records
 from tuning.bridge import (
     Dispatcher,
@@ -299,8 +299,8 @@ def _distinct_preparations(trials: list[TrialConfig]) -> list[TrialConfig]:
 
 def _prepare_all(bench: Any, group: Any, trials: list[TrialConfig]) -> dict[str, Any]:
     """Runs on a rank: shared work of all trials, and what is recorded of it."""
-    from core.levels import baseline_levels
-    from core.models import retain_only_identity
+    from core.measuring.baselines import baseline_levels
+    from core.model.loading import retain_only_identity
     from core.worker import prepare
 
     for trial in trials:

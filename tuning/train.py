@@ -5,10 +5,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from core.commit import commit_json, commit_yaml, finite
 from core.config import TrialConfig
 from core.launch import launch_trial
-from core.selection import Probe
+from core.measuring.selection import Probe
+from core.store.durable import commit_json, commit_yaml, finite
 from tuning.objective import conclude
 
 

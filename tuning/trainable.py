@@ -11,10 +11,10 @@ from ray import tune
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from core.commit import commit_json
 from core.config import TrialConfig
 from core.errors import UserError
-from core.selection import Probe
+from core.measuring.selection import Probe
+from core.store.durable import commit_json
 from tuning.config import ResourcesSpec
 
 logger = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ class Rank:
 
     def __init__(self) -> None:
         """Import what a trial needs; nothing is loaded yet."""
-        from core.bench import Bench
+        from core.training.warm import Bench
 
         self._bench = Bench()
         self._trial: Any = None
@@ -40,14 +40,14 @@ class Rank:
 
     def open(self, size: int) -> tuple[str, int]:
         """Open the meeting point of ``size`` ranks on this rank's machine."""
-        from core.engine import Rendezvous
+        from core.training.ranks import Rendezvous
 
         self._meeting = Rendezvous(size, host=ray.util.get_node_ip_address())
         return self._meeting.host, self._meeting.port
 
     def join(self, rank: int, size: int, host: str, port: int, config: TrialConfig) -> None:
         """Join the trial's other ranks; Ray shows this process only its own GPU."""
-        from core.engine import join
+        from core.training.ranks import join
 
         local = 0 if os.environ.get("CUDA_VISIBLE_DEVICES") else rank
         self._group = join(rank, size, host, port, config.engine, local_rank=local)

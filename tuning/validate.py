@@ -84,7 +84,7 @@ def _refuse_absent(sources: Mapping[str, SourceConfig], model: ModelConfig, wher
 
 def model_problem(model: Mapping[str, Any]) -> str | None:
     """What is wrong with a model source as far as can be told without loading it, or ``None``."""
-    from core.packaged import PACKAGED_MODELS
+    from core.model.packaged import PACKAGED_MODELS
 
     source = str(model["source"])
     kind, _, name = source.partition(":")

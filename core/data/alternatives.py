@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from core.config import DataConfig
+from core.config.method import Alternatives
 from core.data.prompts import continuation
 from core.data.sources import Row
 from core.data.tokens import TokenRow, cut_row, token_rows, tokenise
 from core.errors import DataError
-from core.methods import Alternatives
 from core.seeding import derive_seed
 
 CONTEXT_SHARE = 4

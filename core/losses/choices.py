@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
+from core.config.method import ForgetLossId, MethodConfig, RetainLossId
 from core.losses.alignment import counted_positions
 from core.losses.distribution import ceu_loss, pdu_loss, undial_loss
 from core.losses.forget import gradient_ascent_loss, inverted_hinge_loss
@@ -18,7 +19,6 @@ from core.losses.representation import (
 )
 from core.losses.retain import kl_loss, nll_loss
 from core.losses.weighted import satimp_loss, wga_loss
-from core.methods import ForgetLossId, MethodConfig, RetainLossId
 
 OfOneSet = Callable[[Outputs, MethodConfig], Tensor]
 OfBothSets = Callable[[Outputs | None, Outputs | None, MethodConfig], Tensor]

@@ -9,7 +9,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from core.methods import MethodConfig
+from core.config.method import MethodConfig
 
 Reduction = Literal["token", "sequence"]
 """What a loss averages over; the engine weights each micro-batch by its share of that count."""

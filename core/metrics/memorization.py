@@ -190,7 +190,7 @@ def extraction_likelihood(
 
     Args:
         generated: ``generated[i - 1]`` is the greedy continuation of ``truth[:i]`` up to length T, as
-            :func:`core.continuations.suffix_continuations` gives it; at least the first ``T - n``, since
+            :func:`core.model.decoding.suffix_continuations` gives it; at least the first ``T - n``, since
             the suffixes of later prefixes hold no n-gram. A shorter continuation contributes the n-grams
             it has.
         truth: The T tokens.

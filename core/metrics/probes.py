@@ -34,6 +34,10 @@ class Level:
         return math.exp(self.nll) if self.nll < 700 else math.inf
 
 
+Levels = Mapping[str, Level]
+"""Level of each set."""
+
+
 def token_sums(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
     """Float64 ``(3,)``: summed negative log-likelihood (nats), correct greedy choices, counted tokens."""
     logits_NV, targets_N = align(logits_BTV, labels_BT)

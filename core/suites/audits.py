@@ -13,12 +13,12 @@ from core.errors import DataError
 from core.losses import nll_loss
 from core.metrics.memorization import rouge_l
 from core.metrics.probes import forget_closure
-from core.models import dense_weight, resolve_targets
+from core.model.layers import dense_weight, resolve_targets
 from core.seeding import derive_seed
-from core.suites.material import Example, question_of, text_field
+from core.suites.evaluation_rows import Example, question_of, text_field
 from core.suites.probes_suite import pooled_level
-from core.suites.reading import Subject
-from core.suites.setting import Findings, Sample, Setting, mean, samples_of
+from core.suites.subject import Subject
+from core.suites.suite import Findings, Sample, Setting, mean, samples_of
 
 GROUP = 64
 """Weights that share a scale in four bits."""

@@ -4,10 +4,10 @@ import re
 from collections.abc import Sequence
 
 from core.metrics.composites import ngram_entropy
-from core.models import load_classifier
-from core.suites.material import Example
-from core.suites.reading import Subject
-from core.suites.setting import Findings, Sample, Setting, mean, samples_of
+from core.model.loading import load_classifier
+from core.suites.evaluation_rows import Example
+from core.suites.subject import Subject
+from core.suites.suite import Findings, Sample, Setting, mean, samples_of
 
 _CLEAN = "clean"
 

@@ -3,7 +3,7 @@
 import math
 
 from core.metrics.memorization import rouge_1_recall, rouge_l
-from core.suites.setting import Findings, Sample, Setting, mean, mean_of_known, samples_of
+from core.suites.suite import Findings, Sample, Setting, mean, mean_of_known, samples_of
 
 EXTRACTED_NGRAM = 10
 """Length of the n-grams of extraction likelihood, as in Jang et al."""

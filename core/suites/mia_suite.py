@@ -8,9 +8,9 @@ import torch
 from core.data.tokens import TokenRow
 from core.metrics.memorization import answer_nll
 from core.metrics.privacy import auc, grad_norm_score, privleak, reference_score, zlib_score
-from core.suites.material import Example
-from core.suites.reading import MIN_K_SHARES, Subject
-from core.suites.setting import Findings, Sample, Setting, samples_of
+from core.suites.evaluation_rows import Example
+from core.suites.subject import MIN_K_SHARES, Subject
+from core.suites.suite import Findings, Sample, Setting, samples_of
 
 MIN_K = "min_k_0.4"
 """The share that OpenUnlearning and MUSE use; ``min_k`` without a number."""

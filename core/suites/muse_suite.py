@@ -2,7 +2,7 @@
 
 from core.metrics.memorization import rouge_l
 from core.suites.mia_suite import attack_scores, aucs, privleak_or_nan, retain_only_auc
-from core.suites.setting import Findings, Sample, Setting, mean, samples_of
+from core.suites.suite import Findings, Sample, Setting, mean, samples_of
 
 VERBATIM_TOKENS = 128
 KNOWLEDGE_TOKENS = 32

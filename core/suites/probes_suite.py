@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 
 from core.metrics.probes import Level, level
-from core.suites.material import Example
-from core.suites.reading import Subject
-from core.suites.setting import Findings, Sample, Setting, samples_of
+from core.suites.evaluation_rows import Example
+from core.suites.subject import Subject
+from core.suites.suite import Findings, Sample, Setting, samples_of
 
 
 def probes(setting: Setting) -> Findings:

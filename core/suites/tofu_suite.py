@@ -30,11 +30,11 @@ from core.metrics.tofu import (
     truth_ratio,
     utility_truth_score,
 )
+from core.suites.evaluation_rows import Example, question_of, text_field, texts_field
 from core.suites.fluency_suite import fluency_of
-from core.suites.material import Example, question_of, text_field, texts_field
 from core.suites.mia_suite import attack_scores, aucs
-from core.suites.reading import Subject
-from core.suites.setting import Findings, Sample, Setting, mean, samples_of
+from core.suites.subject import Subject
+from core.suites.suite import Findings, Sample, Setting, mean, samples_of
 
 MULTIPLE_CHOICE = ("real_authors", "world_facts")
 """Roles whose probability is the right option's share, and whose truth ratio is based on the answer itself."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from core.data.tokens import TokenRow
 from core.errors import DataError, UserError
-from core.suites.setting import Findings, Sample, Setting, mean, samples_of
+from core.suites.suite import Findings, Sample, Setting, mean, samples_of
 
 SUBJECTS: Mapping[str, str] = {
     "wmdp_bio": "biology",

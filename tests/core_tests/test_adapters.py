@@ -10,9 +10,16 @@ import torch
 import transformers
 from torch import Tensor
 
-from core.adapters import DifferenceAdapter, Gather, InitialFactors, load_adapter, save_adapter
 from core.fila import weighted_low_rank
-from core.models import dense_weight, linear_shape, resolve_targets, weights_checksum
+from core.model.layers import dense_weight, linear_shape, resolve_targets
+from core.model.loading import weights_checksum
+from core.training.adapter import (
+    DifferenceAdapter,
+    Gather,
+    InitialFactors,
+    load_adapter,
+    save_adapter,
+)
 
 RANK, SCALING = 4, 2.0
 LAYERS = {

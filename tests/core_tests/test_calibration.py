@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from core.calibration import largest_factor, mixed
+from core.measuring.calibration import largest_factor, mixed
 
 
 def counted(utility: Callable[[float], float]) -> tuple[Callable[[float], float], list[float]]:

@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.commit import append_line, commit, commit_json, commit_yaml, finite, read_lines
+from core.store.durable import append_line, commit, commit_json, commit_yaml, finite, read_lines
 
 
 def test_a_committed_file_replaces_the_old_one(tmp_path: Path) -> None:

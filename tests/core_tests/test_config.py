@@ -21,9 +21,9 @@ from core.config import (
     TrialConfig,
     parse_trial,
 )
+from core.config.method import ForgetLossId, RetainLossId
 from core.errors import ConfigError, UserError
 from core.losses import FORGET_LOSSES, RETAIN_LOSSES
-from core.methods import ForgetLossId, RetainLossId
 
 VALUES: Mapping[str, Any] = {
     "model": {"source": "folder"},

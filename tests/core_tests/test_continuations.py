@@ -19,9 +19,9 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from core import continuations
-from core.continuations import generate, suffix_continuations
 from core.metrics.memorization import extraction_likelihood
+from core.model import decoding as continuations
+from core.model.decoding import generate, suffix_continuations
 
 VOCABULARY = 23
 POSITIONS = 28

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from core.config.method import CeuConfig, ForgetLossId, MethodConfig, RetainLossId
 from core.losses import (
     FORGET_LOSSES,
     IGNORED,
@@ -37,7 +38,6 @@ from core.losses import (
     undial_loss,
     wga_loss,
 )
-from core.methods import CeuConfig, ForgetLossId, MethodConfig, RetainLossId
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 

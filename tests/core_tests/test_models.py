@@ -10,17 +10,9 @@ from torch import nn
 
 from core.config import EngineConfig, ModelConfig
 from core.errors import ModelError
-from core.models import (
-    dense_weight,
-    linear_shape,
-    load_model,
-    locate,
-    n_blocks,
-    oriented,
-    resolve_dtype,
-    resolve_targets,
-    weights_checksum,
-)
+from core.model.layers import dense_weight, linear_shape, n_blocks, oriented, resolve_targets
+from core.model.loading import load_model, resolve_dtype, weights_checksum
+from core.model.source import locate
 
 SIZES = {"vocab_size": 50, "max_position_embeddings": 32}
 LAYERS = {

@@ -12,10 +12,10 @@ import pytest
 from conftest import gibberish, merged, sentences, write_rows
 from pydantic import ValidationError
 
-from core.cache import CACHE_VARIABLE
 from core.config import ModelConfig, PreparationConfig
 from core.errors import DataError, ModelError
 from core.preparation import Which, prepare_model
+from core.store.place import CACHE_VARIABLE
 
 BATCH = 8
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.config import PastTargetConfig, RetainGuardConfig, SelectionConfig
-from core.reporting import GuardReporter, decide
-from core.selection import (
+from core.measuring.reporting import GuardReporter, decide
+from core.measuring.selection import (
     Probe,
     best_probe,
     excesses,

@@ -18,7 +18,6 @@ from scipy.stats import ks_2samp
 from torch import Tensor
 from torch.nn import functional as F
 
-from core.adapters import DifferenceAdapter, Gather, InitialFactors, load_adapter
 from core.config import EngineConfig, FieldNames, ModelConfig, SourceConfig
 from core.data.tokens import TokenRow, collate
 from core.errors import DataError, UserError
@@ -32,11 +31,13 @@ from core.metrics.composites import (
     utility_score,
 )
 from core.metrics.memorization import rouge_1_recall, rouge_l
-from core.models import LoadedModel, dense_weight, load_model, resolve_targets, vocabulary_size
+from core.model.layers import dense_weight, resolve_targets
+from core.model.loading import LoadedModel, load_model, vocabulary_size
 from core.suites import SUITES, AuditOptions, EvaluationData, Material, Setting, Subject, parse_data
 from core.suites.audits import rounded_to_nearest
-from core.suites.reading import MEASURES
-from core.suites.setting import Findings
+from core.suites.subject import MEASURES
+from core.suites.suite import Findings
+from core.training.adapter import DifferenceAdapter, Gather, InitialFactors, load_adapter
 
 QUESTIONS = FieldNames(prompt="question", answer="answer")
 ENGINE = EngineConfig(dtype="fp32", device="cpu")

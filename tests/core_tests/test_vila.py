@@ -11,15 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from core.adapters import InitialFactors
 from core.config import TrialConfig, parse_trial
 from core.data.tokens import TokenRow, TokenSplits
 from core.errors import DataError
 from core.fila import normalise_rows, relative_floor, relative_importance, row_weights
 from core.fisher import diagonal_fisher
-from core.initialisation import initial_factors, lora_fisher
-from core.models import LoadedModel, dense_weight, oriented, resolve_targets, weights_checksum
+from core.model.layers import dense_weight, oriented, resolve_targets
+from core.model.loading import LoadedModel, weights_checksum
 from core.seeding import derive_seed
+from core.training.adapter import InitialFactors
+from core.training.initialisation import initial_factors, lora_fisher
 from core.vila import centred_fisher, importance_map
 
 LORA_RANK, SIGMA, SCALING, RANK = 3, 0.2, 1.5, 4

@@ -8,6 +8,18 @@ import torch
 from golden_cases import Variant, variants
 from torch import Tensor
 
+from core.config.method import (
+    CeuConfig,
+    DpoConfig,
+    ForgetLossId,
+    MethodConfig,
+    NpoConfig,
+    RetainLossId,
+    SatImpConfig,
+    SimNpoConfig,
+    UndialConfig,
+    WgaConfig,
+)
 from core.losses import (
     FORGET_LOSSES,
     IGNORED,
@@ -27,18 +39,6 @@ from core.losses import (
     sequence_nll,
     simnpo_loss,
     undial_loss,
-)
-from core.methods import (
-    CeuConfig,
-    DpoConfig,
-    ForgetLossId,
-    MethodConfig,
-    NpoConfig,
-    RetainLossId,
-    SatImpConfig,
-    SimNpoConfig,
-    UndialConfig,
-    WgaConfig,
 )
 
 

@@ -9,7 +9,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
-from core.continuations import suffix_continuations
 from core.metrics.memorization import (
     answer_nll,
     answer_probability,
@@ -22,6 +21,7 @@ from core.metrics.memorization import (
     rouge_l,
     without_last_label,
 )
+from core.model.decoding import suffix_continuations
 
 # Jang et al.
 

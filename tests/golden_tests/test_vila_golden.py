@@ -10,10 +10,10 @@ from golden_cases import FOLDER, Variant, variants
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from core.adapters import DifferenceAdapter, InitialFactors
 from core.fila import relative_importance, row_weights, weighted_low_rank
 from core.losses import IGNORED, counted_tokens, nll_loss
-from core.models import dense_weight
+from core.model.layers import dense_weight
+from core.training.adapter import DifferenceAdapter, InitialFactors
 from core.vila import centred_fisher, importance_map
 
 Fisher = Mapping[str, Mapping[str, Tensor]]

@@ -13,13 +13,14 @@ import torch
 import transformers
 from torch import Tensor, multiprocessing
 
-from core.adapters import InitialFactors
-from core.bench import Bench
 from core.config import TrialConfig
 from core.data.tokens import TokenRow, TokenSplits, collate, reading_order
-from core.engine import Rendezvous, join
-from core.initialisation import initial_factors
-from core.models import dense_weight, load_model
+from core.model.layers import dense_weight
+from core.model.loading import load_model
+from core.training.adapter import InitialFactors
+from core.training.initialisation import initial_factors
+from core.training.ranks import Rendezvous, join
+from core.training.warm import Bench
 from core.worker import probes
 
 pytestmark = pytest.mark.integration

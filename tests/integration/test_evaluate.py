@@ -16,11 +16,12 @@ import torch
 import yaml
 from conftest import sentences
 
-from core.adapters import DifferenceAdapter, Gather, InitialFactors
 from core.config import EngineConfig, ModelConfig
-from core.models import dense_weight, load_model, resolve_targets
+from core.model.layers import dense_weight, resolve_targets
+from core.model.loading import load_model
 from core.suites import SUITES
 from core.suites.wmdp_suite import SUBJECTS
+from core.training.adapter import DifferenceAdapter, Gather, InitialFactors
 from tuning import cli
 
 pytestmark = pytest.mark.integration
@@ -227,7 +228,7 @@ def test_an_adapter_is_evaluated_and_its_base_is_the_model_before_unlearning(
 def test_a_whole_model_folder_of_a_trial_is_a_model(
     evaluate: Command, texts: Path, tiny_model: Path
 ) -> None:
-    from core.full_parameters import FullParameters
+    from core.training.full_parameters import FullParameters
 
     target = load_model(
         ModelConfig(source=str(tiny_model)), EngineConfig(dtype="fp32", device="cpu")

@@ -10,18 +10,18 @@ import pytest
 import torch
 import transformers
 
-from core.bench import Bench
-from core.commit import read_lines
 from core.config import TrialConfig
+from core.config.method import METHODS, ForgetLossId
 from core.data.tokens import collate
-from core.engine import join_alone
 from core.errors import DataError, ModelError
-from core.full_parameters import is_model_folder
 from core.losses import kl_loss, sequence_nll
-from core.methods import METHODS, ForgetLossId
-from core.models import weights_checksum
-from core.reference import Reference
-from core.selection import Probe
+from core.measuring.selection import Probe
+from core.model.loading import weights_checksum
+from core.store.durable import read_lines
+from core.training.full_parameters import is_model_folder
+from core.training.ranks import join_alone
+from core.training.reference import Reference
+from core.training.warm import Bench
 from core.worker import probes, report_metrics
 
 pytestmark = pytest.mark.integration

@@ -15,13 +15,13 @@ import transformers
 from conftest import gibberish, merged, sentences, write_rows
 from safetensors.torch import load_file, save_file
 
-from core.bench import Bench
-from core.cache import CACHE_VARIABLE
-from core.commit import read_lines
 from core.config import PreparationConfig, TrialConfig
 from core.errors import ModelError, NothingToForgetError, UserError
 from core.metrics.probes import Level
 from core.preparation import Prepared, Which, prepare_model
+from core.store.durable import read_lines
+from core.store.place import CACHE_VARIABLE
+from core.training.warm import Bench
 from core.worker import probes
 from tuning.prepare import prepare_models
 

@@ -18,7 +18,7 @@ import transformers
 import yaml
 
 from core.config import ModelConfig
-from core.models import model_identity
+from core.model.source import model_identity
 from tuning.records import Run, load_run
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]

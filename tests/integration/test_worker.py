@@ -17,14 +17,14 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from core.bench import Bench
-from core.commit import read_lines
 from core.config import TrialConfig
-from core.engine import join_alone
 from core.errors import DataError, NothingToForgetError
-from core.models import weights_checksum
-from core.reporting import GuardReporter
-from core.selection import Probe
+from core.measuring.reporting import GuardReporter
+from core.measuring.selection import Probe
+from core.model.loading import weights_checksum
+from core.store.durable import read_lines
+from core.training.ranks import join_alone
+from core.training.warm import Bench
 from core.worker import TrialResult, prepare, probes, report_metrics, run_trial
 
 pytestmark = pytest.mark.integration
@@ -267,7 +267,7 @@ SHARED_MEMORY = """
 import os
 from pathlib import Path
 from core.config import EngineConfig
-from core.engine import join_alone
+from core.training.ranks import join_alone
 group, meeting = join_alone(EngineConfig(device="cpu"))
 mapped = Path("/proc/self/maps").read_text(encoding="utf-8")
 assert f"_{meeting.port}_0 (deleted)" in mapped, "DeepSpeed maps no buffer: this test checks nothing"

@@ -11,10 +11,10 @@ from typing import Any, get_args
 
 import pytest
 
-from core.bench import Bench
 from core.config import TrialConfig, parse_trial
-from core.methods import METHODS, ForgetLossId, MethodConfig
-from core.reporting import GuardReporter
+from core.config.method import METHODS, ForgetLossId, MethodConfig
+from core.measuring.reporting import GuardReporter
+from core.training.warm import Bench
 from core.worker import run_trial
 from tuning.config import (
     FIXED_SECTIONS,

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from core.commit import append_line, commit_yaml
-from core.selection import Probe, StoppedBy, is_past_target
+from core.measuring.selection import Probe, StoppedBy, is_past_target
+from core.store.durable import append_line, commit_yaml
 from tuning.config import SweepSpec, parse_sweep
 from tuning.ledger import Ledger
 from tuning.objective import conclude

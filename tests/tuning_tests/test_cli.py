@@ -19,8 +19,8 @@ import pytest
 import typer
 import yaml
 
-from core.commit import append_line, commit_yaml
 from core.config import parse_trial
+from core.store.durable import append_line, commit_yaml
 from tuning import cli
 from tuning.config import read_yaml
 from tuning.records import LOCK_FILE, SPEC_FILE, Run

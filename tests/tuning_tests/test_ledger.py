@@ -17,7 +17,7 @@ from typing import Any
 import optuna
 import pytest
 
-from core.selection import Probe, StoppedBy
+from core.measuring.selection import Probe, StoppedBy
 from tuning.config import Choice, SweepSpec, parse_sweep
 from tuning.ledger import Ledger, make_sampler
 from tuning.objective import Outcome, conclude

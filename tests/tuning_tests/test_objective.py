@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.config import SelectionConfig
-from core.selection import GuardVerdict, Probe, StoppedBy, guard_verdict, is_feasible
+from core.measuring.selection import GuardVerdict, Probe, StoppedBy, guard_verdict, is_feasible
 from tuning.objective import Outcome, conclude
 
 LIMIT, HARD = 0.10, 0.50

@@ -15,9 +15,9 @@ import yaml
 from conftest import gibberish, sentences, write_rows
 from pydantic import ValidationError
 
-from core.cache import CACHE_VARIABLE
 from core.config import PreparationConfig, StopRule
 from core.errors import ConfigError
+from core.store.place import CACHE_VARIABLE
 from tuning import cli
 from tuning.config import load_sweep, set_dotted
 from tuning.prepare import load_preparation

@@ -17,8 +17,8 @@ import optuna
 import pytest
 import yaml
 
-from core.commit import finite
 from core.errors import ConfigError, UserError
+from core.store.durable import finite
 from tuning.ledger import Ledger
 from tuning.records import LEDGER_FILE, LOCK_FILE, SPEC_FILE, Run, is_driven, load_run
 

@@ -6,13 +6,13 @@ from typing import Annotated, Any, cast
 
 from pydantic import Field, ValidationError
 
-from core.artifacts import content_key
 from core.config import DataConfig, SourceConfig, describe_problems
+from core.config.section import Section
 from core.data.prompts import PromptFormat
 from core.data.sources import Row, read_records, read_rows
 from core.data.tokens import TokenRow, token_rows, tokenise
 from core.errors import ConfigError, DataError
-from core.sections import Section
+from core.store.artifacts import content_key
 
 
 class EvaluationData(Section):

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from core.sections import Section
+from core.config.section import Section
 
 ForgetLossId = Literal[
     "ga",

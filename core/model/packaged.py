@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.cache import cache_root
 from core.errors import IntegrityError, ModelError
+from core.store.place import cache_root
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ def model_folder(name: str) -> Path:
         known = ", ".join(f"package:{n}" for n in PACKAGED_MODELS)
         raise ModelError(f"model.source: no packaged model 'package:{name}'; known: {known}")
     model = PACKAGED_MODELS[name]
-    from core import artifacts  # imports torch; the table above is read without
+    from core.store import artifacts  # imports torch; the table above is read without
 
     return artifacts.folder(
         "models", f"{name}-{model.sha256[:16]}", lambda folder: _convert(name, model, folder)
@@ -66,7 +66,7 @@ def cached_folder(name: str) -> Path | None:
 
 
 def _convert(name: str, model: PackagedModel, folder: Path) -> None:
-    from core.models import convert_gguf  # the door to transformers
+    from core.model.gguf import convert_gguf  # the door to transformers
 
     with tempfile.TemporaryDirectory() as temporary:
         gguf = _take_out(name, model, Path(temporary))

@@ -15,10 +15,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from core import artifacts
 from core.data.tokens import TokenRow, collate
 from core.losses import IGNORED, adversarial_labels, sequence_nll
-from core.models import LoadedModel, final_logits
+from core.model.loading import LoadedModel, final_logits
+from core.store import artifacts
 
 Term = Literal["nll", "adversarial_labels", "last_hidden", "block_hidden"]
 

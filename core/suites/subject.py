@@ -13,9 +13,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from core.continuations import generate, suffix_continuations
 from core.data.tokens import Batch, TokenRow, collate
-from core.levels import forward_of
 from core.metrics.memorization import (
     answer_nll,
     answer_probability,
@@ -26,8 +24,9 @@ from core.metrics.memorization import (
     memorization_accuracy,
 )
 from core.metrics.privacy import min_k, min_k_plus_plus
-from core.models import LoadedModel
-from core.suites.material import Example
+from core.model.decoding import generate, suffix_continuations
+from core.model.loading import LoadedModel, forward_of
+from core.suites.evaluation_rows import Example
 
 ANSWER_TOKENS = 200
 """An answer to a question has at most this many tokens, as in TOFU and OpenUnlearning."""

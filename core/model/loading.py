@@ -1,27 +1,21 @@
-"""Door to transformers: load a causal language model and its tokenizer, and look at its layers."""
+"""Door to transformers: load a causal language model and its tokenizer."""
 
 import hashlib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
-from core import packaged
-from core.config import EngineConfig, ModelConfig, TargetGroup
-from core.errors import ModelError
-
-_GROUP_PATTERNS: Mapping[str, re.Pattern[str]] = {
-    "attention": re.compile(r"(^|\.)[^.]*(attn|attention)[^.]*\."),
-    "mlp": re.compile(r"(^|\.)([^.]*(mlp|ffn|feed_forward)[^.]*\.|fc\d+$)"),
-}
+from core.config import EngineConfig, ModelConfig
+from core.errors import ModelError, first_line
+from core.model.layers import linear_shape, resolve_targets
+from core.model.source import locate, model_identity
 
 _CHECKSUM_CHUNK = 1 << 22  # words at a time: the wide copies stay small
 
@@ -61,7 +55,7 @@ def load_model(config: ModelConfig, engine: EngineConfig) -> LoadedModel:
         )
     except (OSError, ValueError) as err:
         raise ModelError(
-            f"model.source: cannot load {config.source!r}: {_first_line(err)}; give a folder written by "
+            f"model.source: cannot load {config.source!r}: {first_line(err)}; give a folder written by "
             "save_pretrained (safetensors), a hub id that this machine can reach, or package:smollm2"
         ) from err
     nn.Module.to(network, device).eval().requires_grad_(False)
@@ -71,30 +65,6 @@ def load_model(config: ModelConfig, engine: EngineConfig) -> LoadedModel:
         identity=model_identity(config, getattr(network.config, "_commit_hash", None)),
         dtype=dtype,
         device=device,
-    )
-
-
-def locate(config: ModelConfig) -> tuple[str, str | None]:
-    """Folder or hub id to load from, and the revision.
-
-    Raises:
-        ModelError: If the source is neither a packaged model, a model folder, nor a hub id.
-    """
-    source = config.source
-    if source.startswith("package:"):
-        return str(packaged.model_folder(source.removeprefix("package:"))), None
-    if source.startswith("hub:"):
-        return source.removeprefix("hub:"), config.revision
-    if Path(source).is_dir():
-        if not (Path(source) / "config.json").is_file():
-            raise ModelError(
-                f"model.source: folder {source!r} holds no config.json; it is no model folder"
-            )
-        return source, None
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not Path(source).parent.is_dir():
-        return source, config.revision
-    raise ModelError(
-        f"model.source: {source!r} is no folder and no hub id; give package:NAME, hub:ORG/NAME or a model folder"
     )
 
 
@@ -112,24 +82,9 @@ def retain_only_identity(config: ModelConfig) -> str | None:
         )
     except (OSError, ValueError) as err:
         raise ModelError(
-            f"model.retain_only: cannot load {config.retain_only!r}: {_first_line(err)}"
+            f"model.retain_only: cannot load {config.retain_only!r}: {first_line(err)}"
         ) from err
     return model_identity(other, getattr(found, "_commit_hash", None))
-
-
-@lru_cache
-def model_identity(config: ModelConfig, commit: str | None = None) -> str:
-    """What names these weights: the hash of a folder's files, or the commit that a hub model was loaded at."""
-    location, revision = locate(config)
-    if not Path(location).is_dir():
-        return f"{location}@{commit or revision or 'unknown'}"
-    digest = hashlib.sha256()
-    for path in sorted(Path(location).iterdir()):
-        if path.suffix in {".safetensors", ".json", ".txt", ".model"}:
-            digest.update(path.name.encode())
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-    return f"sha256:{digest.hexdigest()}"
 
 
 def resolve_dtype(engine: EngineConfig) -> torch.dtype:
@@ -200,7 +155,7 @@ def load_classifier(source: str, device: torch.device) -> TextClassifier:
         )
     except (OSError, ValueError, ModelError) as err:
         raise ModelError(
-            f"--fluency-model: cannot load {source!r}: {_first_line(err)}; give a sequence classifier as a "
+            f"--fluency-model: cannot load {source!r}: {first_line(err)}; give a sequence classifier as a "
             "folder with safetensors, or a hub id that this machine can reach"
         ) from err
     return TextClassifier(network=network.to(device).eval(), tokenizer=tokenizer)
@@ -222,17 +177,6 @@ def final_logits(network: nn.Module, hidden_BTD: Tensor) -> Tensor:
     """Logits of the model's own output layer from the last hidden states."""
     head = cast(Any, network).get_output_embeddings()
     return cast(Tensor, head(hidden_BTD))
-
-
-def convert_gguf(gguf: Path, folder: Path) -> None:
-    """Convert a GGUF file to an ordinary float32 model folder with safetensors."""
-    source, quantisation = str(gguf.parent), transformers.GgufConfig(dequantize=True)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(source, gguf_file=gguf.name)
-    network = transformers.AutoModelForCausalLM.from_pretrained(
-        source, gguf_file=gguf.name, dtype=torch.float32, quantization_config=quantisation
-    )
-    network.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
 
 
 def model_shape(config: ModelConfig) -> dict[str, int]:
@@ -258,106 +202,6 @@ def model_shape(config: ModelConfig) -> dict[str, int]:
     }
 
 
-def resolve_targets(
-    network: nn.Module, group: TargetGroup, *, rank: int, layers: Sequence[int] | None = None
-) -> list[str]:
-    """Names of the linear layers of a group, found by looking at the model.
-
-    Args:
-        network: A causal language model; ``nn.Linear`` and GPT-2's ``Conv1D`` count as linear.
-        group: ``attention``, ``mlp`` or ``all`` (both; never the output layer).
-        rank: Rank that has to fit into each of them.
-        layers: Blocks that they lie in, from 0; anywhere if absent.
-
-    Raises:
-        ModelError: If no layer matches, a layer is smaller than the rank, or a block does not exist.
-    """
-    output = getattr(network, "get_output_embeddings", lambda: None)()
-    linear = {
-        name: module
-        for name, module in network.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and module is not output
-    }
-    patterns = [p for g, p in _GROUP_PATTERNS.items() if group in (g, "all")]
-    names = [name for name in linear if any(p.search(name) for p in patterns)]
-    if not names:
-        shown = ", ".join(sorted({name.rpartition(".")[2] for name in linear})) or "none"
-        raise ModelError(
-            f"adapter.targets: no linear layer of {type(network).__name__} belongs to {group!r}; "
-            f"linear layers found: {shown}"
-        )
-    if layers is not None:
-        names = _within_blocks(network, names, layers)
-    for name in names:
-        smaller = min(linear_shape(linear[name]))
-        if rank > smaller:
-            raise ModelError(
-                f"adapter.rank: must not exceed the smaller side of a layer, got rank={rank} for {name} "
-                f"of shape {linear_shape(linear[name])}; use at most {smaller}, or other adapter.targets"
-            )
-    return names
-
-
-def n_blocks(network: nn.Module) -> int:
-    """Number of decoder blocks, which ``adapter.layers`` counts from 0.
-
-    Raises:
-        ModelError: If the model has no list of blocks.
-    """
-    return len(_blocks(network)[1])
-
-
-def _blocks(network: nn.Module) -> tuple[str, nn.ModuleList]:
-    """Name and list of the blocks: the longest list of modules that lies in no other list (of experts, say)."""
-    lists = [
-        (name, module)
-        for name, module in network.named_modules()
-        if isinstance(module, nn.ModuleList)
-        and not any(part.isdecimal() for part in name.split("."))
-    ]
-    if not lists:
-        raise ModelError(
-            f"adapter.layers: {type(network).__name__} has no list of blocks; leave adapter.layers out"
-        )
-    return max(lists, key=lambda found: len(found[1]))
-
-
-def _within_blocks(network: nn.Module, names: Sequence[str], layers: Sequence[int]) -> list[str]:
-    path, blocks = _blocks(network)
-    missing = sorted(i for i in set(layers) if not 0 <= i < len(blocks))
-    if missing:
-        raise ModelError(
-            f"adapter.layers: {type(network).__name__} has {len(blocks)} blocks, 0 to {len(blocks) - 1}, "
-            f"got {', '.join(map(str, missing))}"
-        )
-    places = tuple(f"{path}.{i}." for i in layers)
-    found = [name for name in names if name.startswith(places)]
-    if not found:
-        raise ModelError(
-            f"adapter.layers: no layer of adapter.targets lies in block {', '.join(map(str, layers))} "
-            f"of {type(network).__name__}; name other blocks or other adapter.targets"
-        )
-    return found
-
-
-def linear_shape(module: nn.Module) -> tuple[int, int]:
-    """``(outputs, inputs)`` of a linear layer; also under ZeRO 3, where the weight itself is away."""
-    weight = cast(nn.Parameter, module.weight)
-    shape = tuple(getattr(weight, "ds_shape", weight.shape))
-    return (shape[1], shape[0]) if isinstance(module, Conv1D) else (shape[0], shape[1])
-
-
-def dense_weight(module: nn.Module) -> Tensor:
-    """Weight as ``(outputs, inputs)``: GPT-2's Conv1D stores the transpose."""
-    weight = cast(nn.Parameter, module.weight).detach()
-    return weight.T if isinstance(module, Conv1D) else weight
-
-
-def oriented(module: nn.Module, tensor: Tensor) -> Tensor:
-    """A tensor of the weight's own shape, turned to ``(outputs, inputs)``."""
-    return tensor.T if isinstance(module, Conv1D) else tensor
-
-
 def weights_checksum(weights: Mapping[str, Tensor]) -> str:
     """A checksum over the exact bits of all weights, computed where they lie.
 
@@ -377,5 +221,14 @@ def weights_checksum(weights: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _first_line(err: BaseException) -> str:
-    return (str(err).strip().splitlines() or [type(err).__name__])[0]
+Forward = Callable[[Tensor, Tensor], Tensor]
+
+
+def forward_of(network: Any) -> Forward:
+    """Logits of a model from ids and mask."""
+
+    def forward(ids: Tensor, mask: Tensor) -> Tensor:
+        logits: Tensor = network(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        return logits
+
+    return forward

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from core.config import SelectionConfig
-from core.selection import GuardVerdict, Probe, guard_verdict
+from core.measuring.selection import GuardVerdict, Probe, guard_verdict
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from core.config import TrialConfig
 from core.data.splits import split_data
 from core.data.tokens import TokenSplits, tokenise_splits
 from core.errors import IntegrityError
-from core.models import LoadedModel, load_model, vocabulary_size, weights_checksum
+from core.model.loading import LoadedModel, load_model, vocabulary_size, weights_checksum
 
 
 @dataclass

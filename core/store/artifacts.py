@@ -14,8 +14,8 @@ from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from core.cache import cache_root
-from core.commit import commit, commit_json
+from core.store.durable import commit, commit_json
+from core.store.place import cache_root
 
 VERSIONS: Mapping[str, int] = {
     "baselines": 1,

@@ -13,15 +13,11 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from core.adapters import DifferenceAdapter
 from core.config import BatchPlan, TrialConfig
 from core.data.alternatives import alternative_rows
 from core.data.splits import refuse_small_retain
 from core.data.tokens import TokenRow, TokenSplits, collate, reading_order
-from core.engine import Engine, Group
 from core.errors import DataError, ModelError
-from core.full_parameters import FullParameters
-from core.levels import Forward, forward_of
 from core.losses import (
     FORGET_LOSSES,
     RETAIN_LOSSES,
@@ -32,9 +28,14 @@ from core.losses import (
     dual_update,
     random_labels,
 )
-from core.models import LoadedModel, n_blocks, vocabulary_size
-from core.reference import Reference
+from core.model.layers import n_blocks
+from core.model.loading import Forward, LoadedModel, forward_of, vocabulary_size
 from core.seeding import derive_seed
+from core.training.adapter import DifferenceAdapter
+from core.training.engine import Engine
+from core.training.full_parameters import FullParameters
+from core.training.ranks import Group
+from core.training.reference import Reference
 
 Trained = DifferenceAdapter | FullParameters
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
-from core.commit import commit, commit_json
+from core.store.durable import commit, commit_json
 
 ADAPTER = "default"
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from core.suites.material import Material
-from core.suites.reading import Subject
+from core.suites.evaluation_rows import Material
+from core.suites.subject import Subject
 
 Sample = dict[str, Any]
 

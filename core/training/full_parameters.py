@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from core.adapters import Gather
-from core.commit import commit_folder
-from core.models import LoadedModel, load_network, save_network
+from core.model.loading import LoadedModel, load_network, save_network
+from core.store.durable import commit_folder
+from core.training.adapter import Gather
 
 
 class FullParameters:

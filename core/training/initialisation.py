@@ -11,8 +11,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from core import artifacts
-from core.adapters import DifferenceAdapter, InitialFactors
 from core.config import FisherConfig, TrialConfig
 from core.data.tokens import TokenRow, TokenSplits, collate
 from core.errors import DataError
@@ -25,8 +23,11 @@ from core.fila import (
 )
 from core.fisher import diagonal_fisher
 from core.losses import nll_loss
-from core.models import LoadedModel, dense_weight, oriented, resolve_targets
+from core.model.layers import dense_weight, oriented, resolve_targets
+from core.model.loading import LoadedModel
 from core.seeding import derive_seed
+from core.store import artifacts
+from core.training.adapter import DifferenceAdapter, InitialFactors
 from core.vila import centred_fisher, importance_map
 
 _DECOMPOSED_RANK = 32

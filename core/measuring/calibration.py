@@ -2,9 +2,17 @@
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
+
+from core.config import TrialConfig
+from core.data.tokens import TokenSplits
+from core.measuring.meter import Meter
+from core.metrics.memorization import extraction_strength
+from core.metrics.probes import Levels, degradation
+from core.model.loading import Forward
 
 
 def largest_factor(utility: Callable[[float], float], *, at_least: float, steps: int = 8) -> float:
@@ -96,3 +104,70 @@ def mixed(
         wide = torch.promote_types(torch.promote_types(start.dtype, end.dtype), torch.float32)
         result[name] = torch.lerp(start.to(wide), end.to(wide), factor).to(start.dtype)
     return result
+
+
+def calibrated(
+    config: TrialConfig,
+    meter: Meter,
+    forward: Forward,
+    data: TokenSplits,
+    *,
+    part: str,
+    levels: Levels,
+    baseline: Levels,
+    original_strength: float | None,
+    scaled: Callable[[float], AbstractContextManager[None]],
+) -> dict[str, float]:
+    """Metrics at equal utility (UWC): the trained difference scaled back until utility is kept.
+
+    Args:
+        config: Says which utility, and which share ``tau`` of it is kept.
+        meter: Measures.
+        forward: The model with the whole difference.
+        data: Rows.
+        part: ``probe`` or ``report``.
+        levels: Levels of the model with the whole difference.
+        baseline: Levels of the target model.
+        original_strength: The target model's extraction strength on the retain part, where that is the
+            utility.
+        scaled: Makes the difference count a factor within a context.
+
+    Returns:
+        The metrics of a probe of the scaled model; ``forget_closure_at_utility``, which is its
+        ``forget_closure``; ``calibration_factor`` in [0, 1]; and of the whole difference
+        ``unscaled_forget_closure`` and ``unscaled_retain_drop``. A model that diverged is not scaled.
+
+    References:
+        Wang et al., "Unlearning with Control", ICLR 2025.
+    """
+    selection = config.selection
+    retain = data[f"retain_{part}"]
+
+    def utility(factor: float) -> float:
+        if selection.utility == "retain_utility":
+            if factor == 1.0:
+                return levels["retain"].accuracy
+            with scaled(factor):
+                return meter.level(forward, retain).accuracy
+        with scaled(factor):
+            return meter.row_mean(forward, retain, extraction_strength)
+
+    original = (
+        baseline["retain"].accuracy
+        if selection.utility == "retain_utility"
+        else float(original_strength or 0.0)
+    )
+    whole = degradation(levels, baseline)
+    factor = 1.0
+    if all(math.isfinite(at.nll) for at in levels.values()):
+        factor = largest_factor(utility, at_least=selection.tau * original)
+    metrics = whole
+    if factor < 1.0:
+        with scaled(factor):
+            metrics = degradation(meter.levels(forward, data, part=part), baseline)
+    return metrics | {
+        "forget_closure_at_utility": metrics["forget_closure"],
+        "calibration_factor": factor,
+        "unscaled_forget_closure": whole["forget_closure"],
+        "unscaled_retain_drop": whole["retain_drop"],
+    }

@@ -1,0 +1,66 @@
+"""What is configured: frozen, validated sections, and the trial that they make up.
+
+Every field says its meaning and unit in its description; the reference page is made from these. A
+wrong value is refused when the object is built, and every problem is named at once. Nothing here
+imports torch, so that ``validate`` and ``status`` answer at once.
+"""
+
+from core.config.adapter import AdapterConfig, FisherConfig, TargetGroup
+from core.config.data import DataConfig, FieldNames, PreparationData, SourceConfig
+from core.config.method import MethodConfig
+from core.config.model import ModelConfig
+from core.config.optimisation import (
+    BatchConfig,
+    BatchPlan,
+    Dtype,
+    EngineConfig,
+    OptimizerConfig,
+)
+from core.config.preparation import PreparationConfig, TrainingConfig
+from core.config.problems import describe_problems
+from core.config.section import Positive, Section
+from core.config.selection import (
+    STOP_METRIC,
+    ConstraintConfig,
+    ConstraintMetric,
+    ObjectiveMetric,
+    PastTargetConfig,
+    RetainGuardConfig,
+    SelectionConfig,
+    StopRule,
+    UtilityMetric,
+)
+from core.config.trial import TrialConfig, parse_trial
+
+__all__ = [
+    "STOP_METRIC",
+    "AdapterConfig",
+    "BatchConfig",
+    "BatchPlan",
+    "ConstraintConfig",
+    "ConstraintMetric",
+    "DataConfig",
+    "Dtype",
+    "EngineConfig",
+    "FieldNames",
+    "FisherConfig",
+    "MethodConfig",
+    "ModelConfig",
+    "ObjectiveMetric",
+    "OptimizerConfig",
+    "PastTargetConfig",
+    "Positive",
+    "PreparationConfig",
+    "PreparationData",
+    "RetainGuardConfig",
+    "Section",
+    "SelectionConfig",
+    "SourceConfig",
+    "StopRule",
+    "TargetGroup",
+    "TrainingConfig",
+    "TrialConfig",
+    "UtilityMetric",
+    "describe_problems",
+    "parse_trial",
+]

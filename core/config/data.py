@@ -1,0 +1,92 @@
+"""Where rows come from, how they are cut and split, and how prompts are written."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from core.config.section import Positive, Section
+
+
+class FieldNames(Section):
+    """Which fields of a row hold its text: either ``text``, or ``prompt`` and ``answer``."""
+
+    text: str | None = None
+    """Field with a whole document; every token but the first is predicted and counts."""
+    prompt: str | None = None
+    """Field with the context of ``answer``; its tokens are read but do not count."""
+    answer: str | None = None
+    """Field with the answer to ``prompt``; its tokens, and the end of text, count."""
+    alternative: str | None = None
+    """Field with an alternative answer, for ``method.alternatives: field``."""
+
+    @model_validator(mode="after")
+    def _one_shape(self) -> Self:
+        pair = (self.prompt is not None, self.answer is not None)
+        if (self.text is not None) == all(pair) or any(pair) != all(pair):
+            raise ValueError("give either text, or both prompt and answer")
+        return self
+
+
+class SourceConfig(Section):
+    """Where the rows of one role come from."""
+
+    source: Annotated[str, Field(min_length=1)]
+    """``embedded:NAME``, ``authors:PART``, a benchmark by name (``tofu:forget10``, ``muse-news:forget``,
+    ``wmdp:bio``, ``yao:arxiv-forget``), ``hub:ORG/NAME``, or a path to ``.jsonl``, ``.parquet``, ``.txt`` (a
+    paragraph is a row) or ``.npy`` (rows of token ids)."""
+    mirror: str | None = None
+    """Folder with a copy of the data set's repository, for machines without the hub."""
+    split: str = "train"
+    """Split of a hub data set; a benchmark's name says it already."""
+    subset: str | None = None
+    """Configuration name of a hub data set."""
+    revision: str | None = None
+    """Commit hash, tag or branch of a hub data set."""
+    fields: FieldNames = FieldNames(text="text")
+    """Fields that hold the text."""
+    n: Positive | None = None
+    """Use at most this many rows, the first ones in the file's order; all if absent."""
+    max_tokens: Annotated[int, Field(ge=2, le=1_000_000)] = 256
+    """Longer rows are cut after this many tokens, or into rows of this many."""
+    overlong: Literal["cut", "chunk"] = "cut"
+    """``chunk``: a longer document becomes several rows (a last one under 5 tokens is dropped), as Yao et al. do."""
+
+
+class DataConfig(Section):
+    """Forget, retain, approximate and general sets, and how the held-out parts are cut."""
+
+    forget: SourceConfig
+    """What must go; trained on and judged whole."""
+    retain: SourceConfig
+    """Text of the same domain that must stay; split into train, probe and report parts."""
+    approximate: SourceConfig
+    """Text of the forget set's kind that the model never saw; its level is the target of forgetting."""
+    general: SourceConfig
+    """Ordinary text of other domains; split into train, probe and report parts."""
+    probe_rows: Positive = 32
+    """Rows of the probe parts of retain and general set, measured again and again during a trial.
+
+    The approximate set is measured once: it has at least as many, and its further rows are halved.
+    """
+    report_rows: Positive = 64
+    """Rows of each report part; neither losses nor probes see them, finalists are reported on them."""
+    prompt_format: Literal["auto", "plain", "chat"] = "auto"
+    """How a prompt and its answer are written: with the tokenizer's ``chat`` template, ``plain``, or ``auto``:
+    the template where the tokenizer has one."""
+    plain_template: Annotated[str, Field(pattern=r"\{prompt\}")] = "{prompt} "
+    """What stands before the answer in the ``plain`` format; ``{prompt}`` is replaced."""
+    split_seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Seed of the splits; separate from the trial's seed, so that repeats over seeds share the splits."""
+
+
+class PreparationData(Section):
+    """What a prepared model is fine-tuned on."""
+
+    forget: SourceConfig
+    """Rows that only the target model sees."""
+    retain: SourceConfig
+    """Rows that target model and retain-only model see."""
+    prompt_format: Literal["auto", "plain", "chat"] = "auto"
+    """As in a sweep's data."""
+    plain_template: Annotated[str, Field(pattern=r"\{prompt\}")] = "{prompt} "
+    """As in a sweep's data."""

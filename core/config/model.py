@@ -1,0 +1,19 @@
+"""Which model is unlearned, and which one never saw the forget set."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from core.config.section import Section
+
+
+class ModelConfig(Section):
+    """The target model, before unlearning."""
+
+    source: Annotated[str, Field(min_length=1)]
+    """``package:smollm2``, ``hub:ORG/NAME`` (or ``ORG/NAME``), or a folder written by ``save_pretrained``."""
+    revision: str | None = None
+    """Commit hash, tag or branch of a hub model; a commit hash makes the run repeatable."""
+    retain_only: Annotated[str, Field(min_length=1)] | None = None
+    """A model of the same kind that never saw the forget set (``prepare`` makes one); its level on the forget
+    set is then the target of forgetting, instead of the approximate set's."""

@@ -1,0 +1,1 @@
+"""What a trial measures of a model, and what it decides by that."""

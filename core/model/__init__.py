@@ -1,0 +1,1 @@
+"""A model: where it comes from, how it is loaded, its layers, and how it decodes."""
