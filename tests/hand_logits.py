@@ -16,6 +16,7 @@ def log_probs(probs: Sequence[float]) -> Tensor:
 
 
 def one_step(probs: Sequence[float], *, answer: int) -> tuple[Tensor, Tensor]:
+    """``log_probs`` with the labels of one answer token."""
     return log_probs(probs), torch.tensor([[IGNORED, answer]])
 
 
@@ -30,5 +31,6 @@ def random_batch(n_rows: int = 3) -> tuple[Tensor, Tensor]:
 
 
 def gradient(loss: Tensor, logits: Tensor) -> Tensor:
+    """What the loss asks of the logits."""
     (found,) = torch.autograd.grad(loss, logits)
     return found

@@ -284,3 +284,12 @@ def sample_run(_sample_folder: Path, tmp_path: Path) -> Run:
     copy = tmp_path / "runs" / "sample"
     shutil.copytree(_sample_folder, copy)
     return load_run(copy)
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    """Two empty folders, for two studies."""
+    both = tmp_path / "one", tmp_path / "two"
+    for folder in both:
+        folder.mkdir()
+    return both

@@ -1,0 +1,113 @@
+"""The study in SQLite stops trials: verdicts of the guard for each attempt, and of the ranking pruner."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+from analytic_study import outcome_of, probe, run_trial, spec_of, study_in
+
+from tuning.ledger import Ledger
+
+
+def test_the_guard_stops_after_its_patience(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, spec_of(), create=True)
+    number, _ = ledger.ask()
+    attempt = ledger.begin_attempt(number)
+    series = [probe(1, 0.1, 0.2), probe(2, 0.2, 0.3)]
+    assert ledger.report(number, attempt, series[:1]) is None
+    verdict = ledger.report(number, attempt, series)
+    assert verdict is not None
+    assert (verdict.stopped_by, verdict.metric, verdict.value) == (
+        "retain_guard",
+        "retain_drop",
+        0.3,
+    )
+
+
+def test_nan_in_a_guarded_metric_stops_at_once(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, spec_of(), create=True)
+    number, _ = ledger.ask()
+    verdict = ledger.report(number, ledger.begin_attempt(number), [probe(1, math.nan, math.nan)])
+    assert verdict is not None
+    assert (verdict.stopped_by, verdict.metric) == ("non_finite", "retain_drop")
+
+
+def test_a_second_attempt_is_not_judged_by_the_first_ones_probes(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, spec_of(), create=True)
+    number, _ = ledger.ask()
+    first = ledger.begin_attempt(number)
+    assert ledger.report(number, first, [probe(1, 0.1, 0.2)]) is None
+    ledger = Ledger(tmp_path, spec_of(), create=False)
+    second = ledger.begin_attempt(number)
+    assert second == first + 1 == 2
+    assert ledger.running() == [(number, ledger.running()[0][1], 2)]
+    series = [probe(1, 0.3, 0.0), probe(2, 0.4, 0.2), probe(3, 0.5, 0.3)]
+    assert ledger.report(number, second, series[:1]) is None
+    assert (
+        ledger.report(number, second, series[:2]) is None
+    )  # the first attempt's 0.2 does not count
+    assert ledger.report(number, second, series) is not None
+
+
+@pytest.mark.parametrize("ranking", ["none", "median"])
+def test_a_replay_after_a_crash_gives_the_verdicts_that_were_given_before_it(
+    tmp_path: Path, ranking: str
+) -> None:
+    pruning = {"retain": {"limit": 0.1, "hard_limit": 0.5, "patience": 2, "grace_steps": 0}}
+    spec = spec_of(pruning=pruning | {"ranking": ranking, "startup_trials": 0, "warmup_steps": 0})
+    ledger = Ledger(tmp_path, spec, create=True)
+    run_trial(ledger, spec, value=lambda _: 0.65)
+    number, _ = ledger.ask()
+    attempt = ledger.begin_attempt(number)
+    series = [probe(1, 0.3), probe(2, 0.6), probe(3, 0.61, 0.2), probe(4, 0.62, 0.3)]
+    live = [ledger.report(number, attempt, series[: i + 1]) for i in range(4)]
+    assert live[0] is None
+    assert live[-1] is not None
+    reopened = Ledger(tmp_path, spec, create=False)
+    assert [reopened.report(number, attempt, series[: i + 1]) for i in range(4)] == live
+
+
+def test_a_step_in_the_study_is_not_reported_again(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, spec_of(), create=True)
+    number, _ = ledger.ask()
+    ledger.report(number, ledger.begin_attempt(number), [probe(1, 0.1)])
+    ledger = Ledger(tmp_path, spec_of(), create=False)
+    second = ledger.begin_attempt(number)
+    ledger.report(number, second, [probe(1, 0.7)])
+    ledger.report(number, second, [probe(1, 0.7), probe(2, 0.6)])
+    assert study_in(tmp_path).trials[number].intermediate_values == {1: 0.1, 2: 0.7}
+
+
+def test_pruners_see_the_best_feasible_objective_so_far(tmp_path: Path) -> None:
+    spec = spec_of(pruning={"retain": {"patience": 9, "hard_limit": 9.0}})
+    ledger = Ledger(tmp_path, spec, create=True)
+    number, _ = ledger.ask()
+    attempt = ledger.begin_attempt(number)
+    series = [probe(1, 0.9, 0.3), probe(2, 0.2), probe(3, 0.1)]
+    for n in range(1, 4):
+        ledger.report(number, attempt, series[:n])
+    seen = study_in(tmp_path).trials[number].intermediate_values
+    assert seen == pytest.approx({1: -1.2, 2: 0.2, 3: 0.2})
+
+
+def test_without_a_guard_nothing_is_stopped(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, spec_of(pruning={"retain": None}), create=True)
+    number, _ = ledger.ask()
+    assert ledger.report(number, ledger.begin_attempt(number), [probe(1, 0.1, 9.0)]) is None
+
+
+def test_the_median_pruner_stops_what_ranks_behind(tmp_path: Path) -> None:
+    pruning = {"retain": None, "ranking": "median", "startup_trials": 2, "warmup_steps": 0}
+    spec = spec_of(pruning=pruning)
+    ledger = Ledger(tmp_path, spec, create=True)
+    for _ in range(2):
+        run_trial(ledger, spec, lambda _: 0.8)
+    number, _ = ledger.ask()
+    probes = [probe(1, 0.01)]
+    verdict = ledger.report(number, ledger.begin_attempt(number), probes)
+    assert verdict is not None and verdict.stopped_by == "ranking_pruner"
+    assert "ranks behind the other trials" in verdict.reason
+    ledger.finish(number, outcome_of(spec, probes, verdict), adapter=None, duration_s=1.0)
+    assert study_in(tmp_path).trials[number].state.name == "PRUNED"

@@ -1,0 +1,128 @@
+"""The study in SQLite is told once how a trial ended, and can be reopened anywhere."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import optuna
+import pytest
+from analytic_study import GRID, SPACE, outcome_of, probe, run_trial, spec_of, study_in
+
+from tuning.ledger import Ledger, make_sampler
+
+
+def test_a_complete_trial_holds_value_constraints_and_reason(tmp_path: Path) -> None:
+    spec = spec_of()
+    ledger = Ledger(tmp_path, spec, create=True)
+    number, params = ledger.ask()
+    probes = [probe(1, 0.4, 0.04), probe(2, 0.3, stopped_by="budget")]
+    attempt = ledger.begin_attempt(number)
+    for n in (1, 2):
+        ledger.report(number, attempt, probes[:n])
+    outcome = outcome_of(spec, probes)
+    for _ in range(2):  # a crash may repeat it
+        ledger.finish(number, outcome, adapter="trials/0000/attempt-1/adapter", duration_s=3.5)
+    assert ledger.running() == []
+    trial = study_in(tmp_path).trials[number]
+    assert (trial.state.name, trial.value) == ("COMPLETE", 0.4)
+    assert trial.constraints == pytest.approx({"retain_drop": -0.06, "general_drop": -0.1})
+    found = trial.user_attrs
+    assert (found["stopped_by"], found["feasible"], found["step"], found["steps"]) == (
+        "budget",
+        True,
+        1,
+        2,
+    )
+    assert (found["adapter"], found["duration_s"]) == ("trials/0000/attempt-1/adapter", 3.5)
+    assert found["params"] == dict(params) == trial.params
+
+
+def test_a_pruned_trial_holds_the_constraints_it_broke(tmp_path: Path) -> None:
+    spec = spec_of()
+    ledger = Ledger(tmp_path, spec, create=True)
+    number, _ = ledger.ask()
+    probes = [probe(1, 0.4, 0.9)]
+    verdict = ledger.report(number, ledger.begin_attempt(number), probes)
+    ledger.finish(number, outcome_of(spec, probes, verdict), adapter=None, duration_s=1.0)
+    trial = study_in(tmp_path).trials[number]
+    assert trial.state.name == "PRUNED"
+    assert trial.constraints == pytest.approx({"retain_drop": 0.8, "general_drop": -0.1})
+
+
+def test_a_finished_trial_keeps_its_state(tmp_path: Path) -> None:
+    spec = spec_of()
+    ledger = Ledger(tmp_path, spec, create=True)
+    number, _ = ledger.ask()
+    done = [probe(1, 0.4, stopped_by="budget")]
+    ledger.report(number, ledger.begin_attempt(number), done)
+    ledger.finish(number, outcome_of(spec, done), adapter=None, duration_s=1.0)
+    broken = [probe(1, 0.4, math.nan, stopped_by="non_finite")]
+    with pytest.raises(ValueError, match="trial 0 is COMPLETE already, cannot become PRUNED"):
+        ledger.finish(number, outcome_of(spec, broken), adapter=None, duration_s=1.0)
+    ledger.fail(number, "too late")
+    trial = study_in(tmp_path).trials[number]
+    assert trial.state.name == "COMPLETE" and "too late" not in str(trial.user_attrs)
+
+
+def test_a_failed_trial_holds_its_reason(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, spec_of(), create=True)
+    number, _ = ledger.ask()
+    ledger.begin_attempt(number)
+    ledger.fail(number, "out of memory")
+    trial = study_in(tmp_path).trials[number]
+    assert (trial.state.name, trial.user_attrs["reason"]) == ("FAIL", "out of memory")
+    assert ledger.running() == []
+
+
+def test_running_trials_are_what_a_resume_runs_again(tmp_path: Path) -> None:
+    spec = spec_of()
+    ledger = Ledger(tmp_path, spec, create=True)
+    run_trial(ledger, spec)
+    begun = [ledger.ask() for _ in range(2)]
+    ledger.begin_attempt(begun[1][0])
+    found = Ledger(tmp_path, spec, create=False).running()
+    assert found == [(*begun[0], 0), (*begun[1], 1)]
+    assert ledger.n_begun() == 3
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "grid", "qmc"])
+def test_a_trial_whose_driver_died_while_asking_is_completed_under_its_number(
+    folders: tuple[Path, Path], sampler: str
+) -> None:
+    space = GRID if sampler == "grid" else SPACE
+    spec = spec_of(sampler={"name": sampler, "seed": 5, "n_startup_trials": 2}, space=space)
+    whole, broken = (Ledger(folder, spec, create=True) for folder in folders)
+    expected = [whole.ask() for _ in range(3)]
+    assert broken.ask() == expected[0]
+    study = study_in(folders[1])
+    study.sampler = make_sampler(spec, number=1)
+    study.ask()  # the driver dies here, before it names the parameters
+    broken = Ledger(folders[1], spec, create=False)
+    assert broken.n_begun() == 1
+    broken.finish_births()
+    assert broken.n_begun() == 2
+    assert [(n, p) for n, p, _ in broken.running()] == expected[:2]
+    assert broken.ask() == expected[2]
+
+
+def test_notes_are_kept(tmp_path: Path) -> None:
+    spec = spec_of()
+    ledger = Ledger(tmp_path, spec, create=True)
+    ledger.set_note("identity", {"model": "sha256:1", "loss": math.nan})
+    assert Ledger(tmp_path, spec, create=False).note("identity") == {
+        "model": "sha256:1",
+        "loss": "nan",
+    }
+    assert ledger.note("nothing") is None
+
+
+def test_a_second_study_of_the_same_name_is_refused(tmp_path: Path) -> None:
+    Ledger(tmp_path, spec_of(), create=True)
+    with pytest.raises(optuna.exceptions.DuplicatedStudyError, match="already exists"):
+        Ledger(tmp_path, spec_of(), create=True)
+
+
+def test_a_missing_study_is_not_made_by_opening(tmp_path: Path) -> None:
+    with pytest.raises(KeyError, match="Record does not exist"):
+        Ledger(tmp_path, spec_of(), create=False)
