@@ -1,0 +1,80 @@
+"""A small, valid sweep file as plain values, with changes; and what is refused about it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from core.errors import ConfigError
+from tuning.config import SweepSpec, parse_sweep
+
+BASE: Mapping[str, Any] = {
+    "schema": 1,
+    "name": "small",
+    "model": {"source": "package:smollm2"},
+    "data": {
+        role: {"source": f"embedded:{role}"}
+        for role in ("forget", "retain", "approximate", "general")
+    },
+    "method": {"forget_loss": "ihl"},
+    "space": {
+        "optimizer.learning_rate": {
+            "float": {"low": 1e-5, "high": 1e-2, "log": True},
+            "why": "Two decades around the published one.",
+        },
+        "adapter.rank": {"categorical": [4, 8, 16], "why": "The paper's ranks."},
+    },
+    "budget": {"trials": 4, "max_steps": 6},
+}
+WHY = {"why": "it matters"}
+ABSENT = object()
+"""As a change, it removes the key."""
+
+
+def values(changes: Mapping[str, Any] | None = None, *, space: Any = None) -> dict[str, Any]:
+    """The base file with dotted keys replaced, and ``space`` entries added."""
+    result: dict[str, Any] = copy.deepcopy(dict(BASE))
+    for path, value in (changes or {}).items():
+        *parents, last = path.split(".")
+        place = result
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        if value is ABSENT:
+            place.pop(last)
+        else:
+            place[last] = value
+    result["space"] |= space or {}
+    return result
+
+
+def spec_of(changes: Mapping[str, Any] | None = None, *, space: Any = None) -> SweepSpec:
+    """The sweep of ``values``."""
+    return parse_sweep(values(changes, space=space), where="test")
+
+
+def problems(changes: Mapping[str, Any] | None = None, *, space: Any = None) -> tuple[str, ...]:
+    """What is refused about ``values``."""
+    with pytest.raises(ConfigError) as caught:
+        spec_of(changes, space=space)
+    return caught.value.problems
+
+
+def write(folder: Path, content: Mapping[str, Any] | str) -> Path:
+    """Write a sweep file, of plain values or as it stands."""
+    path = folder / "sweep.yaml"
+    text = content if isinstance(content, str) else yaml.safe_dump(dict(content))
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def conditional(when: Mapping[str, Any]) -> dict[str, Any]:
+    """Ranges of which one is searched under a condition only."""
+    return {
+        "method.adapter_init": {"categorical": ["lora", "fila"]} | WHY,
+        "fisher.exponent": {"float": {"low": 0.0, "high": 1.0}, "when": dict(when)} | WHY,
+    }
