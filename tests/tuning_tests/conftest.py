@@ -1,16 +1,19 @@
-"""A run folder with a real ledger and hand-made probes: every way in which a trial can end."""
+"""A run folder with a real ledger and hand-made probes (every way in which a trial can end); the command line."""
 
 import math
 import shutil
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import Command, Done
 
 from core.measuring.selection import Probe, StoppedBy, is_past_target
 from core.store.durable import append_line, commit_yaml
+from tuning import cli
 from tuning.config import SweepSpec, parse_sweep
 from tuning.ledger import Ledger
 from tuning.objective import conclude
@@ -293,3 +296,47 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
     for folder in both:
         folder.mkdir()
     return both
+
+
+@pytest.fixture
+def tune(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Command:
+    """Run ``unlearn-tune`` through its entry point, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def command(*arguments: object) -> Done:
+        monkeypatch.setattr(sys, "argv", ["unlearn-tune", *map(str, arguments)])
+        capsys.readouterr()
+        status: object = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            status = end.code or 0
+        assert isinstance(status, int)
+        captured = capsys.readouterr()
+        return Done(status, captured.out, captured.err)
+
+    return command
+
+
+@pytest.fixture
+def tiny_sweep(tiny_model: Path, tiny_data: Mapping[str, Path]) -> dict[str, Any]:
+    """A sweep over the tiny model; valid."""
+    why = {"why": "it matters"}
+    return {
+        "schema": 1,
+        "name": "tiny",
+        "model": {"source": str(tiny_model)},
+        "data": {role: {"source": str(path)} for role, path in tiny_data.items()}
+        | {"probe_rows": 6, "report_rows": 6},
+        "method": {"forget_loss": "ihl"},
+        "space": {
+            "optimizer.learning_rate": {"float": {"low": 1e-4, "high": 1e-2, "log": True}} | why,
+            "adapter.rank": {"categorical": [2, 4]} | why,
+        },
+        "start_from": [{"source": "a paper", "values": {"adapter.rank": 4}}],
+        "budget": {"trials": 3, "max_steps": 4},
+        "engine": {"dtype": "fp32", "device": "cpu"},
+    }

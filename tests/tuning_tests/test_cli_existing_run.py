@@ -1,0 +1,67 @@
+"""A run that is there already is not overwritten, and is resumed as it began only."""
+
+from __future__ import annotations
+
+import fcntl
+from pathlib import Path
+from typing import Any
+
+from command_line import Command, changed, is_refused, write
+
+from core.store.durable import commit_yaml
+from tuning.records import LOCK_FILE, SPEC_FILE, Run
+
+
+def specification(run: Run) -> dict[str, Any]:
+    return run.spec.plain()
+
+
+def test_an_existing_run_is_refused_and_resume_is_named(tune: Command, sample_run: Run) -> None:
+    done = tune("sweep", write(specification(sample_run)))
+    is_refused(done, "runs/sample exists already", "`unlearn-tune resume runs/sample`")
+    assert "differs" not in done.err
+
+
+def test_what_the_hardware_decided_is_no_difference(tune: Command, sample_run: Run) -> None:
+    """A driver writes the resolved dtype and device into the run; the sweep file leaves them open."""
+    file = write(specification(sample_run))
+    resolved = changed(specification(sample_run), "engine", {"dtype": "fp32", "device": "cpu"})
+    commit_yaml(sample_run.path / SPEC_FILE, {"sweep": resolved})
+    assert "differs" not in tune("sweep", file).err
+    assert '+  "dtype": "bf16"' in tune("sweep", file, "--set", "engine.dtype=bf16").err
+
+
+def test_an_existing_run_is_refused_with_what_differs(tune: Command, sample_run: Run) -> None:
+    file = write(changed(specification(sample_run), "method.forget_loss", "ga"))
+    done = tune("sweep", file, "--set", "budget.max_steps=9")
+    is_refused(done, "The sweep file differs from the run's:", "resume runs/sample")
+    for line in ('-  "forget_loss": "ihl"', '+  "forget_loss": "ga"', '+  "max_steps": 9'):
+        assert line in done.err
+
+
+def test_a_folder_that_is_no_run_is_not_overwritten(
+    tune: Command, tiny_sweep: dict[str, Any]
+) -> None:
+    kept = Path("runs/tiny/notes.txt")
+    file = write(tiny_sweep)
+    kept.parent.mkdir(parents=True)
+    kept.write_text("mine", encoding="utf-8")
+    is_refused(tune("sweep", file), "runs/tiny exists already")
+    assert kept.read_text(encoding="utf-8") == "mine"
+
+
+def test_resume_refuses_a_changed_file(tune: Command, sample_run: Run) -> None:
+    file = write(changed(specification(sample_run), "sampler.seed", 99))
+    done = tune("resume", "runs/sample", "--spec", file)
+    expected = ["the sweep file changed since the run began", '-  "seed": 3', '+  "seed": 99']
+    is_refused(done, *expected, after_it_began=True)
+
+
+def test_resume_refuses_a_run_that_another_driver_holds(tune: Command, sample_run: Run) -> None:
+    with (sample_run.path / LOCK_FILE).open("w") as file:
+        file.write("pid 1 on here")
+        file.flush()
+        fcntl.flock(file, fcntl.LOCK_EX)
+        done = tune("resume", "runs/sample")
+    expected = "error: runs/sample: another driver holds this run (pid 1 on here)"
+    is_refused(done, expected, after_it_began=True)

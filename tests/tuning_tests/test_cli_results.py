@@ -1,0 +1,161 @@
+"""The verbs that look at a run: what they print, in which format, and that they load no framework."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import yaml
+from command_line import ROOT, Command, is_refused
+
+from core.store.durable import append_line
+from tuning.records import Run
+
+# Results
+
+
+def test_status_says_how_it_stands(tune: Command, sample_run: Run) -> None:
+    done = tune("status", sample_run.path)
+    assert (done.status, done.err) == (0, "")
+    assert (
+        "sample: done, 8 of 10 trials (5 complete, 2 pruned, 1 failed, 1 running, 1 waiting)"
+        in done.out
+    )
+    assert "3 by the retain guard, 1 past the target; 13 of 42 steps saved (31%)" in done.out
+    assert "best: trial 0, forget_closure 0.900 at step 5" in done.out
+
+
+@pytest.mark.parametrize("extra", [[], ["--watch"]], ids=["once", "watched-after-its-end"])
+def test_status_as_json(tune: Command, sample_run: Run, extra: list[str]) -> None:
+    done = tune("status", sample_run.path, "--json", *extra)
+    shown = json.loads(done.out)
+    assert (done.status, shown["state"], shown["best"]["number"]) == (0, "done", 0)
+    assert shown["counts"]["complete"] == 5
+
+
+@pytest.mark.parametrize("format_", [["--format", "json"], ["--json"]], ids=["format", "json"])
+def test_best_as_json(tune: Command, sample_run: Run, format_: list[str]) -> None:
+    done = tune("best", sample_run.path, "--top", 3, *format_)
+    assert [t["number"] for t in json.loads(done.out)["trials"]] == [0, 3, 7]
+
+
+def test_best_as_yaml(tune: Command, sample_run: Run) -> None:
+    shown = yaml.safe_load(tune("best", sample_run.path, "--format", "yaml").out)
+    assert shown == json.loads(tune("best", sample_run.path, "--format", "json").out)
+
+
+def test_best_as_csv(tune: Command, sample_run: Run) -> None:
+    done = tune("best", sample_run.path, "--format", "csv", "--top", 4)
+    rows = list(csv.DictReader(io.StringIO(done.out)))
+    assert [row["number"] for row in rows] == ["0", "3", "7", "2"]
+    assert float(rows[0]["value"]) == pytest.approx(0.9)
+    assert float(rows[0]["metrics.retain_drop"]) == 0.06
+    assert rows[0]["pareto"] == "True" and rows[3]["pareto"] == "False"
+
+
+def test_best_as_a_table(tune: Command, sample_run: Run) -> None:
+    done = tune("best", sample_run.path)
+    first = next(line for line in done.out.splitlines() if line.lstrip().startswith("*0"))
+    assert "COMPLETE" in first and "0.900" in first and "rank=" in first
+    assert "!1 " in done.out and "PRUNED" in done.out  # breaks a constraint
+    assert "untouched model: forget accuracy 0.800" in done.out
+
+
+def test_best_refuses_another_format(tune: Command, sample_run: Run) -> None:
+    done = tune("best", sample_run.path, "--format", "xml")
+    assert (done.status, done.out) == (2, "")
+    assert "'xml' is not one of" in done.err
+
+
+def test_show_says_everything_about_a_trial(tune: Command, sample_run: Run) -> None:
+    out = tune("show", sample_run.path, 2).out
+    assert "trial 2 of sample: COMPLETE" in out
+    assert "why it ended: retain_guard: " in out and "above the limit 0.2" in out
+    assert "at step 1 (feasible):" in out
+    assert "curves over steps 0 to 4:" in out
+    assert "trials/0002/attempt-1/trial.yaml --out again" in out
+
+
+@pytest.mark.parametrize(
+    ("trial", "expected"),
+    [
+        pytest.param("best", "trial 0 of sample: COMPLETE", id="best"),
+        pytest.param("4", "non_finite: ", id="diverged"),
+        pytest.param("5", "CUDA out of memory", id="failed"),
+        pytest.param("8", "it has not", id="running"),
+    ],
+)
+def test_show_takes_every_kind_of_trial(
+    tune: Command, sample_run: Run, trial: str, expected: str
+) -> None:
+    done = tune("show", sample_run.path, trial)
+    assert done.status == 0
+    assert expected in done.out
+
+
+def test_show_as_json(tune: Command, sample_run: Run) -> None:
+    shown = json.loads(tune("show", sample_run.path, 4, "--json").out)
+    assert (shown["number"], shown["state"], shown["stopped_by"]) == (4, "PRUNED", "non_finite")
+    assert [line["step"] for line in shown["history"]] == [0, 1, 2]
+    assert shown["metrics"]["retain_drop"] == "nan"
+    assert shown["proposed_by"] == "startup"
+
+
+@pytest.mark.parametrize("trial", ["9", "-1", "first", "1.0", "²", ""])
+def test_a_trial_that_is_not_there_is_refused(tune: Command, sample_run: Run, trial: str) -> None:
+    done = tune("show", sample_run.path, "--", trial)
+    is_refused(done, f"TRIAL: a number from 0 to 8, or best, is expected, got {trial!r}")
+
+
+def test_best_of_a_run_without_a_feasible_trial_is_refused(
+    tune: Command, build_run: Callable[..., Run], trial_script: Callable[..., Any]
+) -> None:
+    run = build_run(scripts=[trial_script(probes=[(4.5, 0.8, 0.6)])])
+    is_refused(tune("show", run.path, "best"), "no trial is feasible yet")
+    is_refused(tune("export", run.path, "--out", "x"), "no trial is feasible yet")
+    assert "best: no feasible trial yet" in tune("status", run.path).out
+
+
+# What the quick verbs load
+
+
+@pytest.mark.parametrize(
+    "verb", [["status"], ["status", "--json"], ["best"], ["show"]], ids=" ".join
+)
+def test_looking_at_a_run_loads_neither_torch_nor_ray(sample_run: Run, verb: list[str]) -> None:
+    script = (
+        "import sys\n"
+        "from tuning.cli import main\n"
+        "sys.argv = ['unlearn-tune', *sys.argv[1:]]\n"
+        "try:\n    main()\n"
+        "except SystemExit as end:\n    assert not end.code, end.code\n"
+        "heavy = {'torch', 'ray', 'optuna', 'transformers', 'pandas', 'plotly'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    name, *options = verb
+    trial = ["0"] if name == "show" else []
+    done = subprocess.run(
+        [sys.executable, "-c", script, name, str(sample_run.path), *trial, *options],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+def test_a_torn_history_line_is_left_out(tune: Command, sample_run: Run) -> None:
+    history = sample_run.path / "trials" / "0008" / "attempt-1" / "history.jsonl"
+    whole = len(sample_run.history(8))
+    with history.open("a", encoding="utf-8") as file:
+        file.write('{"step": 3, "metr')
+    assert len(sample_run.history(8)) == whole
+    append_line(history, {"step": 3, "metrics": {}})
+    assert [line["step"] for line in sample_run.history(8)] == [0, 1, 2, 3]

@@ -1,0 +1,85 @@
+"""The verbs that look ahead: validate, doctor, and a sweep's dry run."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from command_line import ROOT, Command, changed, is_refused, left_in_runs, write
+
+
+def test_validate_takes_what_we_ship(tune: Command) -> None:
+    demo = tune("validate", ROOT / "search_spaces" / "demo.yaml")
+    assert demo.status == 0
+    assert (
+        "a valid sweep of 12 trials over optimizer.learning_rate: 0.0001 to 0.01, log; " in demo.out
+    )
+    cluster = tune("validate", ROOT / "cluster.yaml")
+    assert (cluster.status, cluster.out.endswith(": a valid cluster file\n")) == (0, True)
+
+
+def test_validate_names_model_and_data_together(tune: Command, tiny_sweep: dict[str, Any]) -> None:
+    wrong = changed(
+        changed(tiny_sweep, "model.source", "package:x"), "data.forget.source", "embedded:y"
+    )
+    is_refused(
+        tune("validate", write(wrong)), "2 problems", "model.source: ", "data.forget.source: "
+    )
+
+
+def test_doctor_names_each_thing_with_a_fix(tune: Command) -> None:
+    done = tune("doctor", "--json")
+    checks = json.loads(done.out)
+    names = {c["name"] for c in checks}
+    assert {"python", "torch", "ray", "optuna", "compiler", "devices", "package:smollm2"} <= names
+    assert all(set(c) == {"name", "status", "found", "fix"} for c in checks)
+    assert all(c["fix"] for c in checks if c["status"] != "ok")
+    has_error = any(c["status"] == "error" for c in checks)
+    assert done.status == (2 if has_error else 0)
+    lines = tune("doctor").out.splitlines()
+    assert len(lines) == len(checks)
+
+
+def test_dry_run_shows_space_samples_and_needs(tune: Command, tiny_sweep: dict[str, Any]) -> None:
+    done = tune("sweep", write(tiny_sweep), "--dry-run", "--trials", 2, "--name", "other")
+    assert done.status == 0
+    assert "sweep tiny -> runs/other: 2 trials of at most 4 steps" in done.out
+    for part in (
+        "0.0001 to 0.01, log",
+        "2 sample configurations (start_from first):",
+        "rank=4",
+        "memory: about ",
+        "disk: about ",
+        "time: very roughly ",
+    ):
+        assert part in done.out
+    assert left_in_runs() == []
+
+
+def test_dry_run_as_json(tune: Command, tiny_sweep: dict[str, Any]) -> None:
+    done = tune("sweep", write(tiny_sweep), "--dry-run", "--json", "--set", "adapter.scaling=1.0")
+    shown = json.loads(done.out)
+    assert (done.status, list(shown)) == (0, ["run", "space", "samples", "estimate", "spec"])
+    assert shown["run"] == "runs/tiny"
+    assert shown["space"]["adapter.rank"] == "2, 4"
+    assert len(shown["samples"]) == 3 and shown["samples"][0]["adapter.rank"] == 4
+    assert shown["spec"]["adapter"] == {"scaling": 1.0}
+    estimate = shown["estimate"]
+    assert estimate["concurrent"] >= 1
+    assert estimate["parameters"] > 0 and estimate["adapter_parameters"] > 0
+    assert estimate["memory_gib"] > 0 and estimate["disk_gib"] > 0
+    low, high = estimate["time_s"]
+    assert 0 < low < high
+    assert left_in_runs() == []
+
+
+def test_dry_run_proposes_what_the_sweep_would(tune: Command, tiny_sweep: dict[str, Any]) -> None:
+    file = write(changed(tiny_sweep, "sampler", {"name": "random", "seed": 4}))
+    first, second = (tune("sweep", file, "--dry-run", "--json").out for _ in range(2))
+    assert first == second
+    assert (
+        json.loads(tune("sweep", file, "--dry-run", "--json", "--set", "sampler.seed=5").out)[
+            "samples"
+        ]
+        != json.loads(first)["samples"]
+    )
