@@ -27,6 +27,7 @@ class Done:
 
 
 Command = Callable[..., Done]
+WriteSpec = Callable[[Mapping[str, Any]], Path]
 
 
 def changed(values: Mapping[str, Any], path: str, value: object) -> dict[str, Any]:
@@ -57,6 +58,15 @@ def is_refused(done: Done, *expected: str, after_it_began: bool = False) -> None
     assert done.status == 2, done
     assert done.out == ""
     assert "\nerror: " in done.err if after_it_began else done.err.startswith("error: ")
+    assert "Traceback" not in done.err
+    for part in expected:
+        assert part in done.err
+
+
+def ends_refused(done: Done, *expected: str) -> None:
+    """Assert what ``is_refused`` does, of a command that may have said something before its reason."""
+    assert (done.status, done.out) == (2, ""), done
+    assert done.err.splitlines()[-1].startswith(("error: ", "  - "))
     assert "Traceback" not in done.err
     for part in expected:
         assert part in done.err

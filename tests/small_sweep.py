@@ -52,6 +52,18 @@ def values(changes: Mapping[str, Any] | None = None, *, space: Any = None) -> di
     return result
 
 
+def fixed_rate_values(
+    changes: Mapping[str, Any], space: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """``values`` of a sweep that searches the rank alone, with dotted keys replaced and ranges added."""
+    rank_only = {
+        "optimizer": {"learning_rate": 1.0e-3},
+        "space": {"adapter.rank": {"categorical": [4, 8]} | WHY},
+        "budget": {"trials": 2, "max_steps": 4},
+    }
+    return values(rank_only | dict(changes), space={k: v | WHY for k, v in (space or {}).items()})
+
+
 def spec_of(changes: Mapping[str, Any] | None = None, *, space: Any = None) -> SweepSpec:
     """The sweep of ``values``."""
     return parse_sweep(values(changes, space=space), where="test")

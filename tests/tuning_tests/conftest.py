@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import Command, Done
+import yaml
+from command_line import Command, Done, WriteSpec
 
 from core.measuring.selection import Probe, StoppedBy, is_past_target
 from core.store.durable import append_line, commit_yaml
+from core.store.place import CACHE_VARIABLE
 from tuning import cli
 from tuning.config import SweepSpec, parse_sweep
 from tuning.ledger import Ledger
@@ -340,3 +342,22 @@ def tiny_sweep(tiny_model: Path, tiny_data: Mapping[str, Path]) -> dict[str, Any
         "budget": {"trials": 3, "max_steps": 4},
         "engine": {"dtype": "fp32", "device": "cpu"},
     }
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache of the test's own, in the folder ``cache`` beside its files."""
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def write_spec(tmp_path: Path) -> WriteSpec:
+    """Write a file into ``specs``, beside its data."""
+
+    def file(content: Mapping[str, Any]) -> Path:
+        path = tmp_path / "specs" / "file.yaml"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(yaml.safe_dump(dict(content)), encoding="utf-8")
+        return path
+
+    return file
