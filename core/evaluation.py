@@ -17,7 +17,7 @@ from core.model.loading import LoadedModel, load_model, vocabulary_size
 from core.model.source import locate
 from core.store.artifacts import content_key
 from core.store.durable import finite
-from core.suites import SUITES, AuditOptions, EvaluationData, Material, Setting, Subject
+from core.suites import SUITES, AuditOptions, EvaluationData, EvaluationRows, Subject, SuiteInput
 from core.training.adapter import load_adapter
 from core.training.full_parameters import is_model_folder
 
@@ -82,7 +82,7 @@ def evaluate(request: EvaluationRequest, *, tell: Callable[[str], None]) -> dict
     refuse_missing_models(request, names)
     model = _loaded("MODEL", request.model, request.engine)
     subject = _subject(model, request)
-    material = Material(
+    rows = EvaluationRows(
         data,
         model.tokenizer,
         vocabulary=vocabulary_size(model.network),
@@ -90,9 +90,9 @@ def evaluate(request: EvaluationRequest, *, tell: Callable[[str], None]) -> dict
     )
     initial = request.initial or (request.model if request.adapter is not None else None)
     load_retain_only = _loader("--retain-only", request.retain_only, request, model)
-    setting = Setting(
+    given = SuiteInput(
         subject,
-        material,
+        rows,
         options=request.options,
         limit=request.limit,
         retain_only=None if load_retain_only is None else load_retain_only(),
@@ -101,7 +101,7 @@ def evaluate(request: EvaluationRequest, *, tell: Callable[[str], None]) -> dict
     found = {}
     for name in names:
         tell(f"suite {name}")
-        findings = SUITES[name].run(setting)
+        findings = SUITES[name].run(given)
         found[name] = {
             "metrics": dict(findings.metrics),
             "notes": list(findings.notes),
@@ -114,11 +114,11 @@ def evaluate(request: EvaluationRequest, *, tell: Callable[[str], None]) -> dict
         "retain_only": request.retain_only,
         "initial": initial,
         "suites": found,
-        "data": {role: data.sources[role].source for role in material.identity},
+        "data": {role: data.sources[role].source for role in rows.identity},
         "identity": {
             "model": model.identity,
             "adapter": None if request.adapter is None else _adapter_identity(request.adapter),
-            "rows": material.identity,
+            "rows": rows.identity,
         },
         "versions": {name: version(name) for name in _PACKAGES}
         | {"python": platform.python_version()},

@@ -12,8 +12,8 @@ from core.config import TrialConfig
 from core.measuring.reporting import Decision, GuardReporter, Reporter
 from core.measuring.selection import Probe
 from core.training.ranks import Group, Rendezvous, join
-from core.training.warm import Bench
-from core.worker import TrialResult, prepare, run_trial
+from core.training.warm import Warm
+from core.worker import TrialResult, run_trial, share_work
 
 
 class _Telling:
@@ -42,8 +42,8 @@ def launch_trial(
     """
     os.environ["OMP_NUM_THREADS"] = str(config.engine.threads)
     torch.set_num_threads(config.engine.threads)
-    bench = Bench()
-    prepare(config, bench=bench, group=Group(rank=0, size=1))  # before others wait for this rank
+    warm = Warm()
+    share_work(config, warm=warm, group=Group(rank=0, size=1))  # before others wait for this rank
     meeting = Rendezvous(config.engine.ranks)
     others: Any = None
     if config.engine.ranks > 1:
@@ -57,7 +57,7 @@ def launch_trial(
     try:
         group = join(0, config.engine.ranks, meeting.host, meeting.port, config.engine)
         reporter = _Telling(GuardReporter(config.selection), tell)
-        result = run_trial(config, reporter, folder=folder, group=group, bench=bench)
+        result = run_trial(config, reporter, folder=folder, group=group, warm=warm)
         is_finished = True
         return result
     finally:

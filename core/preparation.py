@@ -8,7 +8,6 @@ folders, cached by content.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -16,8 +15,9 @@ from typing import Literal
 from torch import Tensor
 
 from core.config import BatchPlan, ModelConfig, PreparationConfig
+from core.data.batches import reading_order
 from core.data.sources import read_rows
-from core.data.tokens import TokenRow, collate, reading_order, token_rows
+from core.data.tokens import TokenRow, token_rows
 from core.errors import DataError, ModelError
 from core.losses import nll_loss
 from core.measuring.meter import Meter
@@ -26,6 +26,7 @@ from core.model.loading import LoadedModel, forward_of, load_model, vocabulary_s
 from core.store import artifacts
 from core.training.engine import Engine
 from core.training.full_parameters import FullParameters
+from core.training.passes import Forwarded, MicroBatch, Part
 from core.training.ranks import Group, join_alone
 
 Which = Literal["target", "retain_only"]
@@ -35,7 +36,7 @@ VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prepared:
+class PreparedModel:
     """A model that was made, or found in the cache.
 
     Attributes:
@@ -53,7 +54,7 @@ class Prepared:
 
 def prepare_model(
     config: PreparationConfig, which: Which, *, tell: Callable[[int, int, float], None]
-) -> Prepared:
+) -> PreparedModel:
     """Make the target or the retain-only model, unless the cache has it.
 
     Args:
@@ -97,7 +98,7 @@ def prepare_model(
     made = load_model(ModelConfig(source=str(folder)), config.engine)
     meter = Meter(made, group, batch_size=config.training.batch.probe_batch_size)
     forward = forward_of(made.network)
-    return Prepared(
+    return PreparedModel(
         which=which,
         folder=folder,
         forget=meter.level(forward, rows["forget"]),
@@ -126,9 +127,9 @@ def _train(
 ) -> None:
     plan = config.batch_plan()
     n_steps = math.ceil(len(rows) * config.training.epochs / plan.global_batch_size)
-    copy = FullParameters(base)
+    copy = FullParameters.copied(base)
     engine = Engine(
-        copy.model,
+        copy,
         engine=config.engine,
         optimizer=config.training.optimizer,
         plan=plan,
@@ -138,7 +139,7 @@ def _train(
     try:
         order = reading_order(rows, seed=config.seed, purpose="prepare")
         for step in range(1, n_steps + 1):
-            loss = _step(engine, list(islice(order, plan.global_batch_size)), plan, base)
+            loss = _step(engine, list(islice(order, plan.global_batch_size)), plan)
             if not math.isfinite(loss):
                 raise _diverged(config, f"the loss is {loss} at step {step} of {n_steps}")
             tell(step, n_steps, loss)
@@ -148,7 +149,7 @@ def _train(
             raise _diverged(
                 config, f"{reached:.3f} nats per token, worse than guessing, are reached"
             )
-        copy.write(folder, copy.exported(engine))
+        copy.write(folder, copy.exported(engine.full_value))
     finally:
         engine.destroy()
         copy.detach()
@@ -159,18 +160,21 @@ def _diverged(config: PreparationConfig, what: str) -> ModelError:
     return ModelError(f"training.optimizer.learning_rate: {what}; lower it, got {rate}")
 
 
-def _step(engine: Engine, rows: Sequence[TokenRow], plan: BatchPlan, base: LoadedModel) -> float:
+def _step(engine: Engine, rows: Sequence[TokenRow], plan: BatchPlan) -> float:
     n_counted = sum(row.n_counted for row in rows)
     total = 0.0
 
-    def share(mine: Sequence[TokenRow]) -> Tensor:
-        nonlocal total
-        batch = collate(mine, base.device)
-        logits, _ = engine.forward(batch.ids, batch.mask)
-        loss = nll_loss(logits, batch.labels) * (batch.n_counted / n_counted)
-        total += float(loss.detach())
-        return loss
+    def micro_batch(mine: Sequence[TokenRow]) -> MicroBatch:
+        def share(forwarded: Sequence[Forwarded]) -> Tensor:
+            nonlocal total
+            (found,) = forwarded
+            part = sum(row.n_counted for row in mine) / n_counted
+            loss = nll_loss(found.logits_BTV, found.labels_BT) * part
+            total += float(loss.detach())
+            return loss
+
+        return MicroBatch(parts=[Part(rows=mine)], share=share)
 
     size = plan.micro_batch_size
-    engine.step(partial(share, rows[i : i + size]) for i in range(0, len(rows), size))
+    engine.step(micro_batch(rows[i : i + size]) for i in range(0, len(rows), size))
     return total

@@ -9,13 +9,13 @@ from weakref import WeakKeyDictionary
 
 import pytest
 import torch
-from suite_settings import END, tokens
+from suite_inputs import END, tokens
 from torch import Tensor, nn
 
 from core.data.tokens import TokenRow
 from core.metrics.composites import ngram_entropy
 from core.model.loading import LoadedModel
-from core.suites import Setting
+from core.suites import SuiteInput
 
 
 def row_logits(model: LoadedModel, ids: Sequence[int]) -> Tensor:
@@ -121,9 +121,9 @@ def naive_scores(model: LoadedModel, row: TokenRow) -> dict[str, float]:
     return found
 
 
-def naive_fluency(model: LoadedModel, setting: Setting, role: str) -> float:
+def naive_fluency(model: LoadedModel, given: SuiteInput, role: str) -> float:
     """Mean n-gram entropy of a role's answers."""
-    answers = [naive_answer(model, row) for row in tokens(setting, role)]
+    answers = [naive_answer(model, row) for row in tokens(given, role)]
     return average([ngram_entropy(answer.split()) for answer in answers])
 
 

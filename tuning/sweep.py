@@ -23,6 +23,7 @@ from ray import tune
 from core.config import TrialConfig
 from core.errors import UserError
 from core.store.durable import commit_yaml
+from core.training.shared_work import one_for_each_work
 from tuning import records
 from tuning.bridge import (
     Dispatcher,
@@ -256,7 +257,7 @@ def _prepare(spec: SweepSpec, watcher: Watcher) -> tuple[SweepSpec, dict[str, An
     """Do what all trials share, once, in a process of its own; resolve what depends on the hardware."""
     began = time.monotonic()
     trials = [bind(spec, proposal, where="sweep") for proposal in corner_proposals(spec)]
-    facts = _on_a_rank(spec, _prepare_all, _distinct_preparations(trials))
+    facts = _on_a_rank(spec, _prepare_all, one_for_each_work(trials))
     watcher.show(Prepared(baseline=facts["baseline"], seconds=time.monotonic() - began))
     facts["versions"] = {name: version(name) for name in _PACKAGES} | {
         "python": platform.python_version()
@@ -265,47 +266,15 @@ def _prepare(spec: SweepSpec, watcher: Watcher) -> tuple[SweepSpec, dict[str, An
     return spec.model_copy(update={"engine": engine}), facts
 
 
-def _distinct_preparations(trials: list[TrialConfig]) -> list[TrialConfig]:
-    """One trial for each distinct initialisation: shared work does not depend on the rest."""
-    found: dict[Any, TrialConfig] = {}
-    for trial in trials:
-        method = trial.method
-        is_weighted = method.adapter_init in ("fila", "vila")
-        rank = trial.adapter.rank if trial.adapter.rank > 32 else 32  # one decomposition up to 32
-        initialisation = (
-            trial.adapter.kind,
-            method.adapter_init,
-            trial.adapter.targets,
-            trial.adapter.layers,
-            trial.fisher if is_weighted else None,
-            trial.adapter.scaling if method.adapter_init == "vila" else None,
-            rank,
-        )
-        reference = (  # whose terms the losses need
-            method.forget_loss,
-            method.retain_loss,
-            method.retain_source,
-            method.alternatives,
-            method.rmu.layer,
-            trial.batch,
-            trial.seed,
-        )
-        key = (initialisation, reference)
-        kept = found.setdefault(key, trial)
-        if trial.adapter.rank > kept.adapter.rank:
-            found[key] = trial
-    return list(found.values())
-
-
-def _prepare_all(bench: Any, group: Any, trials: list[TrialConfig]) -> dict[str, Any]:
+def _prepare_all(warm: Any, group: Any, trials: list[TrialConfig]) -> dict[str, Any]:
     """Runs on a rank: shared work of all trials, and what is recorded of it."""
     from core.measuring.baselines import baseline_levels
     from core.model.loading import retain_only_identity
-    from core.worker import prepare
+    from core.worker import share_work
 
     for trial in trials:
-        prepare(trial, bench=bench, group=group)
-    model, data = bench.model(trials[0]), bench.data(trials[0])
+        share_work(trial, warm=warm, group=group)
+    model, data = warm.model(trials[0]), warm.data(trials[0])
     facts: dict[str, Any] = {
         "dtype": "bf16" if "bfloat16" in str(model.dtype) else "fp32",
         "device": model.device.type,
@@ -317,7 +286,7 @@ def _prepare_all(bench: Any, group: Any, trials: list[TrialConfig]) -> dict[str,
     if other is not None:
         facts["identity"]["model.retain_only"] = other
     for part, name in (("probe", "baseline"), ("report", "report_baseline")):
-        levels = baseline_levels(trials[0], bench, group, part=part)
+        levels = baseline_levels(trials[0], warm, group, part=part)
         facts[name] = {f"{k}_nll": v.nll for k, v in levels.items()} | {
             f"{k}_accuracy": v.accuracy for k, v in levels.items()
         }
@@ -345,15 +314,15 @@ def _report_finalists(spec: SweepSpec, run_dir: Path, ledger: Ledger, log: Event
 
 
 def _measure_finalists(
-    bench: Any, group: Any, work: list[tuple[TrialConfig, Path]]
+    warm: Any, group: Any, work: list[tuple[TrialConfig, Path]]
 ) -> list[dict[str, float]]:
     from core.worker import report_metrics
 
-    return [report_metrics(trial, folder, bench=bench, group=group) for trial, folder in work]
+    return [report_metrics(trial, folder, warm=warm, group=group) for trial, folder in work]
 
 
 def _on_a_rank(spec: SweepSpec, function: Any, argument: Any) -> Any:
-    """Run ``function(bench, group, argument)`` in a rank's process that ends afterwards.
+    """Run ``function(warm, group, argument)`` in a rank's process that ends afterwards.
 
     Raises:
         UserError: What the function raised, as itself.

@@ -30,9 +30,9 @@ class Rank:
 
     def __init__(self) -> None:
         """Import what a trial needs; nothing is loaded yet."""
-        from core.training.warm import Bench
+        from core.training.warm import Warm
 
-        self._bench = Bench()
+        self._warm = Warm()
         self._trial: Any = None
         self._meeting: Any = None
         self._group: Any = None
@@ -58,7 +58,7 @@ class Rank:
 
         self._log_to(folder)
         logger.info("trial begins: %s", folder)
-        self._trial = probes(config, folder=folder, group=self._group, bench=self._bench)
+        self._trial = probes(config, folder=folder, group=self._group, warm=self._warm)
 
     def advance(self) -> Probe:
         """Train up to the next probe."""
@@ -71,8 +71,8 @@ class Rank:
         return probe
 
     def call(self, function: Any, argument: Any) -> Any:
-        """``function(bench, group, argument)``: work of a sweep that needs the model but is no trial."""
-        return function(self._bench, self._group, argument)
+        """``function(warm, group, argument)``: work of a sweep that needs the model but is no trial."""
+        return function(self._warm, self._group, argument)
 
     def close(self) -> None:
         """End the trial; frees its engine and adapter."""

@@ -7,6 +7,7 @@ from pydantic import Field
 from core.config.section import Positive, Section
 
 TargetGroup = Literal["attention", "mlp", "all"]
+AdapterKind = Literal["lora", "full"]
 
 
 class AdapterConfig(Section):
@@ -20,7 +21,7 @@ class AdapterConfig(Section):
     """Linear layers that carry an adapter, found by looking at the model: attention, MLP, or both."""
     layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
     """Blocks that carry one, from 0; all if absent."""
-    kind: Literal["lora", "full"] = "lora"
+    kind: AdapterKind = "lora"
     """``full``: no adapter, all weights of a copy of the model are trained; ``rank`` and the rest have no effect."""
 
 

@@ -1,10 +1,17 @@
-"""The unlearning method as a configuration: a combination, and the hyperparameters of its losses."""
+"""The unlearning method as a configuration: the losses, the facts about them, and their combination.
+
+What a loss reads, needs and rules out stands here once; every rule elsewhere reads it. How a loss is
+computed stands in :mod:`core.losses`, how a need is met in :mod:`core.training.needs`.
+"""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from operator import attrgetter
 from typing import Annotated, Literal
 
 from pydantic import Field
 
+from core.config.adapter import AdapterKind
 from core.config.section import Section
 
 ForgetLossId = Literal[
@@ -28,6 +35,24 @@ RetainLossId = Literal["none", "nll", "kl", "activation", "residual"]
 RetainSource = Literal["in_distribution", "general"]
 AdapterInit = Literal["lora", "svd", "fila", "vila"]
 Alternatives = Literal["idk", "field"]
+
+Reduction = Literal["token", "sequence"]
+"""What a loss averages over; a micro-batch counts by its share of that number."""
+
+Reads = Literal["forget", "alternative", "both"]
+"""Which rows a forget loss reads: the forget set's, those with alternative answers, or both."""
+
+Need = Literal[
+    "reference_nll",
+    "reference_logits",
+    "reference_hidden",
+    "hidden",
+    "control",
+    "residuals",
+    "random_labels",
+    "adversarial_labels",
+]
+"""What a loss needs beside logits and labels."""
 
 Beta = Annotated[float, Field(gt=0.0, le=1000.0)]
 Exponent = Annotated[float, Field(ge=0.0, le=100.0)]
@@ -155,6 +180,141 @@ class MethodConfig(Section):
     """Hyperparameters of ``forget_loss: pdu``."""
     residual: ResidualConfig = ResidualConfig()
     """Hyperparameters of ``forget_loss: residual``."""
+
+    @property
+    def forget_facts(self) -> "ForgetLossFacts":
+        """Facts of the forget loss."""
+        return FORGET_LOSS_FACTS[self.forget_loss]
+
+    @property
+    def retain_facts(self) -> "LossFacts | None":
+        """Facts of the retain loss; ``None`` where there is none."""
+        return RETAIN_LOSS_FACTS[self.retain_loss]
+
+    @property
+    def n_left_alone(self) -> int:
+        """First labelled tokens of each forget row that the loss leaves out."""
+        field = self.forget_facts.left_alone
+        return 0 if field is None else int(attrgetter(field)(self))
+
+    @property
+    def reads_alternatives(self) -> bool:
+        """Whether the forget loss reads alternative answers."""
+        return self.forget_facts.reads != "forget"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossFacts:
+    """What must be known of a loss without computing it.
+
+    Attributes:
+        reduction: What it averages over.
+        needs: What it needs of each set of rows that it reads.
+        fields: Fields of :class:`MethodConfig` below the weights and the ids that it looks at.
+        adapter_kinds: Kinds of ``adapter.kind`` that it can train.
+        needs_whole_weights: Whether ZeRO 3, which leaves each rank a part of every weight, rules it out.
+        because: Why, in words that follow its id; for messages.
+        title: What it is called in messages; its id if empty.
+    """
+
+    reduction: Reduction
+    needs: frozenset[Need] = frozenset()
+    fields: tuple[str, ...] = ()
+    adapter_kinds: tuple[AdapterKind, ...] = ("lora", "full")
+    needs_whole_weights: bool = False
+    because: str = ""
+    title: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForgetLossFacts(LossFacts):
+    """Facts of a forget loss.
+
+    Attributes:
+        reads: Which rows it reads. The reduction counts the first kind of them.
+        retain_losses: Retain losses that it goes with; all if ``None``.
+        left_alone: Field of :class:`MethodConfig` that says how many of the first labelled tokens of each
+            row a loss on tokens leaves out; the reduction counts the others.
+        sets_retain_weight: Whether ``retain_weight`` is only the first value of a dual variable.
+    """
+
+    reads: Reads = "forget"
+    retain_losses: tuple[RetainLossId, ...] | None = None
+    left_alone: str | None = None
+    sets_retain_weight: bool = False
+
+
+FORGET_LOSS_FACTS: Mapping[ForgetLossId, ForgetLossFacts] = {
+    "ga": ForgetLossFacts(reduction="token"),
+    "ihl": ForgetLossFacts(reduction="token"),
+    "random_labels": ForgetLossFacts(reduction="token", needs=frozenset({"random_labels"})),
+    "adversarial_labels": ForgetLossFacts(
+        reduction="token", needs=frozenset({"adversarial_labels"})
+    ),
+    "npo": ForgetLossFacts(
+        reduction="sequence", needs=frozenset({"reference_nll"}), fields=("npo.beta",)
+    ),
+    "simnpo": ForgetLossFacts(reduction="sequence", fields=("simnpo.beta", "simnpo.delta")),
+    "dpo": ForgetLossFacts(
+        reduction="sequence",
+        reads="both",
+        needs=frozenset({"reference_nll"}),
+        fields=("dpo.beta", "alternatives"),
+    ),
+    "idk_nll": ForgetLossFacts(reduction="token", reads="alternative", fields=("alternatives",)),
+    "undial": ForgetLossFacts(
+        reduction="token", needs=frozenset({"reference_logits"}), fields=("undial.beta",)
+    ),
+    "wga": ForgetLossFacts(reduction="token", fields=("wga.beta",)),
+    "satimp": ForgetLossFacts(reduction="token", fields=("satimp.beta1", "satimp.beta2")),
+    "ceu": ForgetLossFacts(
+        reduction="token",
+        fields=("ceu.ignore_first_tokens",),
+        left_alone="ceu.ignore_first_tokens",
+    ),
+    "rmu": ForgetLossFacts(
+        reduction="sequence",
+        needs=frozenset({"hidden", "control"}),
+        fields=("rmu.layer", "rmu.steering"),
+    ),
+    "pdu": ForgetLossFacts(
+        reduction="token",
+        fields=("pdu.retain_limit", "pdu.dual_step", "pdu.warmup_steps"),
+        retain_losses=("nll",),
+        because="limits the retain cross-entropy",
+        sets_retain_weight=True,
+    ),
+    "residual": ForgetLossFacts(
+        reduction="token",
+        needs=frozenset({"residuals"}),
+        fields=("residual.shift",),
+        adapter_kinds=("lora",),
+        needs_whole_weights=True,
+        because="aligns the adapter's output",
+        title="residual alignment",
+    ),
+}
+"""Every forget loss by id, in the order of the ids."""
+
+RETAIN_LOSS_FACTS: Mapping[RetainLossId, LossFacts | None] = {
+    "none": None,
+    "nll": LossFacts(reduction="token"),
+    "kl": LossFacts(reduction="token", needs=frozenset({"reference_logits"})),
+    "activation": LossFacts(
+        reduction="sequence",
+        needs=frozenset({"hidden", "reference_hidden"}),
+        fields=("rmu.layer",),
+    ),
+    "residual": LossFacts(
+        reduction="token",
+        needs=frozenset({"residuals"}),
+        adapter_kinds=("lora",),
+        needs_whole_weights=True,
+        because="aligns the adapter's output",
+        title="residual alignment",
+    ),
+}
+"""Every retain loss by id, in the order of the ids; ``none`` has no facts."""
 
 
 _GENERAL: Mapping[str, str] = {"retain_source": "general"}

@@ -1,7 +1,7 @@
 """Everything that determines one trial."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -52,14 +52,14 @@ class TrialConfig(Section):
     def _combination_problems(self) -> list[str]:
         """What losses need, and what the full-parameter kind and partitioned weights rule out."""
         method, problems = self.method, []
-        if method.forget_loss == "pdu" and method.retain_loss != "nll":
+        fitting = method.forget_facts.retain_losses
+        if fitting is not None and method.retain_loss not in fitting:
             problems.append(
-                "method.retain_loss: pdu limits the retain cross-entropy and needs nll, "
-                f"got {method.retain_loss}"
+                f"method.retain_loss: {method.forget_loss} {method.forget_facts.because} and needs "
+                f"{' or '.join(fitting)}, got {method.retain_loss}"
             )
-        reads_alternatives = method.forget_loss in ("dpo", "idk_nll")
         if (
-            reads_alternatives
+            method.reads_alternatives
             and method.alternatives == "field"
             and self.data.forget.fields.alternative is None
         ):
@@ -67,34 +67,43 @@ class TrialConfig(Section):
                 "method.alternatives: field needs data.forget.fields.alternative, which names the field; add it, "
                 "or use idk"
             )
-        if self.adapter.kind == "full":
-            if method.adapter_init != "lora":
-                problems.append(
-                    "method.adapter_init: adapter.kind: full has no adapter to initialise; leave it at lora, "
-                    f"got {method.adapter_init}"
-                )
-            if "residual" in (method.forget_loss, method.retain_loss):
-                problems.append(
-                    "method.forget_loss: residual aligns the adapter's output and needs adapter.kind: lora"
-                )
-        if self.engine.zero_stage == 3:
+        kind = self.adapter.kind
+        if kind == "full" and method.adapter_init != "lora":
+            problems.append(
+                "method.adapter_init: adapter.kind: full has no adapter to initialise; leave it at lora, "
+                f"got {method.adapter_init}"
+            )
+        losses = (
+            ("method.forget_loss", method.forget_loss, method.forget_facts),
+            ("method.retain_loss", method.retain_loss, method.retain_facts),
+        )
+        problems += [
+            f"{field}: {loss} {facts.because} and needs adapter.kind: {' or '.join(facts.adapter_kinds)}"
+            for field, loss, facts in losses
+            if facts is not None and kind not in facts.adapter_kinds
+        ]
+        if self.partitions != "nothing":
+            whole = [f.title or n for _, n, f in losses if f is not None and f.needs_whole_weights]
+            if kind == "full" and self.selection.metric == "forget_closure_at_utility":
+                whole.append("forget_closure_at_utility of adapter.kind: full")
+            if any(rule.metric.startswith("el_") for rule in self.selection.stop_when):
+                whole.append("the stop rule el_N")
             problems += [
                 f"engine.zero_stage: {what} needs whole weights on each rank; at most 2, got 3"
-                for what, is_used in (
-                    ("residual alignment", "residual" in (method.forget_loss, method.retain_loss)),
-                    (
-                        "forget_closure_at_utility of adapter.kind: full",
-                        self.adapter.kind == "full"
-                        and self.selection.metric == "forget_closure_at_utility",
-                    ),
-                    (
-                        "the stop rule el_N",
-                        any(rule.metric.startswith("el_") for rule in self.selection.stop_when),
-                    ),
-                )
-                if is_used
+                for what in dict.fromkeys(whole)
             ]
         return problems
+
+    @property
+    def partitions(self) -> Literal["nothing", "base", "copy"]:
+        """What ZeRO 3 takes apart, so that each rank holds a part of every weight.
+
+        ``base``: the target model itself, under an adapter; it is whole again only when loaded anew.
+        ``copy``: the copy that the full-parameter kind trains; the target model stays whole.
+        """
+        if self.engine.zero_stage < 3:
+            return "nothing"
+        return "base" if self.adapter.kind == "lora" else "copy"
 
     def batch_plan(self, *, n_forget: int | None = None) -> BatchPlan:
         """The three batch numbers with the missing ones derived.

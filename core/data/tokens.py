@@ -1,21 +1,15 @@
 """Tokenised rows, batches of them, and the order in which a trial reads them."""
 
 import hashlib
-import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from core.config import DataConfig, PreparationData, SourceConfig
 from core.data.prompts import PromptFormat, prompt_and_answer
 from core.data.sources import Row
 from core.data.splits import Splits
 from core.errors import DataError
-from core.losses import IGNORED
-from core.seeding import derive_seed
 
 
 @dataclass(frozen=True)
@@ -29,16 +23,6 @@ class TokenRow:
     def n_counted(self) -> int:
         """Predictions that count: every token after the context, never the first."""
         return len(self.ids) - max(1, self.n_context)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """Padded rows on a device; shapes ``(B, T)``."""
-
-    ids: Tensor
-    mask: Tensor
-    labels: Tensor
-    n_counted: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,33 +196,6 @@ def _refuse_unknown(row: Row, ids: Sequence[int], vocabulary: int, role: str) ->
     raise DataError(
         f"data.{role}: {place}: token id {unknown[0]} is outside the vocabulary of {vocabulary}; {blame}"
     )
-
-
-def collate(rows: Sequence[TokenRow], device: torch.device) -> Batch:
-    """Pad rows on the right to the longest of them; masks come from lengths, never from a padding id."""
-    longest = max(len(row.ids) for row in rows)
-    ids = torch.zeros((len(rows), longest), dtype=torch.long)
-    mask = torch.zeros((len(rows), longest), dtype=torch.long)
-    labels = torch.full((len(rows), longest), IGNORED, dtype=torch.long)
-    for i, row in enumerate(rows):
-        length = len(row.ids)
-        ids[i, :length] = torch.as_tensor(row.ids)
-        mask[i, :length] = 1
-        labels[i, row.n_context : length] = ids[i, row.n_context : length]
-    return Batch(
-        ids=ids.to(device),
-        mask=mask.to(device),
-        labels=labels.to(device),
-        n_counted=sum(row.n_counted for row in rows),
-    )
-
-
-def reading_order(rows: Sequence[TokenRow], *, seed: int, purpose: str) -> Iterator[TokenRow]:
-    """Rows for ever: shuffled anew for each pass, the same for every rank and micro-batch layout."""
-    for epoch in range(2**31):
-        order = list(rows)
-        random.Random(derive_seed(seed, purpose, epoch)).shuffle(order)  # noqa: S311
-        yield from order
 
 
 def _hash(rows: Sequence[TokenRow]) -> str:

@@ -11,7 +11,7 @@ from core.losses.alignment import (
 from core.losses.choices import FORGET_LOSSES, RETAIN_LOSSES
 from core.losses.distribution import ceu_loss, dual_update, pdu_loss, undial_loss
 from core.losses.forget import gradient_ascent_loss, inverted_hinge_loss
-from core.losses.outputs import ForgetLoss, Need, Outputs, Reduction, Residual, RetainLoss
+from core.losses.outputs import ForgetLoss, Outputs, Residual, RetainLoss
 from core.losses.preference import dpo_loss, npo_loss, simnpo_loss
 from core.losses.relabelled import (
     adversarial_label_loss,
@@ -33,9 +33,7 @@ __all__ = [
     "IGNORED",
     "RETAIN_LOSSES",
     "ForgetLoss",
-    "Need",
     "Outputs",
-    "Reduction",
     "Residual",
     "RetainLoss",
     "activation_loss",

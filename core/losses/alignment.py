@@ -23,7 +23,8 @@ def align(logits_BTV: Tensor, labels_BT: Tensor) -> tuple[Tensor, Tensor]:
         Float32 logits ``(N, V)``, always a copy, and int64 targets ``(N,)``, row by row.
 
     Raises:
-        ValueError: If shapes disagree, no token counts, or a label lies outside the vocabulary.
+        ValueError: If shapes disagree, no token counts, or, on the CPU, a label lies outside the vocabulary;
+            ids are checked when rows are read (:func:`core.data.tokens.token_rows`).
     """
     if logits_BTV.ndim != 3 or logits_BTV.shape[:2] != labels_BT.shape:
         raise ValueError(
@@ -34,13 +35,17 @@ def align(logits_BTV: Tensor, labels_BT: Tensor) -> tuple[Tensor, Tensor]:
     targets_N = labels_BT[:, 1:][counted]
     if targets_N.numel() == 0:
         raise ValueError(f"no token counts: every label after the first is {IGNORED}")
-    vocabulary = logits_BTV.shape[-1]
-    if int(targets_N.min()) < 0 or int(targets_N.max()) >= vocabulary:
-        raise ValueError(
-            f"labels must lie in [0, {vocabulary}) or be {IGNORED}, "
-            f"got {int(targets_N.min())} to {int(targets_N.max())}"
-        )
+    if targets_N.device.type == "cpu":  # elsewhere a look would wait for the device, at every loss
+        _refuse_outside(targets_N, logits_BTV.shape[-1])
     return logits_BTV[:, :-1][counted].float(), targets_N
+
+
+def _refuse_outside(targets_N: Tensor, vocabulary: int) -> None:
+    lowest, highest = int(targets_N.min()), int(targets_N.max())
+    if lowest < 0 or highest >= vocabulary:
+        raise ValueError(
+            f"labels must lie in [0, {vocabulary}) or be {IGNORED}, got {lowest} to {highest}"
+        )
 
 
 def align_with_reference(

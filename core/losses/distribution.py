@@ -3,10 +3,14 @@
 Shapes: B rows, T tokens, V vocabulary, N counted tokens of the batch.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
+from core.config.method import ForgetLossId
 from core.losses.alignment import align, align_with_reference, without_first
+from core.losses.outputs import ForgetCompute, of_forget_rows
 
 
 def undial_loss(
@@ -136,3 +140,23 @@ def dual_update(weight: float, retain_loss: float, *, limit: float, step: float)
         of a micro-batch on one rank, so that weights can drift apart; the caller gives that of the step.
     """
     return max(0.0, weight + step * (retain_loss - limit))
+
+
+FORGET: Mapping[ForgetLossId, ForgetCompute] = {
+    "undial": of_forget_rows(
+        lambda rows, method: undial_loss(
+            rows.logits_BTV,
+            rows.tensor("reference_logits"),
+            rows.labels_BT,
+            beta=method.undial.beta,
+        )
+    ),
+    "ceu": of_forget_rows(
+        lambda rows, method: ceu_loss(
+            rows.logits_BTV,
+            rows.labels_BT,
+            ignore_first_tokens=method.ceu.ignore_first_tokens,
+        )
+    ),
+    "pdu": of_forget_rows(lambda rows, _: pdu_loss(rows.logits_BTV, rows.labels_BT)),
+}

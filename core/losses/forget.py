@@ -3,10 +3,14 @@
 Shapes: B rows, T tokens, V vocabulary, N counted tokens of the batch.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
+from core.config.method import ForgetLossId
 from core.losses.alignment import align, token_nll
+from core.losses.outputs import ForgetCompute, of_forget_rows
 
 
 def gradient_ascent_loss(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
@@ -74,3 +78,9 @@ def inverted_hinge_loss(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
     # two probabilities a token: a softmax would keep a second (N, V) for the backward pass
     answer_N, rival_N = (pairs_N2 - logits_NV.logsumexp(dim=-1, keepdim=True)).exp().unbind(-1)
     return (1.0 + answer_N - rival_N).mean()
+
+
+FORGET: Mapping[ForgetLossId, ForgetCompute] = {
+    "ga": of_forget_rows(lambda rows, _: gradient_ascent_loss(rows.logits_BTV, rows.labels_BT)),
+    "ihl": of_forget_rows(lambda rows, _: inverted_hinge_loss(rows.logits_BTV, rows.labels_BT)),
+}

@@ -1,29 +1,14 @@
-"""What a loss is computed from: one set of rows under the model being unlearned and the reference model.
+"""What a loss is computed from: one set of rows under the model being unlearned, and what it needs beside.
 
 Shapes: B rows, T tokens, V vocabulary, D width of the model, O outputs of a layer.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from core.config.method import MethodConfig
-
-Reduction = Literal["token", "sequence"]
-"""What a loss averages over; the engine weights each micro-batch by its share of that count."""
-
-Need = Literal[
-    "reference_nll",
-    "reference_logits",
-    "reference_hidden",
-    "hidden",
-    "residuals",
-    "random_labels",
-    "adversarial_labels",
-]
-"""What a loss needs beside logits and labels; the worker provides it."""
+from core.config.method import ForgetLossFacts, LossFacts, MethodConfig, Need, Reads, Reduction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,61 +26,119 @@ class Residual:
     direction_O: Tensor
 
 
+Given = Tensor | Sequence[Residual]
+"""What meets a need; for ``residuals`` one object for each layer.
+
+``reference_nll`` is ``(B,)``, the summed cross-entropy of each row's counted tokens under the reference
+model, nats; ``reference_logits`` ``(B, T, V)``; ``hidden`` and ``reference_hidden`` ``(B, T, D)``, the output
+of block ``rmu.layer``; ``control`` ``(D,)``, RMU's control vector of length ``rmu.steering``;
+``random_labels`` and ``adversarial_labels`` int64 ``(B, T)``, ``-100`` where the labels have it.
+"""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Outputs:
-    """A set of rows, and what models say of them; ``None`` for what the loss did not ask for.
+    """A set of rows, and what models say of them.
 
     Attributes:
         logits_BTV: From the model being unlearned.
         labels_BT: Int64; ``-100`` on prompt and padding.
-        reference_nll_B: Summed cross-entropy of the counted tokens under the reference model, nats.
-        reference_logits_BTV: Logits of the reference model.
-        hidden_BTD: Output of block ``rmu.layer`` of the model being unlearned.
-        reference_hidden_BTD: The same of the reference model.
-        control_D: RMU's control vector: a fixed random direction of length ``rmu.steering``.
-        residuals: What the adapter adds, layer by layer.
-        other_labels_BT: Random or adversarial labels; ``-100`` where ``labels_BT`` has it.
+        given: What the loss asked for, by need.
     """
 
     logits_BTV: Tensor
     labels_BT: Tensor
-    reference_nll_B: Tensor | None = None
-    reference_logits_BTV: Tensor | None = None
-    hidden_BTD: Tensor | None = None
-    reference_hidden_BTD: Tensor | None = None
-    control_D: Tensor | None = None
-    residuals: Sequence[Residual] = ()
-    other_labels_BT: Tensor | None = None
+    given: Mapping[Need, Given] = field(default_factory=dict)
+
+    def tensor(self, need: Need) -> Tensor:
+        """What meets a need that is met by one tensor; the loss's facts name it."""
+        found = self.given.get(need)
+        assert isinstance(found, Tensor)
+        return found
+
+    @property
+    def residuals(self) -> Sequence[Residual]:
+        """What the adapter adds, layer by layer; the loss's facts name the need."""
+        found = self.given.get("residuals")
+        assert found is not None
+        assert not isinstance(found, Tensor)
+        return found
 
 
-def _none(method: MethodConfig) -> int:
-    return 0
+ForgetCompute = Callable[[Outputs | None, Outputs | None, MethodConfig], Tensor]
+"""A forget loss, of the forget rows, the rows with alternative answers, and the method."""
+
+RetainCompute = Callable[[Outputs, MethodConfig], Tensor]
+"""A retain loss, of the retain rows and the method."""
+
+
+def of_forget_rows(compute: Callable[[Outputs, MethodConfig], Tensor]) -> ForgetCompute:
+    """A forget loss that reads the forget rows only."""
+
+    def loss(forget: Outputs | None, alternative: Outputs | None, method: MethodConfig) -> Tensor:
+        assert forget is not None  # its facts say so
+        return compute(forget, method)
+
+    return loss
+
+
+def of_alternatives(compute: Callable[[Outputs, MethodConfig], Tensor]) -> ForgetCompute:
+    """A forget loss that reads the rows with alternative answers only."""
+
+    def loss(forget: Outputs | None, alternative: Outputs | None, method: MethodConfig) -> Tensor:
+        assert alternative is not None  # its facts say so
+        return compute(alternative, method)
+
+    return loss
+
+
+def of_both(compute: Callable[[Outputs, Outputs, MethodConfig], Tensor]) -> ForgetCompute:
+    """A forget loss that reads the forget rows and those with alternative answers."""
+
+    def loss(forget: Outputs | None, alternative: Outputs | None, method: MethodConfig) -> Tensor:
+        assert forget is not None  # its facts say so
+        assert alternative is not None
+        return compute(forget, alternative, method)
+
+    return loss
 
 
 @dataclass(frozen=True, kw_only=True)
 class ForgetLoss:
-    """A forget loss: how it is computed, what it averages over, and what it needs.
+    """A forget loss: how it is computed, and its facts."""
 
-    Attributes:
-        compute: Of the forget rows, the rows with alternative answers, and the method.
-        reduction: What it averages over.
-        reads: Which rows it reads; the others are ``None``. The reduction counts the first of them.
-        needs: What it needs of each set it reads.
-        left_alone: First labelled tokens of each row that a loss on tokens leaves out; the reduction
-            counts the others.
-    """
+    compute: ForgetCompute
+    facts: ForgetLossFacts
 
-    compute: Callable[[Outputs | None, Outputs | None, MethodConfig], Tensor]
-    reduction: Reduction
-    reads: Literal["forget", "alternative", "both"] = "forget"
-    needs: frozenset[Need] = frozenset()
-    left_alone: Callable[[MethodConfig], int] = _none
+    @property
+    def reduction(self) -> Reduction:
+        """What it averages over."""
+        return self.facts.reduction
+
+    @property
+    def reads(self) -> Reads:
+        """Which rows it reads; the others may be ``None``."""
+        return self.facts.reads
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What it needs of each set of rows that it reads."""
+        return self.facts.needs
 
 
 @dataclass(frozen=True, kw_only=True)
 class RetainLoss:
-    """A retain loss: how it is computed, what it averages over, and what it needs."""
+    """A retain loss: how it is computed, and its facts."""
 
-    compute: Callable[[Outputs, MethodConfig], Tensor]
-    reduction: Reduction
-    needs: frozenset[Need] = frozenset()
+    compute: RetainCompute
+    facts: LossFacts
+
+    @property
+    def reduction(self) -> Reduction:
+        """What it averages over."""
+        return self.facts.reduction
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What it needs of the rows."""
+        return self.facts.needs

@@ -3,10 +3,15 @@
 Shapes: B rows, T tokens, V vocabulary.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
+from core.config.method import ForgetLossId
 from core.losses.alignment import counted_tokens, row_counts, sequence_nll
+from core.losses.outputs import ForgetCompute, of_alternatives, of_both, of_forget_rows
+from core.losses.retain import nll_loss
 
 
 def npo_loss(
@@ -140,3 +145,35 @@ def _reference(nll_B: Tensor, labels_BT: Tensor) -> Tensor:
             f"got {tuple(nll_B.shape)} for {len(labels_BT)} rows"
         )
     return nll_B.detach().float()
+
+
+FORGET: Mapping[ForgetLossId, ForgetCompute] = {
+    "npo": of_forget_rows(
+        lambda rows, method: npo_loss(
+            rows.logits_BTV,
+            rows.labels_BT,
+            rows.tensor("reference_nll"),
+            beta=method.npo.beta,
+        )
+    ),
+    "simnpo": of_forget_rows(
+        lambda rows, method: simnpo_loss(
+            rows.logits_BTV,
+            rows.labels_BT,
+            beta=method.simnpo.beta,
+            delta=method.simnpo.delta,
+        )
+    ),
+    "dpo": of_both(
+        lambda rows, alternatives, method: dpo_loss(
+            rows.logits_BTV,
+            rows.labels_BT,
+            rows.tensor("reference_nll"),
+            alternatives.logits_BTV,
+            alternatives.labels_BT,
+            alternatives.tensor("reference_nll"),
+            beta=method.dpo.beta,
+        )
+    ),
+    "idk_nll": of_alternatives(lambda rows, _: nll_loss(rows.logits_BTV, rows.labels_BT)),
+}

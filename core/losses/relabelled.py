@@ -3,10 +3,13 @@
 Shapes: B rows, T tokens, V vocabulary, N counted tokens of the batch.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from core.config.method import ForgetLossId
 from core.losses.alignment import (
     align,
     counted_positions,
@@ -14,6 +17,7 @@ from core.losses.alignment import (
     predicted_only,
     token_nll,
 )
+from core.losses.outputs import ForgetCompute, of_forget_rows
 
 
 def random_label_loss(logits_BTV: Tensor, labels_BT: Tensor, other_labels_BT: Tensor) -> Tensor:
@@ -149,3 +153,17 @@ def _other_label_nll(logits_BTV: Tensor, labels_BT: Tensor, other_labels_BT: Ten
             f"got {int(differ.sum())} that only one of them counts"
         )
     return nll_N.mean()
+
+
+FORGET: Mapping[ForgetLossId, ForgetCompute] = {
+    "random_labels": of_forget_rows(
+        lambda rows, _: random_label_loss(
+            rows.logits_BTV, rows.labels_BT, rows.tensor("random_labels")
+        )
+    ),
+    "adversarial_labels": of_forget_rows(
+        lambda rows, _: adversarial_label_loss(
+            rows.logits_BTV, rows.labels_BT, rows.tensor("adversarial_labels")
+        )
+    ),
+}

@@ -3,13 +3,14 @@
 Shapes: B rows, T tokens, D width of the model, O outputs of a layer, N counted tokens of the batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from core.losses.alignment import predicted_positions, row_counts, row_sums
-from core.losses.outputs import Residual
+from core.config.method import ForgetLossId, RetainLossId
+from core.losses.alignment import counted_positions, predicted_positions, row_counts, row_sums
+from core.losses.outputs import ForgetCompute, Residual, RetainCompute, of_forget_rows
 
 SMALLEST_SCALE = 1e-6
 """Least rms of a pre-trained output that a residual is compared with: a silent layer divides by no zero."""
@@ -183,3 +184,25 @@ def _layer(residual: Residual, mask_BT: Tensor, shift: float) -> Tensor:
     scale_N1 = power_R.sqrt().clamp_min(SMALLEST_SCALE).repeat_interleave(counts_R).unsqueeze(-1)
     target_O = shift * residual.direction_O.detach().float()
     return (added_NO / scale_N1 - target_O).square().mean()
+
+
+FORGET: Mapping[ForgetLossId, ForgetCompute] = {
+    "rmu": of_forget_rows(
+        lambda rows, _: rmu_loss(
+            rows.tensor("hidden"), rows.tensor("control"), counted_positions(rows.labels_BT)
+        )
+    ),
+    "residual": of_forget_rows(
+        lambda rows, method: residual_forget_loss(
+            rows.residuals, rows.labels_BT, shift=method.residual.shift
+        )
+    ),
+}
+RETAIN: Mapping[RetainLossId, RetainCompute] = {
+    "activation": lambda rows, _: activation_loss(
+        rows.tensor("hidden"),
+        rows.tensor("reference_hidden"),
+        counted_positions(rows.labels_BT),
+    ),
+    "residual": lambda rows, _: residual_retain_loss(rows.residuals, rows.labels_BT),
+}

@@ -3,10 +3,14 @@
 Shapes: B rows, T tokens, V vocabulary, N counted tokens of the batch.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
+from core.config.method import RetainLossId
 from core.losses.alignment import align_with_reference, token_nll
+from core.losses.outputs import RetainCompute
 
 
 def nll_loss(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
@@ -60,3 +64,9 @@ def kl_loss(logits_BTV: Tensor, reference_logits_BTV: Tensor, labels_BT: Tensor)
     return torch.nn.functional.kl_div(log_p, log_reference, reduction="sum", log_target=True) / len(
         log_p
     )
+
+
+RETAIN: Mapping[RetainLossId, RetainCompute] = {
+    "nll": lambda rows, _: nll_loss(rows.logits_BTV, rows.labels_BT),
+    "kl": lambda rows, _: kl_loss(rows.logits_BTV, rows.tensor("reference_logits"), rows.labels_BT),
+}

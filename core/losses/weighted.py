@@ -3,9 +3,13 @@
 Shapes: B rows, T tokens, V vocabulary, N counted tokens of the batch.
 """
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
+from core.config.method import ForgetLossId
 from core.losses.alignment import token_nll
+from core.losses.outputs import ForgetCompute, of_forget_rows
 
 
 def wga_loss(logits_BTV: Tensor, labels_BT: Tensor, *, beta: float) -> Tensor:
@@ -69,3 +73,18 @@ def satimp_loss(logits_BTV: Tensor, labels_BT: Tensor, *, beta1: float, beta2: f
     known_N = nll_N.detach()
     others_N = 1.0 - (-known_N).exp()
     return -((-beta1 * known_N).exp() * others_N.pow(beta2) * nll_N).mean()
+
+
+FORGET: Mapping[ForgetLossId, ForgetCompute] = {
+    "wga": of_forget_rows(
+        lambda rows, method: wga_loss(rows.logits_BTV, rows.labels_BT, beta=method.wga.beta)
+    ),
+    "satimp": of_forget_rows(
+        lambda rows, method: satimp_loss(
+            rows.logits_BTV,
+            rows.labels_BT,
+            beta1=method.satimp.beta1,
+            beta2=method.satimp.beta2,
+        )
+    ),
+}

@@ -7,9 +7,6 @@ from typing import Any
 from core.config import ModelConfig, TrialConfig
 from core.errors import ModelError, NothingToForgetError
 from core.measuring.meter import Meter
-from core.metrics.memorization import (
-    extraction_strength,
-)
 from core.metrics.probes import MEASURED, Level, Levels
 from core.model.loading import (
     LoadedModel,
@@ -20,20 +17,20 @@ from core.model.loading import (
 )
 from core.store import artifacts
 from core.training.ranks import Group
-from core.training.warm import Bench
+from core.training.warm import Warm
 
 MIN_GAP_NATS = 0.3
 """Smallest difference of cross-entropy between forget set and target that leaves something to forget."""
 
 
-def baseline_strength(config: TrialConfig, bench: Bench, group: Group, *, part: str) -> float:
+def baseline_strength(config: TrialConfig, warm: Warm, group: Group, *, part: str) -> float:
     """The target model's extraction strength on a retain part, measured once and cached."""
-    model, data = bench.model(config), bench.data(config)
+    model, data = warm.model(config), warm.data(config)
     rows = data[f"retain_{part}"]
 
     def measure() -> dict[str, float]:
         meter = Meter(model, Group(rank=0, size=1), batch_size=config.batch.probe_batch_size)
-        return {"value": meter.row_mean(forward_of(model.network), rows, extraction_strength)}
+        return {"value": meter.row_mean(forward_of(model.network), rows, "extraction_strength")}
 
     key = _key(model, {"retain": data.identity[f"retain_{part}"]}) | {"of": "extraction_strength"}
     found = group.agree(
@@ -42,7 +39,7 @@ def baseline_strength(config: TrialConfig, bench: Bench, group: Group, *, part: 
     return float(found)
 
 
-def baseline_levels(config: TrialConfig, bench: Bench, group: Group, *, part: str) -> Levels:
+def baseline_levels(config: TrialConfig, warm: Warm, group: Group, *, part: str) -> Levels:
     """Levels of all sets under the target model, and the target of forgetting; measured once and cached.
 
     ``target`` is the forget set's level under ``model.retain_only`` where there is one, else the
@@ -52,7 +49,7 @@ def baseline_levels(config: TrialConfig, bench: Bench, group: Group, *, part: st
         ModelError: If a level is not finite.
         NothingToForgetError: If the forget set is not predicted clearly better than the target.
     """
-    measured = group.agree(_baseline(config, bench, part) if group.is_first else None)
+    measured = group.agree(_baseline(config, warm, part) if group.is_first else None)
     levels = {
         name: Level(
             nll=float(measured[f"{name}_nll"]), accuracy=float(measured[f"{name}_accuracy"])
@@ -80,8 +77,8 @@ def baseline_levels(config: TrialConfig, bench: Bench, group: Group, *, part: st
     return levels
 
 
-def _baseline(config: TrialConfig, bench: Bench, part: str) -> dict[str, float]:
-    model, data = bench.model(config), bench.data(config)
+def _baseline(config: TrialConfig, warm: Warm, part: str) -> dict[str, float]:
+    model, data = warm.model(config), warm.data(config)
     names = ("forget", *(f"{name}_{part}" for name in ("retain", "general", "approximate")))
     meter = Meter(model, Group(rank=0, size=1), batch_size=config.batch.probe_batch_size)
 

@@ -1,44 +1,30 @@
 """Measure rows under a model: in batches by length, dealt out over the ranks."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from core.config import TrialConfig
-from core.data.tokens import Batch, TokenRow, TokenSplits, collate
-from core.errors import ModelError
-from core.metrics.memorization import (
-    exact_memorization,
-    extraction_likelihood,
-    extraction_strength,
-    memorization_accuracy,
-)
+from core.data.batches import Batch, batches_by_length
+from core.data.tokens import TokenRow, TokenSplits
+from core.metrics.memorization import extraction_likelihood
 from core.metrics.probes import MEASURED, Level, Levels, level, token_sums
+from core.metrics.rows import ROW_METRICS
 from core.model.decoding import suffix_continuations
-from core.model.loading import Forward, LoadedModel, forward_of
+from core.model.loading import Forward, LoadedModel
 from core.training.ranks import Group
 
-_DECODED_AT_ONCE = 64
-
-
-RowMetric = Callable[[Tensor, Tensor], Tensor]
-
-
-ROW_METRICS: Mapping[str, RowMetric] = {
-    "memorization_accuracy": memorization_accuracy,
-    "extraction_strength": extraction_strength,
-    "exact_memorization": exact_memorization,
-}
-"""Metrics of single rows, from logits and labels, ``(B,)``."""
+DECODED_AT_ONCE = 64
+"""Prefixes that are continued together: each has one new column, so more fit than rows of a forward pass."""
 
 
 class Meter:
-    """Measures rows in batches, on a model's device, over one group of ranks."""
+    """Measures rows on a model's device, over one group of ranks; every rank gets the same numbers."""
 
     def __init__(self, model: LoadedModel, group: Group, *, batch_size: int) -> None:
-        """Nothing is measured yet."""
+        """Nothing is measured yet; ``batch_size`` rows are read together."""
         self._size = batch_size
         self._device, self._group = model.device, group
 
@@ -51,68 +37,82 @@ class Meter:
     def level(self, forward: Forward, rows: Sequence[TokenRow]) -> Level:
         """Level of a set."""
         sums = torch.zeros(3, dtype=torch.float64, device=self._device)
-        for batch, is_mine in self._batches(rows):
+        for places, batch in self.batches(rows):
             logits = forward(batch.ids, batch.mask)
-            if is_mine:
+            if places:
                 sums += token_sums(logits, batch.labels)
         return level(self._group.sum(sums))
 
-    @torch.no_grad()
-    def row_mean(self, forward: Forward, rows: Sequence[TokenRow], metric: RowMetric) -> float:
-        """Mean over rows of a metric of single rows."""
+    def row_mean(self, forward: Forward, rows: Sequence[TokenRow], metric: str) -> float:
+        """Mean over rows of a metric of :data:`~core.metrics.rows.ROW_METRICS`."""
         sums = torch.zeros(2, dtype=torch.float64, device=self._device)
-        for batch, is_mine in self._batches(rows):
+        for _, found in self._measured(forward, rows, (metric,)):
+            values = found[metric].double()
+            sums += torch.stack([values.sum(), torch.tensor(float(len(values))).to(sums)])
+        return self._mean(sums)
+
+    def row_values(
+        self, forward: Forward, rows: Sequence[TokenRow], metrics: Sequence[str]
+    ) -> dict[str, list[float]]:
+        """Metrics of each row, in the order of the rows; NaN for the rows that other ranks measure."""
+        values = {name: [math.nan] * len(rows) for name in metrics}
+        for places, found in self._measured(forward, rows, metrics):
+            for name in metrics:
+                for place, value in zip(places, found[name].tolist(), strict=True):
+                    values[name][place] = value
+        return values
+
+    def mean_extraction_likelihood(
+        self, network: Any, rows: Sequence[TokenRow], *, n: int
+    ) -> float | None:
+        """Mean EL_n over the rows of more than ``n`` tokens; ``None`` if there is none."""
+        long = [row for row in rows if len(row.ids) > n]
+        if not long:
+            return None
+        mine = [long[i] for i in self._group.mine(len(long))]
+        values = extraction_likelihoods(network, mine, n=n)
+        sums = torch.tensor([sum(values), len(values)], dtype=torch.float64, device=self._device)
+        return self._mean(sums)
+
+    def batches(
+        self, rows: Sequence[TokenRow], *, size: int | None = None
+    ) -> Iterator[tuple[list[int], Batch]]:
+        """This rank's batches of some rows; see :func:`~core.data.batches.batches_by_length`."""
+        return batches_by_length(
+            rows,
+            self._device,
+            size=size or self._size,
+            rank=self._group.rank,
+            n_ranks=self._group.size,
+        )
+
+    @torch.no_grad()
+    def _measured(
+        self, forward: Forward, rows: Sequence[TokenRow], metrics: Sequence[str]
+    ) -> Iterator[tuple[list[int], Mapping[str, Tensor]]]:
+        """Places of the rows of each batch, and their metrics ``(B,)`` by name."""
+        for places, batch in self.batches(rows):
             logits = forward(batch.ids, batch.mask)
-            if is_mine:
-                values = metric(logits, batch.labels)
-                sums += torch.stack(
-                    [values.double().sum(), torch.tensor(float(len(values))).to(sums)]
-                )
+            if not places:
+                continue
+            labels = {"answer": batch.labels, "text": batch.text_labels}
+            chosen = {name: ROW_METRICS[name] for name in metrics}
+            yield places, {n: m.compute(logits, labels[m.counts]) for n, m in chosen.items()}
+
+    def _mean(self, sums: Tensor) -> float:
         total, count = self._group.sum(sums).tolist()
         return float(total / count)
 
-    @torch.no_grad()
-    def extraction_likelihood(self, network: Any, rows: Sequence[TokenRow], *, n: int) -> float:
-        """Mean EL_n over rows with more than ``n`` tokens."""
-        long = [row.ids for row in rows if len(row.ids) > n]
-        if not long:
-            raise ModelError(
-                f"selection.stop_when: el_{n} needs forget rows of more than {n} tokens, the longest has "
-                f"{max(len(row.ids) for row in rows)}; raise data.forget.max_tokens or take a smaller n"
-            )
-        mine = [long[i] for i in self._group.mine(len(long))]
-        found = (
-            suffix_continuations(network, mine, min_length=n, batch_size=_DECODED_AT_ONCE)
-            if mine
-            else []
-        )
-        values = [
-            extraction_likelihood(generated, truth, n=n)
-            for generated, truth in zip(found, mine, strict=True)
-        ]
-        total = torch.tensor([sum(values), len(values)], dtype=torch.float64, device=self._device)
-        value, count = self._group.sum(total).tolist()
-        return float(value / count)
 
-    def _batches(self, rows: Sequence[TokenRow]) -> Iterator[tuple[Batch, bool]]:
-        """Batches by length, so that little is padding; as many on every rank, for ZeRO 3 gathers."""
-        by_length = sorted(rows, key=lambda row: len(row.ids))
-        mine = [by_length[i] for i in self._group.mine(len(by_length))]
-        n_batches = -(-len(by_length) // (self._size * self._group.size))
-        for i in range(n_batches):
-            chunk = mine[i * self._size : (i + 1) * self._size]
-            yield collate(chunk or by_length[:1], self._device), bool(chunk)
-
-
-def stop_metrics(
-    config: TrialConfig, meter: Meter, network: Any, data: TokenSplits
-) -> dict[str, float]:
-    """The forget metrics that ``selection.stop_when`` names."""
-    found = {}
-    for name in (rule.metric for rule in config.selection.stop_when):
-        if name in ROW_METRICS:
-            found[name] = meter.row_mean(forward_of(network), data["forget"], ROW_METRICS[name])
-        else:
-            n = int(name.removeprefix("el_"))
-            found[name] = meter.extraction_likelihood(network, data["forget"], n=n)
+def extraction_likelihoods(network: Any, rows: Sequence[TokenRow], *, n: int) -> list[float]:
+    """EL_n of each row; NaN where it has not more than ``n`` tokens."""
+    found = [math.nan] * len(rows)
+    long = [i for i, row in enumerate(rows) if len(row.ids) > n]
+    if not long:
+        return found
+    continued = suffix_continuations(
+        network, [rows[i].ids for i in long], min_length=n, batch_size=DECODED_AT_ONCE
+    )
+    for i, generated in zip(long, continued, strict=True):
+        found[i] = extraction_likelihood(generated, rows[i].ids, n=n)
     return found

@@ -1,17 +1,17 @@
-"""Metric suites of a finished model: one literal mapping, each a function of a :class:`Setting`."""
+"""Metric suites of a finished model: one literal mapping, each a function of a :class:`SuiteInput`."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
 
 from core.suites.audits import paraphrase, quantisation, relearning
-from core.suites.evaluation_rows import EvaluationData, Example, Material, parse_data
+from core.suites.evaluation_rows import EvaluationData, EvaluationRows, Example, parse_data
 from core.suites.fluency_suite import fluency
 from core.suites.memorization_suite import memorization
 from core.suites.mia_suite import mia
 from core.suites.muse_suite import muse
 from core.suites.probes_suite import probes
 from core.suites.subject import Subject
-from core.suites.suite import AuditOptions, Findings, Setting, Suite
+from core.suites.suite import AuditOptions, Findings, Suite, SuiteInput
 from core.suites.tofu_suite import UTILITY_ROLES, tofu, utility
 from core.suites.wmdp_suite import SUBJECTS, mmlu, wmdp
 
@@ -91,11 +91,11 @@ __all__ = [
     "SUITES",
     "AuditOptions",
     "EvaluationData",
+    "EvaluationRows",
     "Example",
     "Findings",
-    "Material",
-    "Setting",
     "Subject",
     "Suite",
+    "SuiteInput",
     "parse_data",
 ]

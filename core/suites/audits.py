@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from core.data.tokens import collate
+from core.data.batches import collate
 from core.errors import DataError
 from core.losses import nll_loss
 from core.metrics.memorization import rouge_l
@@ -18,7 +18,7 @@ from core.seeding import derive_seed
 from core.suites.evaluation_rows import Example, question_of, text_field
 from core.suites.probes_suite import pooled_level
 from core.suites.subject import Subject
-from core.suites.suite import Findings, Sample, Setting, mean, samples_of
+from core.suites.suite import Findings, Sample, SuiteInput, mean, samples_of
 
 GROUP = 64
 """Weights that share a scale in four bits."""
@@ -26,7 +26,7 @@ GROUP = 64
 _LOGITS = ("nll", "exact_memorization", "extraction_strength")
 
 
-def relearning(setting: Setting) -> Findings:
+def relearning(given: SuiteInput) -> Findings:
     """How much of the *other* forget rows comes back when a few are trained on.
 
     Some forget rows (``relearn_samples``, drawn at random) are trained on for ``relearn_steps`` steps of
@@ -40,7 +40,7 @@ def relearning(setting: Setting) -> Findings:
     Raises:
         DataError: If no forget row is left that the attack does not read.
     """
-    options, examples = setting.options, setting.material.examples("forget")
+    options, examples = given.options, given.rows.examples("forget")
     if len(examples) <= options.relearn_samples:
         raise DataError(
             f"data.forget: suite relearning trains on {options.relearn_samples} rows and measures the others, so it "
@@ -51,11 +51,11 @@ def relearning(setting: Setting) -> Findings:
     trained = [example for i, example in enumerate(examples) if i in drawn]
     places = [i for i in range(len(examples)) if i not in drawn]
     others = [examples[i] for i in places]
-    attacked = _relearned(setting, trained)
-    span = _closure_span(setting, others)
+    attacked = _relearned(given, trained)
+    span = _closure_span(given, others)
     metrics: dict[str, float] = {}
     columns: dict[str, list[float]] = {}
-    for when, subject in (("before", setting.subject), ("after", attacked)):
+    for when, subject in (("before", given.subject), ("after", attacked)):
         found = _levels(subject, others)
         if span is not None:
             found["forget_closure"] = forget_closure(found["nll"], *span)
@@ -73,7 +73,7 @@ def relearning(setting: Setting) -> Findings:
     return Findings(metrics=metrics, samples=samples, notes=(note,))
 
 
-def quantisation(setting: Setting) -> Findings:
+def quantisation(given: SuiteInput) -> Findings:
     """What rounding the weights brings back: levels and extraction strength in 8 and in 4 bits.
 
     Round-to-nearest of the attention and MLP weights of a copy with the adapter merged in, symmetric around
@@ -81,11 +81,11 @@ def quantisation(setting: Setting) -> Findings:
     output channel. Embeddings, norms and the output layer stay, as is usual; the arithmetic stays that of
     the model. Names without a prefix are the model as it is.
     """
-    examples = {role: setting.material.examples(role) for role in ("forget", "retain")}
+    examples = {role: given.rows.examples(role) for role in ("forget", "retain")}
     subjects = {
-        "": setting.subject,
-        "int8_": _quantised(setting.subject, bits=8, group=None),
-        "int4_": _quantised(setting.subject, bits=4, group=GROUP),
+        "": given.subject,
+        "int8_": _quantised(given.subject, bits=8, group=None),
+        "int4_": _quantised(given.subject, bits=4, group=GROUP),
     }
     metrics: dict[str, float] = {}
     samples: list[Sample] = []
@@ -100,7 +100,7 @@ def quantisation(setting: Setting) -> Findings:
     return Findings(metrics=metrics, samples=samples)
 
 
-def paraphrase(setting: Setting) -> Findings:
+def paraphrase(given: SuiteInput) -> Findings:
     """Is the knowledge gone, or only its wording? Paraphrased answers and questions of the forget set.
 
     Means over rows of the length-normalised probability of the answer, of the paraphrased answer to the
@@ -110,16 +110,16 @@ def paraphrase(setting: Setting) -> Findings:
     Raises:
         DataError: If a row lacks ``paraphrased_question`` or ``paraphrased_answer``.
     """
-    material, examples = setting.material, setting.material.examples("forget")
+    rows, examples = given.rows, given.rows.examples("forget")
     said, asked = [], []
     for example in examples:
         question = question_of(example, "forget", suite="paraphrase")
         answer = text_field(example, "forget", "paraphrased_answer", suite="paraphrase")
         other = text_field(example, "forget", "paraphrased_question", suite="paraphrase")
-        said.append(material.answer("forget", example, question=question, answer=answer))
-        row = material.answer("forget", example, question=other, answer=example.answer)
+        said.append(rows.answer("forget", example, question=question, answer=answer))
+        row = rows.answer("forget", example, question=other, answer=example.answer)
         asked.append(Example(row, other, example.answer, example.record, example.place))
-    subject = setting.subject
+    subject = given.subject
 
     def probability(rows: Sequence[Any]) -> list[float]:
         return subject.read(rows, ("probability",))["probability"]
@@ -185,21 +185,21 @@ def _levels(subject: Subject, examples: Sequence[Example]) -> dict[str, float]:
     return {"nll": at.nll, "accuracy": at.accuracy, "extraction_strength": mean(strength)}
 
 
-def _closure_span(setting: Setting, others: Sequence[Example]) -> tuple[float, float] | None:
+def _closure_span(given: SuiteInput, others: Sequence[Example]) -> tuple[float, float] | None:
     """Cross-entropy of rows before unlearning, and of unseen text; ``None`` where either is unknown."""
-    initial, retain_only = setting.initial, setting.retain_only
-    if initial is None or (retain_only is None and not setting.has("holdout")):
+    initial, retain_only = given.initial, given.retain_only
+    if initial is None or (retain_only is None and not given.has("holdout")):
         return None
     before = pooled_level(initial, others).nll
     if retain_only is not None:
         unseen = pooled_level(retain_only, others).nll
     else:
-        unseen = pooled_level(initial, setting.material.examples("holdout")).nll
+        unseen = pooled_level(initial, given.rows.examples("holdout")).nll
     return None if before == unseen else (before, unseen)
 
 
-def _relearned(setting: Setting, trained: Sequence[Example]) -> Subject:
-    subject, options = setting.subject, setting.options
+def _relearned(given: SuiteInput, trained: Sequence[Example]) -> Subject:
+    subject, options = given.subject, given.options
     copied = subject.merged_copy(torch.float32).requires_grad_(True)
     found = subject.other(copied, name=f"{subject.name}, relearned")
     batch = collate([example.tokens for example in trained], subject.model.device)

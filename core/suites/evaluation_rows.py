@@ -114,7 +114,7 @@ class Example:
         return max(1, len(self.tokens.ids) // 2 if is_document else self.tokens.n_context)
 
 
-class Material:
+class EvaluationRows:
     """Rows of every role, read and tokenised when they are first asked for."""
 
     def __init__(

@@ -3,7 +3,7 @@
 import math
 
 from core.metrics.memorization import rouge_1_recall, rouge_l
-from core.suites.suite import Findings, Sample, Setting, mean, mean_of_known, samples_of
+from core.suites.suite import Findings, Sample, SuiteInput, mean, mean_of_known, samples_of
 
 EXTRACTED_NGRAM = 10
 """Length of the n-grams of extraction likelihood, as in Jang et al."""
@@ -11,7 +11,7 @@ EXTRACTED_NGRAM = 10
 _LOGITS = ("memorization_accuracy", "extraction_strength", "exact_memorization", "probability")
 
 
-def memorization(setting: Setting) -> Findings:
+def memorization(given: SuiteInput) -> Findings:
     """Extraction likelihood and strength, MA, EM, answer probability and ROUGE of the forget set.
 
     All are means over rows. The holdout set, where there is one, is the comparison: text of the same kind
@@ -24,9 +24,9 @@ def memorization(setting: Setting) -> Findings:
     samples: list[Sample] = []
     notes: list[str] = []
     for role in ("forget", "holdout"):
-        if not setting.has(role):
+        if not given.has(role):
             continue
-        columns = _columns(setting, role)
+        columns = _columns(given, role)
         for name, values in columns.items():
             average = mean_of_known if name.startswith("el_") else mean
             metrics[f"{role}_{name}"] = average(values)
@@ -38,8 +38,8 @@ def memorization(setting: Setting) -> Findings:
     return Findings(metrics=metrics, samples=samples, notes=tuple(notes))
 
 
-def _columns(setting: Setting, role: str) -> dict[str, list[float]]:
-    subject, examples = setting.subject, setting.material.examples(role)
+def _columns(given: SuiteInput, role: str) -> dict[str, list[float]]:
+    subject, examples = given.subject, given.rows.examples(role)
     rows = [example.tokens for example in examples]
     written = subject.continuations(examples)
     scores = [rouge_l(c.written, c.truth) for c in written]

@@ -8,34 +8,35 @@ import torch
 from core.data.tokens import TokenRow
 from core.metrics.memorization import answer_nll
 from core.metrics.privacy import auc, grad_norm_score, privleak, reference_score, zlib_score
+from core.metrics.rows import MIN_K_SHARES
 from core.suites.evaluation_rows import Example
-from core.suites.subject import MIN_K_SHARES, Subject
-from core.suites.suite import Findings, Sample, Setting, samples_of
+from core.suites.subject import Subject
+from core.suites.suite import Findings, Sample, SuiteInput, samples_of
 
 MIN_K = "min_k_0.4"
 """The share that OpenUnlearning and MUSE use; ``min_k`` without a number."""
 
-_READ = ("nll", "min_k_plus_plus", *(f"min_k_{k}" for k in MIN_K_SHARES))
+_READ = ("loss", "min_k_plus_plus", *(f"min_k_{k}" for k in MIN_K_SHARES))
 
 
-def mia(setting: Setting) -> Findings:
+def mia(given: SuiteInput) -> Findings:
     """AUC of each attack, and PrivLeak.
 
     An AUC is the chance that a forget row looks more like a member than a holdout row, not folded: 1 when
     the forget set is still known, about 0.5 for a retrained model, below when it is over-unlearned. Every
     score is high for rows that look unseen; it is one number a row.
     """
-    forget, holdout = (setting.material.examples(role) for role in ("forget", "holdout"))
+    forget, holdout = (given.rows.examples(role) for role in ("forget", "holdout"))
     scores = {
-        "forget": attack_scores(setting.subject, forget),
-        "holdout": attack_scores(setting.subject, holdout),
+        "forget": attack_scores(given.subject, forget),
+        "holdout": attack_scores(given.subject, holdout),
     }
     for role, examples in (("forget", forget), ("holdout", holdout)):
-        scores[role]["grad_norm"] = grad_norms(setting.subject, [e.tokens for e in examples])
-    notes = [_add_reference(setting, scores, forget, holdout)]
+        scores[role]["grad_norm"] = grad_norms(given.subject, [e.tokens for e in examples])
+    notes = [_add_reference(given, scores, forget, holdout)]
     found = aucs(scores["forget"], scores["holdout"])
     metrics = {f"{name}_auc": value for name, value in found.items()}
-    unseen, note = retain_only_auc(setting, forget, holdout)
+    unseen, note = retain_only_auc(given, forget, holdout)
     metrics |= {f"retain_only_{name}_auc": value for name, value in unseen.items()}
     metrics["privleak"] = privleak_or_nan(found["min_k"], unseen.get("min_k", 0.5))
     samples: list[Sample] = []
@@ -49,8 +50,8 @@ def attack_scores(subject: Subject, examples: Sequence[Example]) -> dict[str, li
     read = subject.read([example.tokens for example in examples], _READ)
     texts = [subject.decoded(example.counted_ids) for example in examples]
     return {
-        "loss": read["nll"],
-        "zlib": zlib_score(torch.tensor(read["nll"]), texts).tolist(),
+        "loss": read["loss"],
+        "zlib": zlib_score(torch.tensor(read["loss"]), texts).tolist(),
         "min_k": read[MIN_K],
         **{name: read[name] for name in _READ if name.startswith("min_k") and name != MIN_K},
     }
@@ -69,10 +70,10 @@ def aucs(
 
 
 def retain_only_auc(
-    setting: Setting, forget: Sequence[Example], holdout: Sequence[Example]
+    given: SuiteInput, forget: Sequence[Example], holdout: Sequence[Example]
 ) -> tuple[dict[str, float], str]:
     """AUC of each attack on the retain-only model, where there is one, and what PrivLeak compares with."""
-    other = setting.retain_only
+    other = given.retain_only
     if other is None:
         return {}, "privleak: no retain-only model is given, so its Min-40 % AUC is taken to be 0.5"
     unseen = aucs(attack_scores(other, forget), attack_scores(other, holdout))
@@ -111,19 +112,19 @@ def grad_norms(subject: Subject, rows: Sequence[TokenRow]) -> list[float]:
 
 
 def _add_reference(
-    setting: Setting,
+    given: SuiteInput,
     scores: Mapping[str, dict[str, list[float]]],
     forget: Sequence[Example],
     holdout: Sequence[Example],
 ) -> str:
     """Add the reference attack where there is a model to compare with, and say which."""
-    other = setting.retain_only or setting.initial
+    other = given.retain_only or given.initial
     if other is None:
         return ""
     for role, examples in (("forget", forget), ("holdout", holdout)):
-        reference = other.read([example.tokens for example in examples], ("nll",))["nll"]
+        reference = other.read([example.tokens for example in examples], ("loss",))["loss"]
         scores[role]["reference"] = reference_score(
             torch.tensor(scores[role]["loss"]), torch.tensor(reference)
         ).tolist()
-    which = "retain-only model" if other is setting.retain_only else "model before unlearning"
+    which = "retain-only model" if other is given.retain_only else "model before unlearning"
     return f"reference_auc: the reference is the {which}, {other.name}"

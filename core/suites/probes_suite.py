@@ -7,10 +7,10 @@ import torch
 from core.metrics.probes import Level, level
 from core.suites.evaluation_rows import Example
 from core.suites.subject import Subject
-from core.suites.suite import Findings, Sample, Setting, samples_of
+from core.suites.suite import Findings, Sample, SuiteInput, samples_of
 
 
-def probes(setting: Setting) -> Findings:
+def probes(given: SuiteInput) -> Findings:
     """Cross-entropy, perplexity and next-token accuracy of every role.
 
     As in a trial, each is a mean over the counted tokens of all rows together; samples hold the means of
@@ -18,15 +18,15 @@ def probes(setting: Setting) -> Findings:
     """
     metrics: dict[str, float] = {}
     samples: list[Sample] = []
-    for role in setting.material.roles:
-        examples = setting.material.examples(role)
-        at = pooled_level(setting.subject, examples)
+    for role in given.rows.roles:
+        examples = given.rows.examples(role)
+        at = pooled_level(given.subject, examples)
         metrics |= {
             f"{role}_nll": at.nll,
             f"{role}_perplexity": at.perplexity,
             f"{role}_accuracy": at.accuracy,
         }
-        read = setting.subject.read([e.tokens for e in examples], ("nll", "exact_memorization"))
+        read = given.subject.read([e.tokens for e in examples], ("nll", "exact_memorization"))
         columns = {"nll": read["nll"], "accuracy": read["exact_memorization"]}
         samples += samples_of(role, columns | {"n_tokens": [e.tokens.n_counted for e in examples]})
     return Findings(metrics=metrics, samples=samples)

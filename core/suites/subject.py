@@ -4,58 +4,26 @@ Shapes: B rows, T tokens, V vocabulary.
 """
 
 import copy
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from core.data.tokens import Batch, TokenRow, collate
+from core.data.batches import Batch
+from core.data.tokens import TokenRow
+from core.measuring.meter import Meter, extraction_likelihoods
 from core.metrics.memorization import (
-    answer_nll,
-    answer_probability,
     cut_generation,
-    exact_memorization,
-    extraction_likelihood,
-    extraction_strength,
-    memorization_accuracy,
 )
-from core.metrics.privacy import min_k, min_k_plus_plus
-from core.model.decoding import generate, suffix_continuations
+from core.model.decoding import generate
 from core.model.loading import LoadedModel, forward_of
 from core.suites.evaluation_rows import Example
+from core.training.ranks import Group
 
 ANSWER_TOKENS = 200
 """An answer to a question has at most this many tokens, as in TOFU and OpenUnlearning."""
-
-DECODED_AT_ONCE = 64
-"""Prefixes that are continued together: each has one new column, so more fit than rows of a forward pass."""
-
-MIN_K_SHARES = (0.3, 0.4, 0.5, 0.6, 1.0)
-"""Shares of lowest tokens: 0.4 is OpenUnlearning's and MUSE's, the grid is that of Yao et al., ACL 2024."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measure:
-    """A metric of single rows, and which tokens count: those of the answer, or all but the first."""
-
-    metric: Callable[[Tensor, Tensor], Tensor]
-    counts: Literal["answer", "text"] = "answer"
-
-
-MEASURES: Mapping[str, Measure] = {
-    "nll": Measure(metric=answer_nll),
-    "probability": Measure(metric=answer_probability),
-    "exact_memorization": Measure(metric=exact_memorization),
-    "extraction_strength": Measure(metric=extraction_strength),
-    "memorization_accuracy": Measure(metric=memorization_accuracy, counts="text"),
-    **{f"min_k_{k}": Measure(metric=partial(min_k, k=k)) for k in MIN_K_SHARES},
-    "min_k_plus_plus": Measure(metric=min_k_plus_plus),
-}
-"""What one forward pass can say of a row."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +57,7 @@ class Subject:
         self.name, self.model, self.batch_size = name, model, batch_size
         self.network = model.network if network is None else network
         self._has_adapter = has_adapter
+        self._meter = Meter(model, Group(rank=0, size=1), batch_size=batch_size)
         self._read: dict[tuple[TokenRow, ...], dict[str, list[float]]] = {}
         self._written: dict[tuple[tuple[tuple[int, ...], ...], int], list[list[int]]] = {}
 
@@ -109,24 +78,17 @@ class Subject:
 
         Args:
             rows: What is read; any order and lengths.
-            names: Keys of :data:`MEASURES`; those not known yet come from one forward pass a batch.
+            names: Keys of :data:`~core.metrics.rows.ROW_METRICS`; those not known yet come from one pass.
         """
         known = self._read.setdefault(tuple(rows), {})
         missing = [name for name in names if name not in known]
         if missing:
-            known |= self._measure(rows, missing)
+            known |= self._meter.row_values(forward_of(self.network), rows, missing)
         return {name: known[name] for name in names}
 
     def extraction_likelihoods(self, rows: Sequence[TokenRow], *, n: int) -> list[float]:
         """EL_n of each row; NaN where it has not more than ``n`` tokens."""
-        found = [math.nan] * len(rows)
-        long = [i for i, row in enumerate(rows) if len(row.ids) > n]
-        continued = suffix_continuations(
-            self.network, [rows[i].ids for i in long], min_length=n, batch_size=DECODED_AT_ONCE
-        )
-        for i, generated in zip(long, continued, strict=True):
-            found[i] = extraction_likelihood(generated, rows[i].ids, n=n)
-        return found
+        return extraction_likelihoods(self.network, rows, n=n)
 
     def continuations(
         self,
@@ -177,25 +139,7 @@ class Subject:
         self, rows: Sequence[TokenRow], *, size: int | None = None
     ) -> Iterator[tuple[list[int], Batch]]:
         """Batches by length, so that little is padding, with the places of their rows."""
-        n = size or self.batch_size
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
-        for start in range(0, len(order), n):
-            chosen = order[start : start + n]
-            yield chosen, collate([rows[i] for i in chosen], self.model.device)
-
-    @torch.inference_mode()
-    def _measure(self, rows: Sequence[TokenRow], names: Sequence[str]) -> dict[str, list[float]]:
-        found = {name: [math.nan] * len(rows) for name in names}
-        for chosen, batch in self.batches(rows):
-            logits_BTV = self.logits(batch)
-            whole = collate([TokenRow(rows[i].ids, 0) for i in chosen], self.model.device)
-            for name in names:
-                measure = MEASURES[name]
-                labels_BT = batch.labels if measure.counts == "answer" else whole.labels
-                values = measure.metric(logits_BTV, labels_BT).tolist()
-                for i, value in zip(chosen, values, strict=True):
-                    found[name][i] = value
-        return found
+        return self._meter.batches(rows, size=size)
 
     def _greedy(
         self, prompts: Sequence[tuple[int, ...]], *, max_new_tokens: int

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from core.suites.evaluation_rows import Material
+from core.suites.evaluation_rows import EvaluationRows
 from core.suites.subject import Subject
 
 Sample = dict[str, Any]
@@ -32,12 +32,12 @@ class AuditOptions:
     seed: int = 0
 
 
-class Setting:
+class SuiteInput:
     """Everything that a suite may look at.
 
     Attributes:
         subject: The model that is evaluated.
-        material: The rows.
+        rows: The rows.
         options: What was chosen about audits.
         limit: First rows of each role that are used; all if absent.
         retain_only: The model that never saw the forget set, where the user gave one.
@@ -46,7 +46,7 @@ class Setting:
     def __init__(
         self,
         subject: Subject,
-        material: Material,
+        rows: EvaluationRows,
         *,
         options: AuditOptions | None = None,
         limit: int | None = None,
@@ -54,7 +54,7 @@ class Setting:
         load_initial: Callable[[], Subject] | None = None,
     ) -> None:
         """The model before unlearning is loaded when a suite asks for it: few do."""
-        self.subject, self.material, self.limit = subject, material, limit
+        self.subject, self.rows, self.limit = subject, rows, limit
         self.options = options or AuditOptions()
         self.retain_only, self._load_initial = retain_only, load_initial
 
@@ -65,7 +65,7 @@ class Setting:
 
     def has(self, role: str) -> bool:
         """Whether there are rows of a role."""
-        return role in self.material.roles
+        return role in self.rows.roles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +96,7 @@ class Suite:
         defaults: Sources of its roles where the user names no data.
     """
 
-    run: Callable[[Setting], Findings]
+    run: Callable[[SuiteInput], Findings]
     about: str
     roles: tuple[str, ...] = ()
     one_of: tuple[str, ...] = ()

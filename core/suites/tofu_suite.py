@@ -34,7 +34,7 @@ from core.suites.evaluation_rows import Example, question_of, text_field, texts_
 from core.suites.fluency_suite import fluency_of
 from core.suites.mia_suite import attack_scores, aucs
 from core.suites.subject import Subject
-from core.suites.suite import Findings, Sample, Setting, mean, samples_of
+from core.suites.suite import Findings, Sample, SuiteInput, mean, samples_of
 
 MULTIPLE_CHOICE = ("real_authors", "world_facts")
 """Roles whose probability is the right option's share, and whose truth ratio is based on the answer itself."""
@@ -59,44 +59,44 @@ class _Questions:
         return [example.tokens for example in self.examples]
 
 
-def tofu(setting: Setting) -> Findings:
+def tofu(given: SuiteInput) -> Findings:
     """Probability, ROUGE-L recall and truth ratio of four sets, model utility, forget quality.
 
     The forget set's truth ratio is the mean of ``min(R, 1 / R)``, the others' of ``max(0, 1 - R)``. Forget
     quality compares the ratios R of the forget set with the retain-only model's. Composites need the model
     before unlearning, too, and a holdout set for the privacy part.
     """
-    forget = _questions(setting, "forget", suite="tofu")
-    columns = _columns(setting.subject, forget)
+    forget = _questions(given, "forget", suite="tofu")
+    columns = _columns(given.subject, forget)
     metrics = _forget_metrics(columns)
     samples = samples_of("forget", columns)
-    utility_part, more = _utility(setting, setting.subject, suite="tofu")
+    utility_part, more = _utility(given, given.subject, suite="tofu")
     metrics |= utility_part
-    other = setting.retain_only
+    other = given.retain_only
     assert other is not None  # the suite is refused without one
     unseen = _columns(other, forget)
     metrics |= _quality(columns, unseen)
-    composites, notes = _composites(setting, metrics, columns)
+    composites, notes = _composites(given, metrics, columns)
     return Findings(
         metrics=metrics | composites, samples=samples + more, notes=(f"{_BOTH_MEANS}", *notes)
     )
 
 
-def utility(setting: Setting) -> Findings:
+def utility(given: SuiteInput) -> Findings:
     """Model utility, the harmonic mean of nine numbers, and the nine."""
-    metrics, samples = _utility(setting, setting.subject, suite="utility")
+    metrics, samples = _utility(given, given.subject, suite="utility")
     return Findings(metrics=metrics, samples=samples, notes=(_BOTH_MEANS,))
 
 
-def _questions(setting: Setting, role: str, *, suite: str) -> _Questions:
-    material, examples = setting.material, setting.material.examples(role)
+def _questions(given: SuiteInput, role: str, *, suite: str) -> _Questions:
+    rows, examples = given.rows, given.rows.examples(role)
     right: list[TokenRow] = []
     wrong: list[list[TokenRow]] = []
     for example in examples:
         question = question_of(example, role, suite=suite)
 
         def row(answer: str, example: Example = example, question: str = question) -> TokenRow:
-            return material.answer(role, example, question=question, answer=answer)
+            return rows.answer(role, example, question=question, answer=answer)
 
         if role in MULTIPLE_CHOICE:
             right.append(example.tokens)
@@ -175,13 +175,13 @@ def _forget_metrics(columns: Mapping[str, list[float]]) -> dict[str, float]:
 
 
 def _utility(
-    setting: Setting, subject: Subject, *, suite: str
+    given: SuiteInput, subject: Subject, *, suite: str
 ) -> tuple[dict[str, float], list[Sample]]:
     metrics: dict[str, float] = {}
     samples: list[Sample] = []
     parts: dict[str, float] = {}
     for role in UTILITY_ROLES:
-        columns = _columns(subject, _questions(setting, role, suite=suite))
+        columns = _columns(subject, _questions(given, role, suite=suite))
         found = {
             "probability": mean(columns["probability"]),
             "rouge_l_recall": mean(columns["rouge_l_recall"]),
@@ -216,7 +216,7 @@ def _quality(
 
 
 def _composites(
-    setting: Setting, metrics: Mapping[str, float], columns: Mapping[str, list[float]]
+    given: SuiteInput, metrics: Mapping[str, float], columns: Mapping[str, list[float]]
 ) -> tuple[dict[str, float], list[str]]:
     """Mem, Priv, Utility and Agg, as far as their models and rows are there and are numbers."""
     found: dict[str, float] = {}
@@ -228,15 +228,15 @@ def _composites(
         "truth_ratio": mean(columns["truth_preference"]),
     }
     found["mem"] = _if_numbers(lambda: memorization_score(**parts), parts.values())
-    if setting.has("holdout"):
-        found["priv"] = _privacy(setting)
+    if given.has("holdout"):
+        found["priv"] = _privacy(given)
     else:
         notes.append("priv and agg: need a holdout set; name the role holdout in --data")
-    initial = setting.initial
+    initial = given.initial
     if initial is None:
         notes.append("utility and agg: need the model before unlearning; give --initial")
     else:
-        found["utility"], note = _utility_composite(setting, initial, metrics["model_utility"])
+        found["utility"], note = _utility_composite(given, initial, metrics["model_utility"])
         notes.append(note)
     if {"priv", "utility"} <= set(found):
         found["agg"] = _if_numbers(
@@ -248,10 +248,10 @@ def _composites(
     return found, notes
 
 
-def _privacy(setting: Setting) -> float:
-    sets = [setting.material.examples(role) for role in ("forget", "holdout")]
+def _privacy(given: SuiteInput) -> float:
+    sets = [given.rows.examples(role) for role in ("forget", "holdout")]
     both = []
-    for subject in (setting.subject, setting.retain_only):
+    for subject in (given.subject, given.retain_only):
         assert subject is not None  # the suite is refused without a retain-only model
         forget, holdout = (attack_scores(subject, examples) for examples in sets)
         found = aucs(forget, holdout)
@@ -260,11 +260,11 @@ def _privacy(setting: Setting) -> float:
     return _if_numbers(lambda: privacy_score(*both), values)
 
 
-def _utility_composite(setting: Setting, initial: Subject, now: float) -> tuple[float, str]:
-    before, _ = _utility(setting, initial, suite="tofu")
-    forget = setting.material.examples("forget")
-    fluency, note = fluency_of(setting, setting.subject, forget)
-    fluency_before, _ = fluency_of(setting, initial, forget)
+def _utility_composite(given: SuiteInput, initial: Subject, now: float) -> tuple[float, str]:
+    before, _ = _utility(given, initial, suite="tofu")
+    forget = given.rows.examples("forget")
+    fluency, note = fluency_of(given, given.subject, forget)
+    fluency_before, _ = fluency_of(given, initial, forget)
     parts = {
         "model_utility": now,
         "fluency": mean(fluency),

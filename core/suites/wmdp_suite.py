@@ -7,7 +7,7 @@ from typing import Any
 
 from core.data.tokens import TokenRow
 from core.errors import DataError, UserError
-from core.suites.suite import Findings, Sample, Setting, mean, samples_of
+from core.suites.suite import Findings, Sample, SuiteInput, mean, samples_of
 
 SUBJECTS: Mapping[str, str] = {
     "wmdp_bio": "biology",
@@ -17,7 +17,7 @@ SUBJECTS: Mapping[str, str] = {
 """Role to subject, as the question's first line names it."""
 
 
-def wmdp(setting: Setting) -> Findings:
+def wmdp(given: SuiteInput) -> Findings:
     """Share of questions whose right letter is the likeliest: ``wmdp_bio_accuracy`` and so on.
 
     As in lm-eval: the choices stand in the question with their letters, and the log-likelihood of each
@@ -28,16 +28,16 @@ def wmdp(setting: Setting) -> Findings:
     metrics: dict[str, float] = {}
     samples: list[Sample] = []
     for role, subject_name in SUBJECTS.items():
-        if not setting.has(role):
+        if not given.has(role):
             continue
-        columns = _answered(setting, role, subject_name)
+        columns = _answered(given, role, subject_name)
         metrics[f"{role}_accuracy"] = mean(map(float, columns["is_right"]))
         samples += samples_of(role, columns)
     metrics["accuracy"] = mean(float(sample["is_right"]) for sample in samples)
     return Findings(metrics=metrics, samples=samples)
 
 
-def mmlu(setting: Setting) -> Findings:
+def mmlu(given: SuiteInput) -> Findings:
     """MMLU's accuracy by lm-eval itself, no examples in the prompt; only if the package is installed.
 
     The tests of this project do not run it, because it fetches its questions from the hub.
@@ -52,24 +52,24 @@ def mmlu(setting: Setting) -> Findings:
         raise UserError(
             f'--suite mmlu: needs the package lm-eval ({err.name} is missing): pip install "unlearn-tune[lm-eval]"'
         ) from err
-    subject = setting.subject
+    subject = given.subject
     wrapped = HFLM(
         pretrained=subject.network, tokenizer=subject.model.tokenizer, batch_size=subject.batch_size
     )
     found = simple_evaluate(
-        model=wrapped, tasks=["mmlu"], num_fewshot=0, limit=setting.limit, log_samples=False
+        model=wrapped, tasks=["mmlu"], num_fewshot=0, limit=given.limit, log_samples=False
     )
     results: Mapping[str, Mapping[str, Any]] = found["results"]
     metrics = {f"{task}_accuracy": float(values["acc,none"]) for task, values in results.items()}
     return Findings(metrics=metrics)
 
 
-def _answered(setting: Setting, role: str, subject_name: str) -> dict[str, list[Any]]:
-    tokenizer = setting.subject.model.tokenizer
+def _answered(given: SuiteInput, role: str, subject_name: str) -> dict[str, list[Any]]:
+    tokenizer = given.subject.model.tokenizer
     rows: list[TokenRow] = []
     spans: list[range] = []
     right: list[int] = []
-    for i, record in enumerate(setting.material.records(role), start=1):
+    for i, record in enumerate(given.rows.records(role), start=1):
         question, choices, answer = _choices(record, where=f"data.{role}: row {i}")
         letters = ascii_uppercase[: len(choices)]
         lines = [f"{a}. {choice}" for a, choice in zip(letters, choices, strict=True)]
@@ -80,7 +80,7 @@ def _answered(setting: Setting, role: str, subject_name: str) -> dict[str, list[
         spans.append(range(len(rows), len(rows) + len(choices)))
         rows += [_letter_row(prompt, f" {letter}", tokenizer) for letter in letters]
         right.append(answer)
-    nll = setting.subject.read(rows, ("nll",))["nll"]
+    nll = given.subject.read(rows, ("nll",))["nll"]
     likelihood = [-value * row.n_counted for value, row in zip(nll, rows, strict=True)]
     chosen = [_likeliest([likelihood[i] for i in span]) for span in spans]
     return {

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from core.store.durable import commit, commit_json
+from core.training.trained import Gather
 
 ADAPTER = "default"
 
@@ -138,9 +139,18 @@ class DifferenceAdapter:
         """Whether the layers store weights as inputs by outputs (GPT-2's Conv1D)."""
         return any(isinstance(layer.get_base_layer(), Conv1D) for _, layer in self._layers())
 
-    def disabled(self) -> AbstractContextManager[None]:
-        """Within the context the model is the reference model."""
-        return _disabled([layer for _, layer in self._layers()])
+    @contextmanager
+    def reference(self) -> Iterator[nn.Module]:
+        """Within the context the model is the reference model: the adapter is off."""
+        layers = [layer for _, layer in self._layers()]
+        # Not peft's disable_adapter: leaving that makes frozen adapters trainable again.
+        for layer in layers:
+            layer._disable_adapters = True
+        try:
+            yield self.model
+        finally:
+            for layer in layers:
+                layer._disable_adapters = False
 
     def scaled(self, factor: float) -> AbstractContextManager[None]:
         """Within the context the trained difference counts ``factor`` times."""
@@ -180,7 +190,7 @@ class DifferenceAdapter:
             transposed=self.is_transposed,
         )
 
-    def exported(self, gather: "Gather") -> dict[str, Tensor]:
+    def exported(self, gather: Gather) -> dict[str, Tensor]:
         """Factors of the difference as an ordinary LoRA on the original model, float32.
 
         ``A' = [dA; A0], B' = [B0 + dB, dB]`` of rank 2r; or ``A' = A0 + dA, B' = dB`` of rank r where
@@ -208,14 +218,6 @@ class DifferenceAdapter:
         a = _rms([layer.initial_a for _, layer in self._layers()])
         b = _rms([layer.initial_b for _, layer in self._layers() if layer.initial_b is not None])
         return a, b
-
-
-class Gather:
-    """How to read a trained parameter in full; the engine knows, a plain model needs nothing."""
-
-    def __call__(self, parameter: Tensor) -> Tensor:
-        """Full float32 value on the CPU."""
-        return parameter.detach().float().cpu()
 
 
 def save_adapter(
@@ -292,15 +294,3 @@ def _lora_config(targets: list[str], *, rank: int, scaling: float) -> peft.LoraC
 def _rms(tensors: list[Tensor]) -> float:
     count = sum(t.numel() for t in tensors)
     return (sum(float(t.float().square().sum()) for t in tensors) / count) ** 0.5 if count else 0.0
-
-
-@contextmanager
-def _disabled(layers: list[DifferenceLinear]) -> Iterator[None]:
-    # Not peft's disable_adapter: leaving that makes frozen adapters trainable again.
-    for layer in layers:
-        layer._disable_adapters = True
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer._disable_adapters = False

@@ -1,23 +1,28 @@
 """Door to deepspeed: the training engine."""
 
 import gc
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from core.config import BatchPlan, EngineConfig, OptimizerConfig
-from core.training.adapter import Gather
+from core.data.batches import collate
+from core.model.loading import forward_of
+from core.training.passes import Forwarded, MicroBatch, Part, Wanted
 from core.training.ranks import deepspeed
+from core.training.trained import Trained, float32_on_cpu
 
 
-class Engine(Gather):
-    """DeepSpeed around a model whose trainable parameters are the adapter's increments."""
+class Engine:
+    """DeepSpeed around what is trained. It runs the model; what is computed of the outputs comes from outside."""
 
     def __init__(
         self,
-        model: nn.Module,
+        trained: Trained,
         *,
         engine: EngineConfig,
         optimizer: OptimizerConfig,
@@ -25,20 +30,21 @@ class Engine(Gather):
         max_steps: int,
         dtype: torch.dtype,
     ) -> None:
-        """Build the DeepSpeed engine; ``model`` must be complete, on its device and in ``dtype``."""
+        """Build the DeepSpeed engine; the model must be complete, on its device and in ``dtype``."""
         self._optimizer_config, self._plan, self._max_steps = optimizer, plan, max_steps
-        trained = [p for p in model.parameters() if p.requires_grad]
+        self._trained, self._device = trained, next(trained.model.parameters()).device
+        parameters = [p for p in trained.model.parameters() if p.requires_grad]
         client = torch.optim.AdamW(
-            trained,
+            parameters,
             lr=0.0,  # set at each step; some of DeepSpeed's wrappers make one while they are built
             betas=(optimizer.beta1, optimizer.beta2),
             eps=optimizer.epsilon,
             weight_decay=optimizer.weight_decay,
         )
         self._engine, *_ = deepspeed().initialize(
-            model=model,
+            model=trained.model,
             optimizer=client,
-            model_parameters=trained,
+            model_parameters=parameters,
             dist_init_required=False,
             config=_deepspeed_config(engine, optimizer, plan, dtype),
         )
@@ -47,18 +53,49 @@ class Engine(Gather):
         self._stage = engine.zero_stage
         self._step = 0
 
-    def forward(
-        self, ids: Tensor, mask: Tensor, *, block: int | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Logits ``(B, T, V)``, and the output of ``block`` ``(B, T, D)`` if one is named."""
-        output = self._engine(
-            input_ids=ids,
-            attention_mask=mask,
-            use_cache=False,
-            output_hidden_states=block is not None,
-        )
-        hidden = None if block is None else output.hidden_states[block + 1]
-        return output.logits, hidden
+    def forward(self, parts: Sequence[Part]) -> list[Forwarded]:
+        """One pass over the rows of all parts together, and what it says of each part.
+
+        The reference model, where a part wants it, reads that part alone.
+        """
+        rows = [row for part in parts for row in part.rows]
+        batch = collate(rows, self._device)
+        wanted = reduce(Wanted.and_also, (part.wanted for part in parts), Wanted())
+        taken: Mapping[str, list[tuple[Tensor, Tensor]]] = {}
+        with self._trained.tapped() if wanted.adapter_outputs else nullcontext(taken) as taken:
+            output = self._engine(
+                input_ids=batch.ids,
+                attention_mask=batch.mask,
+                use_cache=False,
+                output_hidden_states=wanted.block is not None,
+            )
+        block = None if wanted.block is None else output.hidden_states[wanted.block + 1]
+        found, start = [], 0
+        for part in parts:
+            at = slice(start, start + len(part.rows))
+            start += len(part.rows)
+            length = max(len(row.ids) for row in part.rows)
+            found.append(
+                Forwarded(
+                    logits_BTV=output.logits[at, :length],
+                    labels_BT=batch.labels[at, :length],
+                    block_BTD=None if block is None else block[at, :length],
+                    adapter_outputs={
+                        name: (pairs[-1][0][at, :length], pairs[-1][1][at, :length])
+                        for name, pairs in taken.items()
+                    },
+                    reference_logits_BTV=self._reference_logits(part),
+                )
+            )
+        return found
+
+    @torch.no_grad()
+    def _reference_logits(self, part: Part) -> Tensor | None:
+        if not part.wanted.reference_logits:
+            return None
+        batch = collate(part.rows, self._device)
+        with self._trained.reference() as network:
+            return forward_of(network)(batch.ids, batch.mask)
 
     @property
     def module(self) -> nn.Module:
@@ -66,19 +103,19 @@ class Engine(Gather):
         model: nn.Module = self._engine.module
         return model
 
-    def step(self, micro_losses: Iterable[Callable[[], Tensor]]) -> None:
+    def step(self, micro_batches: Iterable[MicroBatch]) -> None:
         """One optimiser step.
 
         Args:
-            micro_losses: One thunk for each micro-batch of this rank. Each gives this micro-batch's
-                *share* of the global loss: the shares of all micro-batches and ranks add up to it.
-                DeepSpeed averages over micro-batches and ranks; that is undone here, so that the
-                gradient is the one of the sum.
+            micro_batches: Those of this rank. Each gives its *share* of the global loss. DeepSpeed averages
+                over micro-batches and ranks; that is undone here, so that the gradient is the one of the
+                sum.
         """
         self._set_learning_rate()
         averaged_over = self._plan.gradient_accumulation_steps * self._plan.ranks
-        for compute in micro_losses:
-            self._engine.backward(compute() * averaged_over)
+        for micro_batch in micro_batches:
+            loss = micro_batch.share(self.forward(micro_batch.parts))
+            self._engine.backward(loss * averaged_over)
             self._engine.step()
         self._step += 1
 
@@ -93,15 +130,15 @@ class Engine(Gather):
         for group in self._engine.optimizer.param_groups:
             group["lr"] = rate
 
-    def __call__(self, parameter: Tensor) -> Tensor:
-        """Full float32 value of a trained parameter: the master copy where there is one."""
+    def full_value(self, parameter: Tensor) -> Tensor:
+        """Full float32 value of a trained parameter on the CPU: the master copy where there is one."""
         from deepspeed.utils import safe_get_full_fp32_param
 
         if self._stage == 0 and parameter.dtype == torch.float32:
-            return super().__call__(parameter)
+            return float32_on_cpu(parameter)
         value = safe_get_full_fp32_param(parameter)
         if value is None:
-            return super().__call__(parameter)
+            return float32_on_cpu(parameter)
         full: Tensor = value.detach().float().cpu()
         return full.reshape(_full_shape(parameter))
 

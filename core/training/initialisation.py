@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from core.config import FisherConfig, TrialConfig
-from core.data.tokens import TokenRow, TokenSplits, collate
+from core.data.batches import collate
+from core.data.tokens import TokenRow, TokenSplits
 from core.errors import DataError
 from core.fila import (
     normalise_rows,
@@ -28,10 +29,8 @@ from core.model.loading import LoadedModel
 from core.seeding import derive_seed
 from core.store import artifacts
 from core.training.adapter import DifferenceAdapter, InitialFactors
+from core.training.shared_work import decomposed_rank
 from core.vila import centred_fisher, importance_map
-
-_DECOMPOSED_RANK = 32
-"""One decomposition serves all ranks up to this; larger ranks are rounded up to a power of two."""
 
 
 def initial_factors(
@@ -149,7 +148,7 @@ def _decomposition(
     config: TrialConfig, model: LoadedModel, data: TokenSplits, layers: Mapping[str, nn.Module]
 ) -> dict[str, Tensor]:
     is_weighted = config.method.adapter_init != "svd" and config.fisher.exponent > 0.0
-    rank = max(_DECOMPOSED_RANK, 1 << (config.adapter.rank - 1).bit_length())
+    rank = decomposed_rank(config.adapter.rank)
     key = {
         "model": model.identity,
         "dtype": str(model.dtype),

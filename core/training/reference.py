@@ -8,14 +8,15 @@ layer.
 Shapes: B rows, T tokens, V vocabulary, D width of the model.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
-from core.data.tokens import TokenRow, collate
+from core.data.batches import batches_by_length
+from core.data.tokens import TokenRow
 from core.losses import IGNORED, adversarial_labels, sequence_nll
 from core.model.loading import LoadedModel, final_logits
 from core.store import artifacts
@@ -26,122 +27,106 @@ _ROWS_AT_ONCE = 8
 
 
 class Reference:
-    """Terms of the reference model for the rows of one role.
+    """Terms of the reference model for the rows of one role. Each is measured for all rows at once.
 
     Args:
-        model: The target model, with nothing attached.
+        model: The target model, with nothing attached while a term is measured.
         rows: Rows that the trial may read.
-        block: Block whose output ``hidden`` gives.
     """
 
-    def __init__(
-        self, model: LoadedModel, rows: Sequence[TokenRow], *, block: int | None = None
-    ) -> None:
+    def __init__(self, model: LoadedModel, rows: Sequence[TokenRow]) -> None:
         """Nothing is computed before it is asked for."""
-        self._model, self._block = model, block
+        self._model = model
         self._rows = sorted(set(rows), key=lambda row: (len(row.ids), row.ids, row.n_context))
         self._index = {row: i for i, row in enumerate(self._rows)}
-
-    @cached_property
-    def _nll(self) -> Tensor:
-        def compute(output: Any, labels: Tensor) -> list[Tensor]:
-            return list(sequence_nll(output.logits, labels))
-
-        return torch.stack(list(self._term("nll", compute)))
-
-    @cached_property
-    def _adversarial(self) -> Sequence[Tensor]:
-        def compute(output: Any, labels: Tensor) -> list[Tensor]:
-            return list(adversarial_labels(output.logits, labels))
-
-        return self._term("adversarial_labels", compute)
-
-    @cached_property
-    def _last(self) -> Sequence[Tensor]:
-        return self._term("last_hidden", lambda output, _: list(output.hidden_states[-1]))
-
-    @cached_property
-    def _at_block(self) -> Sequence[Tensor]:
-        block = self._block
-        assert block is not None  # the loss that asks for it names one
-        return self._term(
-            "block_hidden", lambda output, _: list(output.hidden_states[block + 1]), block=block
-        )
+        self._terms: dict[tuple[Term, int | None], Sequence[Tensor]] = {}
 
     @cached_property
     def gives_logits(self) -> bool:
         """Whether the output layer alone turns last hidden states into logits (no scaling, no capping)."""
-        output, _ = next(self._batches(self._rows[:1], with_hidden=True))
+        _, output, _ = next(self._passes(self._rows[:1], with_hidden=True))
         found = final_logits(self._model.network, output.hidden_states[-1])
         return torch.allclose(found.float(), output.logits.float(), rtol=2e-2, atol=2e-2)
 
+    def prepare(self, term: Term, *, block: int | None = None) -> None:
+        """Measure a term of all rows, or find it in the cache."""
+        self._term(term, block)
+
     def nll(self, rows: Sequence[TokenRow]) -> Tensor:
         """Summed cross-entropy of the counted tokens of each row, float32 ``(B,)``, nats."""
-        return self._nll[[self._index[row] for row in rows]].to(self._model.device)
+        return torch.stack(self._of(rows, "nll")).to(self._model.device)
 
     def adversarial_labels(self, rows: Sequence[TokenRow]) -> Tensor:
         """Strongest rival of each counted token, int64 ``(B, T)``; ``-100`` elsewhere."""
-        return self._padded(self._adversarial, rows, fill=IGNORED)
+        return self._padded(self._of(rows, "adversarial_labels"), fill=IGNORED)
 
-    def hidden(self, rows: Sequence[TokenRow]) -> Tensor:
-        """Output of the block, ``(B, T, D)``; zero on padding."""
-        return self._padded(self._at_block, rows)
+    def hidden(self, rows: Sequence[TokenRow], *, block: int) -> Tensor:
+        """Output of a block, ``(B, T, D)``; zero on padding."""
+        return self._padded(self._of(rows, "block_hidden", block))
 
     def logits(self, rows: Sequence[TokenRow]) -> Tensor:
         """Logits ``(B, T, V)``; those of a zero state on padding, where nothing counts."""
         with torch.no_grad():
-            return final_logits(self._model.network, self._padded(self._last, rows))
+            return final_logits(self._model.network, self._padded(self._of(rows, "last_hidden")))
 
-    def _padded(
-        self, found: Sequence[Tensor], rows: Sequence[TokenRow], *, fill: float = 0.0
-    ) -> Tensor:
-        mine = [found[self._index[row]] for row in rows]
-        padded = torch.nn.utils.rnn.pad_sequence(mine, batch_first=True, padding_value=fill)
+    def _of(self, rows: Sequence[TokenRow], term: Term, block: int | None = None) -> list[Tensor]:
+        found = self._term(term, block)
+        return [found[self._index[row]] for row in rows]
+
+    def _padded(self, found: Sequence[Tensor], *, fill: float = 0.0) -> Tensor:
+        padded = torch.nn.utils.rnn.pad_sequence(list(found), batch_first=True, padding_value=fill)
         return padded.to(self._model.device)
 
-    def _term(
-        self,
-        term: Term,
-        compute: Callable[[Any, Tensor], list[Tensor]],
-        **determinants: Any,
-    ) -> Sequence[Tensor]:
+    def _term(self, term: Term, block: int | None) -> Sequence[Tensor]:
         """One tensor for each row, without padding, from the cache."""
-        model = self._model
+        if (term, block) not in self._terms:
+            model = self._model
+            key = {
+                "model": model.identity,
+                "dtype": str(model.dtype),
+                "device": model.device.type,
+                "rows": artifacts.content_key(
+                    {"rows": [(row.ids, row.n_context) for row in self._rows]}
+                ),
+                "term": term,
+            } | ({} if block is None else {"block": block})
+            made: Mapping[str, Tensor] = artifacts.tensors(
+                "reference", key, lambda: self._measured(term, block)
+            )
+            self._terms[term, block] = [made[name] for name in sorted(made)]
+        return self._terms[term, block]
 
-        def measure() -> dict[str, Tensor]:
-            with_hidden = term in ("last_hidden", "block_hidden")
-            found: list[Tensor] = []
-            for output, labels in self._batches(self._rows, with_hidden=with_hidden):
-                found += compute(output, labels)
-            return {
-                f"{i:07d}": t[: len(row.ids)].clone() if t.ndim else t
-                for i, (row, t) in enumerate(zip(self._rows, found, strict=True))
-            }
-
-        key = {
-            "model": model.identity,
-            "dtype": str(model.dtype),
-            "device": model.device.type,
-            "rows": artifacts.content_key(
-                {"rows": [(row.ids, row.n_context) for row in self._rows]}
-            ),
-            "term": term,
-            **determinants,
-        }
-        made: Mapping[str, Tensor] = artifacts.tensors("reference", key, measure)
-        return [made[name] for name in sorted(made)]
+    def _measured(self, term: Term, block: int | None) -> dict[str, Tensor]:
+        with_hidden = term in ("last_hidden", "block_hidden")
+        found: dict[str, Tensor] = {}
+        for places, output, labels in self._passes(self._rows, with_hidden=with_hidden):
+            for place, value in zip(places, _values(term, block, output, labels), strict=True):
+                length = len(self._rows[place].ids)
+                found[f"{place:07d}"] = value[:length].clone() if value.ndim else value
+        return found
 
     @torch.no_grad()
-    def _batches(
+    def _passes(
         self, rows: Sequence[TokenRow], *, with_hidden: bool
-    ) -> Iterator[tuple[Any, Tensor]]:
+    ) -> Iterator[tuple[list[int], Any, Tensor]]:
         network: Any = self._model.network
-        for start in range(0, len(rows), _ROWS_AT_ONCE):
-            batch = collate(rows[start : start + _ROWS_AT_ONCE], self._model.device)
+        for places, batch in batches_by_length(rows, self._model.device, size=_ROWS_AT_ONCE):
             output = network(
                 input_ids=batch.ids,
                 attention_mask=batch.mask,
                 use_cache=False,
                 output_hidden_states=with_hidden,
             )
-            yield output, batch.labels
+            yield places, output, batch.labels
+
+
+def _values(term: Term, block: int | None, output: Any, labels: Tensor) -> Iterable[Tensor]:
+    """The term of each row of a batch."""
+    if term == "nll":
+        return sequence_nll(output.logits, labels).unbind()
+    if term == "adversarial_labels":
+        return adversarial_labels(output.logits, labels).unbind()
+    if term == "last_hidden":
+        return cast(Tensor, output.hidden_states[-1]).unbind()
+    assert block is not None  # the need that asks for it names one
+    return cast(Tensor, output.hidden_states[block + 1]).unbind()

@@ -13,7 +13,7 @@ from core.model.loading import LoadedModel, load_model, vocabulary_size, weights
 
 
 @dataclass
-class Bench:
+class Warm:
     """The target model and the tokenised rows, loaded when they are first asked for."""
 
     _models: dict[Any, LoadedModel] = field(default_factory=dict)

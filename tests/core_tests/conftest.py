@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from conftest import byte_tokenizer, write_rows
 from data_roles import ROLES, DataMaker
-from suite_settings import ENGINE, QUESTIONS, moved, pairs, write_records
+from suite_inputs import ENGINE, QUESTIONS, moved, pairs, write_records
 
 from core.config import DataConfig, ModelConfig, SourceConfig
 from core.model.loading import LoadedModel, load_model

@@ -15,11 +15,11 @@ from core.model.layers import dense_weight, linear_shape, resolve_targets
 from core.model.loading import weights_checksum
 from core.training.adapter import (
     DifferenceAdapter,
-    Gather,
     InitialFactors,
     load_adapter,
     save_adapter,
 )
+from core.training.trained import float32_on_cpu
 
 RANK, SCALING = 4, 2.0
 LAYERS = {
@@ -136,7 +136,7 @@ def test_the_saved_adapter_is_through_stock_peft_what_was_trained(
     move(adapter)
     ours = logits_of(adapter.model)
     assert float((ours - before).abs().max()) > 1e-2
-    save_adapter(saved, adapter.exported(Gather()), scaling=SCALING, base="original")
+    save_adapter(saved, adapter.exported(float32_on_cpu), scaling=SCALING, base="original")
     original = tiny_network(name)
     stock: Any = peft.PeftModel.from_pretrained(original, str(saved)).eval()
     assert float((logits_of(stock) - ours).abs().max()) < 1e-4
@@ -172,7 +172,7 @@ def test_only_the_increments_are_trained_also_after_the_adapter_was_disabled(ini
     n_layers = len(factors_of(tiny_network("llama"), "lora"))
     assert len(trained) == 2 * n_layers
     assert all(".lora_A." in n or ".lora_B." in n for n in trained)
-    with adapter.disabled():
+    with adapter.reference():
         torch.testing.assert_close(logits_of(adapter.model), before, rtol=0, atol=0)
         assert [n for n, p in adapter.model.named_parameters() if p.requires_grad] == trained
     assert [n for n, p in adapter.model.named_parameters() if p.requires_grad] == trained
@@ -183,7 +183,7 @@ def test_an_error_while_disabled_switches_the_adapter_on_again() -> None:
     adapter = attach(tiny_network("llama"), "svd")
     move(adapter)
     moved = logits_of(adapter.model)
-    with pytest.raises(RuntimeError, match="out of memory"), adapter.disabled():
+    with pytest.raises(RuntimeError, match="out of memory"), adapter.reference():
         raise RuntimeError("out of memory")
     torch.testing.assert_close(logits_of(adapter.model), moved, rtol=0, atol=0)
 
@@ -232,7 +232,7 @@ def test_a_small_update_is_not_lost_in_bf16(init: str) -> None:
 def test_any_scaling_survives_the_way_through_stock_peft(scaling: float, saved: Path) -> None:
     adapter = attach(tiny_network("llama"), "svd", scaling=scaling)
     move(adapter, size=0.03)
-    save_adapter(saved, adapter.exported(Gather()), scaling=scaling, base="original")
+    save_adapter(saved, adapter.exported(float32_on_cpu), scaling=scaling, base="original")
     stock = load_adapter(tiny_network("llama"), saved)
     assert float((logits_of(stock) - logits_of(adapter.model)).abs().max()) < 1e-4
 
@@ -241,7 +241,7 @@ def test_saving_again_replaces_the_adapter(saved: Path) -> None:
     adapter = attach(tiny_network("llama"), "lora")
     for size in (0.1, 0.02):
         move(adapter, size=size)
-        save_adapter(saved, adapter.exported(Gather()), scaling=SCALING, base="original")
+        save_adapter(saved, adapter.exported(float32_on_cpu), scaling=SCALING, base="original")
     assert sorted(p.name for p in saved.iterdir()) == [
         "adapter_config.json",
         "adapter_model.safetensors",

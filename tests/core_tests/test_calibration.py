@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from core.measuring.calibration import largest_factor, mixed
+from core.measuring.calibration import largest_factor
+from core.training.full_parameters import mixed
 
 
 def counted(utility: Callable[[float], float]) -> tuple[Callable[[float], float], list[float]]:

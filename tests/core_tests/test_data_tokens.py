@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.config import DataConfig, SourceConfig
+from core.data.batches import collate, reading_order
 from core.data.sources import Row
 from core.data.splits import split_data
-from core.data.tokens import TokenRow, collate, reading_order, token_rows, tokenise, tokenise_splits
+from core.data.tokens import TokenRow, token_rows, tokenise, tokenise_splits
 from core.errors import DataError
 from core.losses import IGNORED, counted_tokens
 

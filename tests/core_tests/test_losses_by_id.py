@@ -1,14 +1,14 @@
 """Losses by id: whole batch equals micro-batches, and each takes what it declares and its own options."""
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
-from typing import Any, get_args
+from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 
-from core.config.method import CeuConfig, ForgetLossId, MethodConfig, RetainLossId
+from core.config.method import CeuConfig, ForgetLossId, MethodConfig, Need, RetainLossId
 from core.losses import (
     FORGET_LOSSES,
     IGNORED,
@@ -19,6 +19,7 @@ from core.losses import (
     RetainLoss,
     sequence_nll,
 )
+from core.losses.outputs import Given
 
 
 def whole_batch() -> tuple[Outputs, Outputs]:
@@ -39,16 +40,20 @@ def whole_batch() -> tuple[Outputs, Outputs]:
             Residual(added_BTO=random(*shape, o), base_BTO=random(*shape, o), direction_O=random(o))
             for o in (3, 7)
         ]
+        other = labels.where(labels == IGNORED, (labels + 3) % 11)
         return Outputs(
             logits_BTV=2.0 * random(*shape, 11),
             labels_BT=labels,
-            reference_nll_B=sequence_nll(reference, labels),
-            reference_logits_BTV=reference,
-            hidden_BTD=random(*shape, 6),
-            reference_hidden_BTD=random(*shape, 6),
-            control_D=random(6),
-            residuals=layers,
-            other_labels_BT=labels.where(labels == IGNORED, (labels + 3) % 11),
+            given={
+                "reference_nll": sequence_nll(reference, labels),
+                "reference_logits": reference,
+                "hidden": random(*shape, 6),
+                "reference_hidden": random(*shape, 6),
+                "control": random(6),
+                "residuals": layers,
+                "random_labels": other,
+                "adversarial_labels": other,
+            },
         )
 
     return rows([(0, 9), (2, 6), (3, 6), (0, 4), (1, 8)]), rows(
@@ -58,23 +63,24 @@ def whole_batch() -> tuple[Outputs, Outputs]:
 
 def part(outputs: Outputs, rows: slice) -> Outputs:
     """Some rows of a batch, as a micro-batch would hold them."""
-    cut: dict[str, Any] = {}
-    for field in fields(Outputs):
-        value = getattr(outputs, field.name)
-        if field.name == "residuals":
-            cut[field.name] = [
+    given: dict[Need, Given] = {}
+    for need, value in outputs.given.items():
+        if isinstance(value, Tensor):
+            given[need] = value if need == "control" else value[rows]
+        else:
+            given[need] = [
                 replace(r, added_BTO=r.added_BTO[rows], base_BTO=r.base_BTO[rows]) for r in value
             ]
-        elif field.name != "control_D":
-            cut[field.name] = value[rows]
-    return replace(outputs, **cut)
+    return Outputs(
+        logits_BTV=outputs.logits_BTV[rows], labels_BT=outputs.labels_BT[rows], given=given
+    )
 
 
 def count(loss: ForgetLoss | RetainLoss, rows: Outputs, method: MethodConfig) -> int:
     """What the engine weights a micro-batch with."""
     if loss.reduction == "sequence":
         return len(rows.labels_BT)
-    left_alone = loss.left_alone(method) if isinstance(loss, ForgetLoss) else 0
+    left_alone = method.n_left_alone if isinstance(loss, ForgetLoss) else 0
     n_counted = 0
     for row in rows.labels_BT.tolist():
         labelled = [t for t, label in enumerate(row) if label != IGNORED][left_alone:]
@@ -128,22 +134,9 @@ def test_every_id_has_its_loss_in_order_and_no_other() -> None:
     assert RETAIN_LOSSES["none"] is None
 
 
-FIELDS: Mapping[str, tuple[str, ...]] = {
-    "reference_nll": ("reference_nll_B",),
-    "reference_logits": ("reference_logits_BTV",),
-    "reference_hidden": ("reference_hidden_BTD",),
-    "hidden": ("hidden_BTD", "control_D"),
-    "residuals": ("residuals",),
-    "random_labels": ("other_labels_BT",),
-    "adversarial_labels": ("other_labels_BT",),
-}
-"""What the worker fills in for each need."""
-
-
-def only(outputs: Outputs, needs: frozenset[Any]) -> Outputs:
+def only(outputs: Outputs, needs: frozenset[Need]) -> Outputs:
     """Nothing but logits, labels and what ``needs`` names."""
-    given = {name: getattr(outputs, name) for need in needs for name in FIELDS[need]}
-    return Outputs(logits_BTV=outputs.logits_BTV, labels_BT=outputs.labels_BT, **given)
+    return replace(outputs, given={need: outputs.given[need] for need in needs})
 
 
 @pytest.mark.parametrize("loss_id", get_args(ForgetLossId))

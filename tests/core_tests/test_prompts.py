@@ -14,10 +14,11 @@ from transformers import PreTrainedTokenizerFast
 
 from core.config import DataConfig
 from core.data.alternatives import alternative_rows, refusals
+from core.data.batches import collate
 from core.data.prompts import PromptFormat
 from core.data.sources import Row
 from core.data.splits import split_data
-from core.data.tokens import TokenRow, collate, tokenise, tokenise_splits
+from core.data.tokens import TokenRow, tokenise, tokenise_splits
 from core.errors import DataError
 
 CHAT = (

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from suite_settings import ENGINE, setting_of, subject_of, tokens
+from suite_inputs import ENGINE, input_of, subject_of, tokens
 
 from core.config import ModelConfig
 from core.model.layers import dense_weight, resolve_targets
 from core.model.loading import LoadedModel, load_model
 from core.suites import EvaluationData, Subject
-from core.training.adapter import DifferenceAdapter, Gather, InitialFactors, load_adapter
+from core.training.adapter import DifferenceAdapter, InitialFactors, load_adapter
+from core.training.trained import float32_on_cpu
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def adapter(model: LoadedModel, tiny_model: Path, tmp_path: Path) -> Path:
     with torch.no_grad():
         for _, _, moved_b in made.increments():
             moved_b.normal_(std=0.1)
-    made.save(tmp_path / "adapter", made.exported(Gather()), base=str(tiny_model))
+    made.save(tmp_path / "adapter", made.exported(float32_on_cpu), base=str(tiny_model))
     return tmp_path / "adapter"
 
 
@@ -37,7 +38,7 @@ def test_a_merged_copy_computes_what_the_adapted_model_computes(
     tiny_model: Path, adapter: Path, text_data: EvaluationData
 ) -> None:
     base = load_model(ModelConfig(source=str(tiny_model)), ENGINE)
-    rows = tokens(setting_of(base, text_data), "forget")
+    rows = tokens(input_of(base, text_data), "forget")
     plain = subject_of(base).read(rows, ("nll",))["nll"]
     network = load_adapter(base.network, adapter)
     subject = Subject(base, name="x", batch_size=3, network=network, has_adapter=True)
@@ -53,7 +54,7 @@ def test_gradient_norms_with_an_adapter_are_those_of_the_merged_model(
     from core.suites.mia_suite import grad_norms
 
     base = load_model(ModelConfig(source=str(tiny_model)), ENGINE)
-    rows = tokens(setting_of(base, text_data), "forget")[:2]
+    rows = tokens(input_of(base, text_data), "forget")[:2]
     network = load_adapter(base.network, adapter)
     subject = Subject(base, name="x", batch_size=3, network=network, has_adapter=True)
     merged = subject.other(subject.merged_copy(torch.float32), name="y")

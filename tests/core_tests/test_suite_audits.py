@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from naive_suites import average, close, log_probs, naive_answer, probability
-from suite_settings import END, ENGINE, run, setting_of, subject_of, tokens
+from suite_inputs import END, ENGINE, input_of, run, subject_of, tokens
 
 from core.config import ModelConfig
-from core.data.tokens import TokenRow, collate
+from core.data.batches import collate
+from core.data.tokens import TokenRow
 from core.errors import DataError
 from core.metrics.memorization import rouge_l
 from core.model.loading import LoadedModel, load_model
@@ -21,14 +22,14 @@ def test_a_text_is_no_question(model: LoadedModel, text_data: EvaluationData) ->
     with pytest.raises(
         DataError, match=r"suite paraphrase needs questions with answers, .* is a text"
     ):
-        run("paraphrase", setting_of(model, text_data))
+        run("paraphrase", input_of(model, text_data))
 
 
 @pytest.fixture(scope="module")
 def unlearned(tiny_model: Path, text_data: EvaluationData) -> LoadedModel:
     """The tiny model after a few steps of gradient ascent on its forget set."""
     model = load_model(ModelConfig(source=str(tiny_model)), ENGINE)
-    rows = tokens(setting_of(model, text_data), "forget")
+    rows = tokens(input_of(model, text_data), "forget")
     batch = collate(rows, model.device)
     optimizer = torch.optim.SGD(model.network.requires_grad_(True).parameters(), lr=0.003)
     for _ in range(200):
@@ -50,18 +51,16 @@ def test_relearning_brings_back_rows_that_it_did_not_read(
 ) -> None:
     before = {n: w.clone() for n, w in unlearned.network.named_parameters()}
     options = AuditOptions(relearn_samples=3, relearn_steps=5, relearn_rate=1e-3)
-    setting = setting_of(
-        unlearned, text_data, options=options, load_initial=lambda: subject_of(model)
-    )
-    found = run("relearning", setting)
+    given = input_of(unlearned, text_data, options=options, load_initial=lambda: subject_of(model))
+    found = run("relearning", given)
     metrics = found.metrics
     assert metrics["after_nll"] < metrics["before_nll"] - 0.1
     assert metrics["after_extraction_strength"] >= metrics["before_extraction_strength"]
-    rows = [tokens(setting, "forget")[s["index"]] for s in found.samples]
+    rows = [tokens(given, "forget")[s["index"]] for s in found.samples]
     assert len(rows) == 5 == len({row.ids for row in rows})
     naive = [-average([v for r in rows for v in log_probs(m, r)]) for m in (unlearned, model)]
     close(metrics["before_nll"], naive[0])
-    holdout = -average([v for r in tokens(setting, "holdout") for v in log_probs(model, r)])
+    holdout = -average([v for r in tokens(given, "holdout") for v in log_probs(model, r)])
     span = abs(naive[1] - holdout)
     closure = max(-1.0, min(1.0, 1 - abs(naive[0] - holdout) / span))
     assert abs(closure) < 1.0
@@ -72,7 +71,7 @@ def test_relearning_brings_back_rows_that_it_did_not_read(
 
 def test_relearning_repeats(unlearned: LoadedModel, text_data: EvaluationData) -> None:
     options = AuditOptions(relearn_samples=2, relearn_steps=2)
-    found = [run("relearning", setting_of(unlearned, text_data, options=options)) for _ in range(2)]
+    found = [run("relearning", input_of(unlearned, text_data, options=options)) for _ in range(2)]
     assert found[0] == found[1]
     assert "before_forget_closure" not in found[0].metrics
 
@@ -81,14 +80,14 @@ def test_relearning_needs_rows_that_it_does_not_read(
     model: LoadedModel, text_data: EvaluationData
 ) -> None:
     with pytest.raises(DataError, match=r"trains on 8 rows .* got 8; give more, or lower"):
-        run("relearning", setting_of(model, text_data))
+        run("relearning", input_of(model, text_data))
 
 
 def test_paraphrases(model: LoadedModel, question_data: EvaluationData) -> None:
-    setting = setting_of(model, question_data, limit=3)
-    found = run("paraphrase", setting).metrics
+    given = input_of(model, question_data, limit=3)
+    found = run("paraphrase", given).metrics
     said, asked, recall = [], [], []
-    for example in setting.material.examples("forget"):
+    for example in given.rows.examples("forget"):
         record = example.record
 
         def row(question: str, answer: str) -> TokenRow:

@@ -17,7 +17,7 @@ from naive_suites import (
     probability,
     text,
 )
-from suite_settings import run, setting_of, tokens, write_records
+from suite_inputs import input_of, run, tokens, write_records
 
 from core.config import SourceConfig
 from core.data.tokens import TokenRow
@@ -47,9 +47,9 @@ def naive_likelihood(model: LoadedModel, ids: Sequence[int], n: int) -> float:
 
 
 def test_memorization_of_documents(noisy: LoadedModel, text_data: EvaluationData) -> None:
-    setting = setting_of(noisy, text_data, limit=4)
-    found = run("memorization", setting)
-    rows = tokens(setting, "forget")
+    given = input_of(noisy, text_data, limit=4)
+    found = run("memorization", given)
+    rows = tokens(given, "forget")
     long = [row for row in rows if len(row.ids) > 10]
     assert long
     close(
@@ -78,15 +78,15 @@ def test_memorization_of_documents(noisy: LoadedModel, text_data: EvaluationData
 def test_memorised_text_stands_out_from_the_holdout_set(
     model: LoadedModel, text_data: EvaluationData
 ) -> None:
-    found = run("memorization", setting_of(model, text_data, limit=4)).metrics
+    found = run("memorization", input_of(model, text_data, limit=4)).metrics
     for name, by in (("el_10", 0.02), ("memorization_accuracy", 0.4), ("probability", 0.3)):
         assert found[f"forget_{name}"] > found[f"holdout_{name}"] + by
 
 
 def test_memorization_of_answers(model: LoadedModel, question_data: EvaluationData) -> None:
-    setting = setting_of(model, question_data, limit=2)
-    found = run("memorization", setting)
-    examples = setting.material.examples("forget")
+    given = input_of(model, question_data, limit=2)
+    found = run("memorization", given)
+    examples = given.rows.examples("forget")
     rows = [e.tokens for e in examples]
     assert all(row.n_context > 1 for row in rows)
     whole = [TokenRow(row.ids, 0) for row in rows]
@@ -112,7 +112,7 @@ def test_a_set_of_short_rows_has_no_extraction_likelihood(
 ) -> None:
     path = write_records(tmp_path / "short.jsonl", [{"text": "river"}, {"text": "lamp"}])
     data = EvaluationData(forget=SourceConfig(source=str(path)))
-    found = run("memorization", setting_of(model, data))
+    found = run("memorization", input_of(model, data))
     assert math.isnan(found.metrics["forget_el_10"])
     assert found.notes == ("forget_el_10: no row has more than 10 tokens",)
     assert math.isfinite(found.metrics["forget_extraction_strength"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from naive_suites import average, close, naive_scores, pair_auc
-from suite_settings import run, setting_of, subject_of, tokens
+from suite_inputs import input_of, run, subject_of, tokens
 from torch.nn import functional as F
 
 from core.data.tokens import TokenRow
@@ -28,9 +28,9 @@ def naive_grad_norm(model: LoadedModel, row: TokenRow) -> float:
 def test_mia_against_pairs(
     blank: LoadedModel, noisy: LoadedModel, text_data: EvaluationData
 ) -> None:
-    setting = setting_of(noisy, text_data, limit=6, retain_only=subject_of(blank))
-    found = run("mia", setting)
-    rows = {role: tokens(setting, role) for role in ("forget", "holdout")}
+    given = input_of(noisy, text_data, limit=6, retain_only=subject_of(blank))
+    found = run("mia", given)
+    rows = {role: tokens(given, role) for role in ("forget", "holdout")}
     ours = {role: [naive_scores(noisy, r) for r in rows[role]] for role in rows}
     theirs = {role: [naive_scores(blank, r) for r in rows[role]] for role in rows}
     for role, scores in ours.items():
@@ -55,7 +55,7 @@ def test_mia_against_pairs(
 def test_mia_of_a_memorised_set_without_other_models(
     model: LoadedModel, text_data: EvaluationData
 ) -> None:
-    found = run("mia", setting_of(model, text_data))
+    found = run("mia", input_of(model, text_data))
     assert found.metrics["loss_auc"] > 0.95
     close(found.metrics["privleak"], 100 * (0.5 - found.metrics["min_k_auc"]) / 0.5)
     assert "reference_auc" not in found.metrics
@@ -63,6 +63,6 @@ def test_mia_of_a_memorised_set_without_other_models(
 
 
 def test_mia_leaves_no_gradient_behind(model: LoadedModel, text_data: EvaluationData) -> None:
-    run("mia", setting_of(model, text_data, limit=2))
+    run("mia", input_of(model, text_data, limit=2))
     assert not any(w.requires_grad for w in model.network.parameters())
     assert all(w.grad is None for w in model.network.parameters())

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from conftest import sentences
 from naive_suites import average, close, log_probs
-from suite_settings import run, setting_of, write_records
+from suite_inputs import input_of, run, write_records
 
 from core.config import SourceConfig
 from core.data.tokens import TokenRow
@@ -28,7 +28,7 @@ def test_wmdp_takes_the_likeliest_letter(model: LoadedModel, tmp_path: Path) -> 
     data = EvaluationData(
         wmdp_bio=SourceConfig(source=str(path)), wmdp_chem=SourceConfig(source=str(path), n=1)
     )
-    found = run("wmdp", setting_of(model, data))
+    found = run("wmdp", input_of(model, data))
     right: dict[str, list[bool]] = {}
     for role, topic in (("wmdp_bio", "biology"), ("wmdp_chem", "chemistry")):
         right[role] = []
@@ -60,7 +60,7 @@ def test_a_question_without_a_right_choice_is_refused(
     with pytest.raises(
         DataError, match=r"data\.wmdp_cyber: row 1: .* number of the right one from 0"
     ):
-        run("wmdp", setting_of(model, data))
+        run("wmdp", input_of(model, data))
 
 
 @pytest.mark.skipif(find_spec("lm_eval") is not None, reason="lm-eval is installed")
@@ -68,4 +68,4 @@ def test_mmlu_without_its_package_says_how_to_get_it(
     model: LoadedModel, text_data: EvaluationData
 ) -> None:
     with pytest.raises(UserError, match=r'pip install "unlearn-tune\[lm-eval\]"'):
-        run("mmlu", setting_of(model, text_data))
+        run("mmlu", input_of(model, text_data))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from naive_suites import average, close, log_probs
-from suite_settings import ENGINE, run, setting_of, tokens
+from suite_inputs import ENGINE, input_of, run, tokens
 
 from core.config import ModelConfig
 from core.model.layers import dense_weight, resolve_targets
@@ -70,8 +70,8 @@ def test_quantisation_to_four_bits_hurts_a_memorised_model_more_than_eight(
     model: LoadedModel, tiny_model: Path, text_data: EvaluationData
 ) -> None:
     before = {n: w.clone() for n, w in model.network.named_parameters()}
-    setting = setting_of(model, text_data)
-    found = run("quantisation", setting)
+    given = input_of(model, text_data)
+    found = run("quantisation", given)
     metrics = found.metrics
     copied = load_model(ModelConfig(source=str(tiny_model)), ENGINE)
     drift = {bits: abs(metrics[f"int{bits}_forget_nll"] - metrics["forget_nll"]) for bits in (8, 4)}
@@ -83,7 +83,7 @@ def test_quantisation_to_four_bits_hurts_a_memorised_model_more_than_eight(
             for part in weight.split(64, dim=1):
                 scale = part.abs().max(dim=1, keepdim=True).values / 7
                 part.copy_((part / scale).round() * scale)
-    rows = tokens(setting, "forget")
+    rows = tokens(given, "forget")
     naive = -average([v for row in rows for v in log_probs(copied, row)])
     close(metrics["int4_forget_nll"], naive, within=1e-3)
     assert all(torch.equal(w, before[n]) for n, w in model.network.named_parameters())

@@ -8,32 +8,32 @@ from pathlib import Path
 import pytest
 import torch
 from naive_suites import average, close, hits, log_probs, row_nll
-from suite_settings import ENGINE, run, setting_of, subject_of, tokens
+from suite_inputs import ENGINE, input_of, run, subject_of, tokens
 
 from core.config import ModelConfig, SourceConfig
+from core.metrics.rows import ROW_METRICS
 from core.model.loading import LoadedModel, load_model
 from core.suites import EvaluationData, parse_data
-from core.suites.subject import MEASURES
 
 # Reading
 
 
 def test_a_row_reads_the_same_in_every_batch(model: LoadedModel, text_data: EvaluationData) -> None:
-    rows = tokens(setting_of(model, text_data), "general")[:7]
-    together = subject_of(model, 7).read(rows, tuple(MEASURES))
-    alone = subject_of(model, 1).read(rows[::-1], tuple(MEASURES))
-    for name in MEASURES:
+    rows = tokens(input_of(model, text_data), "general")[:7]
+    together = subject_of(model, 7).read(rows, tuple(ROW_METRICS))
+    alone = subject_of(model, 1).read(rows[::-1], tuple(ROW_METRICS))
+    for name in ROW_METRICS:
         assert together[name] == pytest.approx(alone[name][::-1], rel=1e-4, abs=1e-5)
 
 
 def test_one_forward_pass_a_batch_serves_all_numbers(
     model: LoadedModel, text_data: EvaluationData
 ) -> None:
-    rows = tokens(setting_of(model, text_data), "forget")
+    rows = tokens(input_of(model, text_data), "forget")
     subject, passes = subject_of(model, 3), []
     hook = model.network.register_forward_hook(lambda *_: passes.append(1))
     try:
-        subject.read(rows, tuple(MEASURES))
+        subject.read(rows, tuple(ROW_METRICS))
         assert len(passes) == math.ceil(len(rows) / 3)
         subject.read(rows, ("nll", "min_k_0.4"))
     finally:
@@ -42,7 +42,7 @@ def test_one_forward_pass_a_batch_serves_all_numbers(
 
 
 def test_a_limit_keeps_the_first_rows(model: LoadedModel, text_data: EvaluationData) -> None:
-    everything, first = (setting_of(model, text_data, limit=n) for n in (None, 3))
+    everything, first = (input_of(model, text_data, limit=n) for n in (None, 3))
     assert tokens(first, "retain") == tokens(everything, "retain")[:3]
 
 
@@ -51,7 +51,7 @@ def test_a_chunked_document_is_several_examples(
 ) -> None:
     assert text_data.forget is not None
     source = text_data.forget.model_copy(update={"max_tokens": 8, "overlong": "chunk"})
-    found = setting_of(model, EvaluationData(forget=source)).material.examples("forget")
+    found = input_of(model, EvaluationData(forget=source)).rows.examples("forget")
     assert len(found) > 8
     assert all(5 <= len(example.tokens.ids) <= 8 for example in found)
 
@@ -73,10 +73,10 @@ def test_the_approximate_set_of_a_sweep_serves_as_holdout_set() -> None:
 
 
 def test_probes_pool_the_tokens_of_a_set(model: LoadedModel, text_data: EvaluationData) -> None:
-    setting = setting_of(model, text_data)
-    found = run("probes", setting)
+    given = input_of(model, text_data)
+    found = run("probes", given)
     for role in ("forget", "retain", "holdout", "general"):
-        rows = tokens(setting, role)
+        rows = tokens(given, role)
         assert len({len(row.ids) for row in rows}) > 2
         nll = -average([v for row in rows for v in log_probs(model, row)])
         close(found.metrics[f"{role}_nll"], nll)
@@ -99,7 +99,7 @@ def test_a_model_that_computes_nan_is_reported_and_not_hidden(
     broken = load_model(ModelConfig(source=str(tiny_model)), ENGINE)
     with torch.no_grad():
         next(broken.network.parameters()).fill_(math.nan)
-    setting = setting_of(broken, question_data, limit=1, retain_only=subject_of(broken))
+    given = input_of(broken, question_data, limit=1, retain_only=subject_of(broken))
     expected = {
         "tofu": "forget_quality",
         "mia": "loss_auc",
@@ -107,4 +107,4 @@ def test_a_model_that_computes_nan_is_reported_and_not_hidden(
         "memorization": "forget_probability",
     }
     for name, metric in expected.items():
-        assert math.isnan(run(name, setting).metrics[metric])
+        assert math.isnan(run(name, given).metrics[metric])

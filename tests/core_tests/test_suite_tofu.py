@@ -22,20 +22,21 @@ from naive_suites import (
     probability,
 )
 from scipy.stats import ks_2samp
-from suite_settings import (
+from suite_inputs import (
     END,
     ENGINE,
     QUESTIONS,
+    input_of,
     pairs,
     run,
-    setting_of,
     subject_of,
     tokens,
     write_records,
 )
 
 from core.config import ModelConfig, SourceConfig
-from core.data.tokens import TokenRow, collate
+from core.data.batches import collate
+from core.data.tokens import TokenRow
 from core.errors import DataError
 from core.metrics.composites import (
     ATTACKS,
@@ -47,12 +48,12 @@ from core.metrics.composites import (
 )
 from core.metrics.memorization import rouge_l
 from core.model.loading import LoadedModel, load_model
-from core.suites import EvaluationData, Setting
+from core.suites import EvaluationData, SuiteInput
 
 
-def naive_tofu(model: LoadedModel, setting: Setting, role: str) -> dict[str, list[float]]:
+def naive_tofu(model: LoadedModel, given: SuiteInput, role: str) -> dict[str, list[float]]:
     rows: list[dict[str, float]] = []
-    for example in setting.material.examples(role):
+    for example in given.rows.examples(role):
         record = example.record
 
         def row(answer: str, question: str = record["question"]) -> TokenRow:
@@ -85,11 +86,11 @@ def naive_tofu(model: LoadedModel, setting: Setting, role: str) -> dict[str, lis
     return {name: [row[name] for row in rows] for name in rows[0]}
 
 
-def naive_utility(model: LoadedModel, setting: Setting) -> dict[str, float]:
+def naive_utility(model: LoadedModel, given: SuiteInput) -> dict[str, float]:
     found: dict[str, float] = {}
     nine: list[float] = []
     for role in ("retain", "real_authors", "world_facts"):
-        naive = {name: average(values) for name, values in naive_tofu(model, setting, role).items()}
+        naive = {name: average(values) for name, values in naive_tofu(model, given, role).items()}
         nine += [naive[name] for name in ("probability", "rouge_l_recall", "utility_geometric")]
         found |= {
             f"{role}_probability": naive["probability"],
@@ -100,9 +101,9 @@ def naive_utility(model: LoadedModel, setting: Setting) -> dict[str, float]:
     return found | {"model_utility": harmonic_mean(nine)}
 
 
-def naive_aucs(model: LoadedModel, setting: Setting, names: Sequence[str]) -> dict[str, float]:
+def naive_aucs(model: LoadedModel, given: SuiteInput, names: Sequence[str]) -> dict[str, float]:
     scores = {
-        role: [naive_scores(model, row) for row in tokens(setting, role)]
+        role: [naive_scores(model, row) for row in tokens(given, role)]
         for role in ("forget", "holdout")
     }
     return {
@@ -114,8 +115,8 @@ def naive_aucs(model: LoadedModel, setting: Setting, names: Sequence[str]) -> di
 def taught(source: Path, data: EvaluationData, roles: Sequence[str], *, steps: int) -> LoadedModel:
     """The tiny model after a few steps on the answers of some roles."""
     model = load_model(ModelConfig(source=str(source)), ENGINE)
-    setting = setting_of(model, data, limit=4)
-    rows = [row for role in roles for row in tokens(setting, role)]
+    given = input_of(model, data, limit=4)
+    rows = [row for role in roles for row in tokens(given, role)]
     optimizer = torch.optim.AdamW(model.network.requires_grad_(True).parameters(), lr=5e-3)
     for _ in range(steps):
         batch = collate(rows, model.device)
@@ -131,11 +132,11 @@ def taught(source: Path, data: EvaluationData, roles: Sequence[str], *, steps: i
 
 @dataclass(frozen=True, kw_only=True)
 class Compared:
-    """A model that knows what it shall, the one before unlearning, and a setting with all of them."""
+    """A model that knows what it shall, the one before unlearning, and a given with all of them."""
 
     subject: LoadedModel
     initial: LoadedModel
-    setting: Setting
+    given: SuiteInput
 
 
 @pytest.fixture(scope="module")
@@ -143,20 +144,20 @@ def compared(tiny_model: Path, noisy: LoadedModel, question_data: EvaluationData
     kept = ("retain", "real_authors", "world_facts")
     subject = taught(tiny_model, question_data, kept, steps=60)
     initial = taught(tiny_model, question_data, ("forget", *kept), steps=80)
-    setting = setting_of(
+    given = input_of(
         subject,
         question_data,
         limit=4,
         retain_only=subject_of(noisy),
         load_initial=lambda: subject_of(initial),
     )
-    return Compared(subject=subject, initial=initial, setting=setting)
+    return Compared(subject=subject, initial=initial, given=given)
 
 
 def test_tofu_of_four_sets(compared: Compared, noisy: LoadedModel) -> None:
-    model, setting = compared.subject, compared.setting
-    found = run("tofu", setting).metrics
-    forget = naive_tofu(model, setting, "forget")
+    model, given = compared.subject, compared.given
+    found = run("tofu", given).metrics
+    forget = naive_tofu(model, given, "forget")
     same = ("probability", "rouge_l_recall", "paraphrase_probability")
     agree(
         found,
@@ -168,10 +169,10 @@ def test_tofu_of_four_sets(compared: Compared, noisy: LoadedModel) -> None:
             "forget_truth_ratio_arithmetic": average(forget["forget_arithmetic"]),
         },
     )
-    utility = naive_utility(model, setting)
+    utility = naive_utility(model, given)
     assert utility["model_utility"] > 0.0
     agree(found, utility)
-    unseen = naive_tofu(noisy, setting, "forget")
+    unseen = naive_tofu(noisy, given, "forget")
     test = ks_2samp(forget["ratio_geometric"], unseen["ratio_geometric"])
     agree(
         found,
@@ -184,24 +185,24 @@ def test_tofu_of_four_sets(compared: Compared, noisy: LoadedModel) -> None:
 
 
 def test_composites_of_tofu(compared: Compared, noisy: LoadedModel) -> None:
-    model, initial, setting = compared.subject, compared.initial, compared.setting
-    found = run("tofu", setting).metrics
-    forget = {n: average(v) for n, v in naive_tofu(model, setting, "forget").items()}
+    model, initial, given = compared.subject, compared.initial, compared.given
+    found = run("tofu", given).metrics
+    forget = {n: average(v) for n, v in naive_tofu(model, given, "forget").items()}
     mem = memorization_score(
         extraction_strength=forget["extraction_strength"],
         exact_memorization=forget["exact_memorization"],
         paraphrase_probability=forget["paraphrase_probability"],
         truth_ratio=forget["preference"],
     )
-    priv = privacy_score(*(naive_aucs(m, setting, ATTACKS) for m in (model, noisy)))
-    before = naive_utility(initial, setting)["model_utility"]
+    priv = privacy_score(*(naive_aucs(m, given, ATTACKS) for m in (model, noisy)))
+    before = naive_utility(initial, given)["model_utility"]
     assert before > 0.0
     assert priv > 0.0
     utility = utility_score(
-        model_utility=naive_utility(model, setting)["model_utility"],
-        fluency=naive_fluency(model, setting, "forget"),
+        model_utility=naive_utility(model, given)["model_utility"],
+        fluency=naive_fluency(model, given, "forget"),
         initial_model_utility=before,
-        initial_fluency=naive_fluency(initial, setting, "forget"),
+        initial_fluency=naive_fluency(initial, given, "forget"),
     )
     expected = {"mem": mem, "priv": priv, "utility": utility}
     agree(
@@ -212,8 +213,8 @@ def test_composites_of_tofu(compared: Compared, noisy: LoadedModel) -> None:
 def test_utility_is_the_part_of_tofu_that_needs_no_other_model(
     model: LoadedModel, noisy: LoadedModel, question_data: EvaluationData
 ) -> None:
-    setting = setting_of(model, question_data, limit=2, retain_only=subject_of(noisy))
-    alone, whole = run("utility", setting), run("tofu", setting)
+    given = input_of(model, question_data, limit=2, retain_only=subject_of(noisy))
+    alone, whole = run("utility", given), run("tofu", given)
     assert len(alone.metrics) == 13
     assert {name: whole.metrics[name] for name in alone.metrics} == alone.metrics
     assert [s for s in whole.samples if s["set"] != "forget"] == alone.samples
@@ -224,8 +225,8 @@ def test_utility_is_the_part_of_tofu_that_needs_no_other_model(
 def test_the_retain_only_model_itself_has_the_best_forget_quality(
     model: LoadedModel, question_data: EvaluationData
 ) -> None:
-    setting = setting_of(model, question_data, limit=2, retain_only=subject_of(model))
-    found = run("tofu", setting).metrics
+    given = input_of(model, question_data, limit=2, retain_only=subject_of(model))
+    found = run("tofu", given).metrics
     assert (found["forget_quality"], found["forget_quality_statistic"], found["priv"]) == (1, 0, 1)
 
 
@@ -273,4 +274,4 @@ def test_a_question_without_its_fields_is_refused(
         update={"retain": SourceConfig(source=str(path), fields=QUESTIONS)}
     )
     with pytest.raises(DataError, match=r"data\.retain: .*retain\.jsonl row 2.*" + expected):
-        run("utility", setting_of(model, data))
+        run("utility", input_of(model, data))

@@ -2,7 +2,7 @@
 
 from golden_cases import Variant, variants
 
-from core.measuring.calibration import mixed
+from core.training.full_parameters import mixed
 
 
 @variants("uwc_model_mix")

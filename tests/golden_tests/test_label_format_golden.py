@@ -13,8 +13,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from core.config import DataConfig
+from core.data.batches import collate
 from core.data.sources import Row
-from core.data.tokens import TokenRow, collate, token_rows, tokenise
+from core.data.tokens import TokenRow, token_rows, tokenise
 from core.losses import IGNORED, random_labels
 
 END = 256

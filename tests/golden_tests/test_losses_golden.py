@@ -48,8 +48,10 @@ def outputs(variant: Variant, part: str) -> Outputs:
     return Outputs(
         logits_BTV=logits,
         labels_BT=labels,
-        reference_logits_BTV=reference,
-        reference_nll_B=sequence_nll(reference, labels),
+        given={
+            "reference_logits": reference,
+            "reference_nll": sequence_nll(reference, labels),
+        },
     )
 
 
@@ -88,11 +90,10 @@ def unshifted(labels: Tensor) -> Tensor:
 
 def kl_at_every_position(rows: Outputs) -> Tensor:
     """Our KL as the references average it: over prompt, padding and the last position too."""
-    assert rows.reference_logits_BTV is not None
     everything = torch.zeros_like(unshifted(rows.labels_BT))
     return kl_loss(
         at_every_position(rows.logits_BTV),
-        at_every_position(rows.reference_logits_BTV),
+        at_every_position(rows.tensor("reference_logits")),
         everything,
     )
 
@@ -176,7 +177,6 @@ def test_golden_ascent_plus_kl_and_entropy(variant: Variant) -> None:
 def test_golden_kl(variant: Variant) -> None:
     """The reference averages over every position; ours is its derived mean over counted tokens."""
     forget, retain = outputs(variant, "forget"), outputs(variant, "retain")
-    assert retain.reference_logits_BTV is not None
     ours, lowered = retaining("kl", retain), forgetting("ga", forget)
     variant.agrees(ours, "kl_masked_mean", kind="kl", derived=True)
     variant.deviates(ours, "kl", by=5e-4)
@@ -188,7 +188,7 @@ def test_golden_kl(variant: Variant) -> None:
     one_by_one = [
         kl_loss(
             at_every_position(retain.logits_BTV[b : b + 1, t : t + 1]),
-            at_every_position(retain.reference_logits_BTV[b : b + 1, t : t + 1]),
+            at_every_position(retain.tensor("reference_logits")[b : b + 1, t : t + 1]),
             torch.zeros(1, 2, dtype=torch.long),
         )
         for b, t in np.ndindex(*retain.labels_BT.shape)
@@ -244,7 +244,7 @@ def test_golden_npo(variant: Variant) -> None:
     total = params.get("npo_coeff", params.get("gamma")) * lowered
     total = total + params.get("grad_diff_coeff", params.get("alpha")) * kept
     variant.agrees(sequence_nll(forget.logits_BTV, forget.labels_BT), "nll_current")
-    variant.agrees(forget.reference_nll_B, "nll_reference")
+    variant.agrees(forget.tensor("reference_nll"), "nll_reference")
     variant.agrees(lowered, "forget_loss")
     variant.agrees(kept, "retain_loss")
     variant.agrees(total, "total")
@@ -330,7 +330,11 @@ def test_golden_undial(variant: Variant) -> None:
     """The reference averages over all predictions, and lowers entry V - 100 where a label is -100."""
     params = variant.params
     forget, retain = outputs(variant, "forget"), outputs(variant, "retain")
-    logits, reference, labels = forget.logits_BTV, forget.reference_logits_BTV, forget.labels_BT
+    logits, reference, labels = (
+        forget.logits_BTV,
+        forget.tensor("reference_logits"),
+        forget.labels_BT,
+    )
     assert reference is not None
     ours = forgetting("undial", forget, undial=UndialConfig(beta=params["beta"]))
     variant.agrees(ours, "masked_mean", derived=True)

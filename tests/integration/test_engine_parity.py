@@ -14,13 +14,14 @@ import transformers
 from torch import Tensor, multiprocessing
 
 from core.config import TrialConfig
-from core.data.tokens import TokenRow, TokenSplits, collate, reading_order
+from core.data.batches import collate, reading_order
+from core.data.tokens import TokenRow, TokenSplits
 from core.model.layers import dense_weight
 from core.model.loading import load_model
 from core.training.adapter import InitialFactors
 from core.training.initialisation import initial_factors
 from core.training.ranks import Rendezvous, join
-from core.training.warm import Bench
+from core.training.warm import Warm
 from core.worker import probes
 
 pytestmark = pytest.mark.integration
@@ -71,7 +72,7 @@ def make_uneven(
 
 
 def series_of(config: TrialConfig) -> Series:
-    return [{name: p.metrics[name] for name in COMPARED} for p in probes(config, bench=Bench())]
+    return [{name: p.metrics[name] for name in COMPARED} for p in probes(config, warm=Warm())]
 
 
 def assert_agree(found: Series, expected: Series, *, within: float = WITHIN) -> None:
@@ -87,8 +88,8 @@ def one_rank(make_uneven: TrialMaker) -> Series:
 
 
 def test_the_rows_are_uneven_and_the_trial_moves(make_uneven: TrialMaker, one_rank: Series) -> None:
-    bench = Bench()
-    data = bench.data(make_uneven())
+    warm = Warm()
+    data = warm.data(make_uneven())
     lengths = [len(row.ids) for part in ("forget", "retain_train") for row in data[part]]
     assert min(lengths) == 5
     assert max(lengths) == 64
@@ -176,9 +177,9 @@ def test_one_rank_equals_a_plain_pytorch_loop_with_stock_lora(
     make_uneven: TrialMaker, init: str
 ) -> None:
     config = make_uneven({"method.adapter_init": init, "engine.zero_stage": 1})
-    bench = Bench()
-    data = bench.data(config)
-    factors = initial_factors(config, bench.model(config), data)
+    warm = Warm()
+    data = warm.data(config)
+    factors = initial_factors(config, warm.model(config), data)
     assert_agree(series_of(config), plain_loop(config, data, factors))
 
 
@@ -212,11 +213,11 @@ def run_rank(rank: int, host: str, port: int, trials: Sequence[str], folder: str
     configs = [TrialConfig.model_validate_json(text) for text in trials]
     group = join(rank, 2, host, port, configs[0].engine)
     for i, config in enumerate(configs):
-        bench = Bench()
+        warm = Warm()
         place = Path(folder, f"trial-{i}")
         found = [
             {name: p.metrics[name] for name in COMPARED}
-            for p in probes(config, folder=place, bench=bench, group=group)
+            for p in probes(config, folder=place, warm=warm, group=group)
         ]
         Path(folder, f"{i}-{rank}.json").write_text(json.dumps(found), encoding="utf-8")
 
@@ -267,7 +268,7 @@ def test_the_adapter_of_two_ranks_loads_in_stock_peft(two_ranks: Any, name: str)
     stock = peft.PeftModel.from_pretrained(original, str(place / "adapter")).eval()
     lines = (place / "history.jsonl").read_text("utf-8").splitlines()
     best = [line for line in map(json.loads, lines) if line.get("is_best")][-1]
-    rows = Bench().data(config)["forget"]
+    rows = Warm().data(config)["forget"]
     with torch.no_grad():
         found = float(torch.nn.functional.cross_entropy(*logits_and_targets(stock, rows)))
     assert found == pytest.approx(best["metrics"]["forget_nll"], abs=1e-4)

@@ -21,7 +21,8 @@ from core.model.layers import dense_weight, resolve_targets
 from core.model.loading import load_model
 from core.suites import SUITES
 from core.suites.wmdp_suite import SUBJECTS
-from core.training.adapter import DifferenceAdapter, Gather, InitialFactors
+from core.training.adapter import DifferenceAdapter, InitialFactors
+from core.training.trained import float32_on_cpu
 from tuning import cli
 
 pytestmark = pytest.mark.integration
@@ -125,7 +126,7 @@ def adapter(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
         for _, _, moved_b in made.increments():
             moved_b.normal_(std=0.1)
     folder = tmp_path_factory.mktemp("trained") / "adapter"
-    made.save(folder, made.exported(Gather()), base=str(tiny_model))
+    made.save(folder, made.exported(float32_on_cpu), base=str(tiny_model))
     return folder
 
 
@@ -233,11 +234,11 @@ def test_a_whole_model_folder_of_a_trial_is_a_model(
     target = load_model(
         ModelConfig(source=str(tiny_model)), EngineConfig(dtype="fp32", device="cpu")
     )
-    trained = FullParameters(target)
+    trained = FullParameters.copied(target)
     with torch.no_grad():
         for weight in trained.model.parameters():
             weight.mul_(0.5)
-    trained.save(Path("whole"), trained.exported(Gather()), base=str(tiny_model))
+    trained.save(Path("whole"), trained.exported(float32_on_cpu), base=str(tiny_model))
     arguments = ("--suite", "probes", "--data", texts, "--json")
     metrics = evaluate(*arguments, model="whole").json["suites"]["probes"]["metrics"]
     expected = evaluate(*arguments).json["suites"]["probes"]["metrics"]

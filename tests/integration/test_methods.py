@@ -12,7 +12,7 @@ import transformers
 
 from core.config import TrialConfig
 from core.config.method import METHODS, ForgetLossId
-from core.data.tokens import collate
+from core.data.batches import collate
 from core.errors import DataError, ModelError
 from core.losses import kl_loss, sequence_nll
 from core.measuring.selection import Probe
@@ -21,7 +21,7 @@ from core.store.durable import read_lines
 from core.training.full_parameters import is_model_folder
 from core.training.ranks import join_alone
 from core.training.reference import Reference
-from core.training.warm import Bench
+from core.training.warm import Warm
 from core.worker import probes, report_metrics
 
 pytestmark = pytest.mark.integration
@@ -32,12 +32,12 @@ RATES: Mapping[str, float] = {"rmu": 1e-2, "residual": 1e-2, "ihl": 1e-2, "satim
 
 
 @pytest.fixture(scope="module")
-def bench() -> Bench:
-    return Bench()
+def warm() -> Warm:
+    return Warm()
 
 
-def run(config: TrialConfig, bench: Bench, folder: Path | None = None) -> tuple[Probe, ...]:
-    return tuple(probes(config, bench=bench, folder=folder))
+def run(config: TrialConfig, warm: Warm, folder: Path | None = None) -> tuple[Probe, ...]:
+    return tuple(probes(config, warm=warm, folder=folder))
 
 
 def method_changes(name: str) -> dict[str, Any]:
@@ -63,15 +63,15 @@ def forget_with_alternatives(
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_changes_how_the_forget_set_is_predicted(
-    name: str, make_trial: TrialMaker, bench: Bench, forget_with_alternatives: Path
+    name: str, make_trial: TrialMaker, warm: Warm, forget_with_alternatives: Path
 ) -> None:
     changes = method_changes(name)
     if "data.forget.fields" in changes:
         changes["data.forget.source"] = str(forget_with_alternatives)
-    series = run(make_trial(changes), bench)
+    series = run(make_trial(changes), warm)
     assert [p.step for p in series] == [1, 2, 3, 4, 5, 6]
     assert all(math.isfinite(v) for v in series[-1].metrics.values())
-    untouched = run(make_trial({"optimizer.learning_rate": 1e-12}), bench)[0].metrics
+    untouched = run(make_trial({"optimizer.learning_rate": 1e-12}), warm)[0].metrics
     assert abs(series[-1].metrics["forget_nll"] - untouched["forget_nll"]) > 0.02
 
 
@@ -80,9 +80,9 @@ def test_every_forget_loss_has_a_named_method() -> None:
 
 
 def test_a_forget_weight_of_zero_leaves_the_retain_loss_alone(
-    make_trial: TrialMaker, bench: Bench
+    make_trial: TrialMaker, warm: Warm
 ) -> None:
-    with_zero = run(make_trial({"method.forget_weight": 0.0, "seed": 5}), bench)
+    with_zero = run(make_trial({"method.forget_weight": 0.0, "seed": 5}), warm)
     assert with_zero[-1].metrics["forget_closure"] < 0.05
     assert with_zero[-1].metrics["retain_drop"] < 0.02
 
@@ -91,12 +91,12 @@ def test_a_forget_weight_of_zero_leaves_the_retain_loss_alone(
 
 
 def test_cached_terms_of_the_reference_model_are_those_of_a_forward_pass(
-    make_trial: TrialMaker, bench: Bench
+    make_trial: TrialMaker, warm: Warm
 ) -> None:
     config = make_trial()
-    model, data = bench.model(config), bench.data(config)
+    model, data = warm.model(config), warm.data(config)
     rows = data["forget"][:5]
-    reference = Reference(model, data["forget"], block=0)
+    reference = Reference(model, data["forget"])
     batch = collate(rows, model.device)
     with torch.no_grad():
         network: Any = model.network
@@ -107,7 +107,7 @@ def test_cached_terms_of_the_reference_model_are_those_of_a_forward_pass(
     assert float(distance) == pytest.approx(0.0, abs=1e-6)
     real = batch.mask.bool()
     torch.testing.assert_close(
-        reference.hidden(rows)[real], output.hidden_states[1][real], rtol=1e-4, atol=1e-5
+        reference.hidden(rows, block=0)[real], output.hidden_states[1][real], rtol=1e-4, atol=1e-5
     )
     rivals = reference.adversarial_labels(rows)
     assert not bool((rivals == batch.labels)[batch.labels != -100].any())
@@ -117,16 +117,14 @@ def test_reference_terms_are_computed_once_for_all_trials(
     make_trial: TrialMaker, artifact_cache: Path
 ) -> None:
     changes = {"method.forget_loss": "npo", "method.retain_loss": "kl"}
-    run(make_trial(changes), Bench())
+    run(make_trial(changes), Warm())
     before = sorted((artifact_cache / "reference").glob("*.safetensors"))
-    run(make_trial(changes | {"optimizer.learning_rate": 1e-4}), Bench())
+    run(make_trial(changes | {"optimizer.learning_rate": 1e-4}), Warm())
     assert sorted((artifact_cache / "reference").glob("*.safetensors")) == before
     assert before
 
 
-def test_npo_starts_from_the_reference_also_under_fila(
-    make_trial: TrialMaker, bench: Bench
-) -> None:
+def test_npo_starts_from_the_reference_also_under_fila(make_trial: TrialMaker, warm: Warm) -> None:
     """With the difference form the untouched adapter is the reference model whatever its factors."""
     series = {}
     for init in ("lora", "fila", "vila"):
@@ -136,21 +134,21 @@ def test_npo_starts_from_the_reference_also_under_fila(
             "optimizer.learning_rate": 1e-12,
             "selection.max_steps": 1,
         }
-        series[init] = run(make_trial(changes), bench)[0].metrics["forget_nll"]
+        series[init] = run(make_trial(changes), warm)[0].metrics["forget_nll"]
     assert series["fila"] == pytest.approx(series["lora"], abs=1e-5)
     assert series["vila"] == pytest.approx(series["lora"], abs=1e-5)
 
 
 def test_a_block_that_is_none_before_the_last_is_refused(
-    make_trial: TrialMaker, bench: Bench
+    make_trial: TrialMaker, warm: Warm
 ) -> None:
     config = make_trial({"method.forget_loss": "rmu", "method.rmu.layer": 1})
     with pytest.raises(ModelError, match=r"method\.rmu\.layer: must lie in \[0, 0\].*got 1"):
-        run(config, bench)
+        run(config, warm)
 
 
 def test_the_dual_variable_rises_while_the_retain_loss_is_above_its_limit(
-    make_trial: TrialMaker, bench: Bench
+    make_trial: TrialMaker, warm: Warm
 ) -> None:
     seen = {}
     for limit in (0.0, 100.0):
@@ -159,7 +157,7 @@ def test_the_dual_variable_rises_while_the_retain_loss_is_above_its_limit(
             "method.pdu.retain_limit": limit,
             "method.pdu.warmup_steps": 1,
         }
-        seen[limit] = [p.metrics["dual_variable"] for p in run(make_trial(changes), bench)]
+        seen[limit] = [p.metrics["dual_variable"] for p in run(make_trial(changes), warm)]
     assert seen[0.0][0] == 1.0  # warm-up
     assert seen[0.0][1:] == sorted(seen[0.0][1:])
     assert seen[0.0][-1] > 1.0
@@ -171,7 +169,7 @@ def test_the_dual_variable_rises_while_the_retain_loss_is_above_its_limit(
 
 @pytest.mark.parametrize("stage", [0, 1, 2])
 def test_full_parameter_unlearning_trains_a_copy_and_saves_a_whole_model(
-    make_trial: TrialMaker, bench: Bench, tmp_path: Path, stage: int
+    make_trial: TrialMaker, warm: Warm, tmp_path: Path, stage: int
 ) -> None:
     changes = {
         "adapter.kind": "full",
@@ -180,28 +178,28 @@ def test_full_parameter_unlearning_trains_a_copy_and_saves_a_whole_model(
         "optimizer.learning_rate": 3e-4,
     }
     config = make_trial(changes)
-    checksum = weights_checksum(dict(bench.model(config).network.named_parameters()))
-    series = run(config, bench, tmp_path)
+    checksum = weights_checksum(dict(warm.model(config).network.named_parameters()))
+    series = run(config, warm, tmp_path)
     assert series[-1].metrics["forget_closure"] > 0.02
-    assert weights_checksum(dict(bench.model(config).network.named_parameters())) == checksum
+    assert weights_checksum(dict(warm.model(config).network.named_parameters())) == checksum
     folder = tmp_path / "adapter"
     assert is_model_folder(folder)
     best = next(
         line for line in reversed(read_lines(tmp_path / "history.jsonl")) if line.get("is_best")
     )
     group, _meeting = join_alone(config.engine)
-    found = report_metrics(config, folder, bench=bench, group=group)
+    found = report_metrics(config, folder, warm=warm, group=group)
     assert found["forget_nll"] == pytest.approx(best["metrics"]["forget_nll"], abs=1e-3)
     loaded = transformers.AutoModelForCausalLM.from_pretrained(folder)
-    assert loaded.num_parameters() == bench.model(config).network.num_parameters()  # type: ignore[operator]
+    assert loaded.num_parameters() == warm.model(config).network.num_parameters()  # type: ignore[operator]
 
 
-def test_full_parameter_stages_make_the_same_steps(make_trial: TrialMaker, bench: Bench) -> None:
+def test_full_parameter_stages_make_the_same_steps(make_trial: TrialMaker, warm: Warm) -> None:
     found = []
     for stage in (0, 2):
         changes = {"adapter.kind": "full", "engine.zero_stage": stage, "method.forget_loss": "npo"}
         config = make_trial(changes | {"optimizer.learning_rate": 1e-4})
-        found.append([dict(p.metrics) for p in run(config, bench)])
+        found.append([dict(p.metrics) for p in run(config, warm)])
     for one, other in zip(*found, strict=True):
         assert one == pytest.approx(other, abs=1e-4)
 
@@ -209,25 +207,25 @@ def test_full_parameter_stages_make_the_same_steps(make_trial: TrialMaker, bench
 # The whole forget set, and rules that stop
 
 
-def test_the_whole_forget_set_is_one_batch(make_trial: TrialMaker, bench: Bench) -> None:
+def test_the_whole_forget_set_is_one_batch(make_trial: TrialMaker, warm: Warm) -> None:
     batch = {"whole_forget_set": True, "micro_batch_size": 4}
-    whole = run(make_trial({"batch": batch}), bench)
-    eight = run(make_trial({"batch": {"global_batch_size": 8}}), bench)
+    whole = run(make_trial({"batch": batch}), warm)
+    eight = run(make_trial({"batch": {"global_batch_size": 8}}), warm)
     assert [dict(p.metrics) for p in whole] == [
         pytest.approx(dict(p.metrics), abs=1e-4) for p in eight
     ]
 
 
 def test_a_forget_set_that_micro_batches_do_not_divide_is_refused(
-    make_trial: TrialMaker, bench: Bench
+    make_trial: TrialMaker, warm: Warm
 ) -> None:
     config = make_trial({"batch": {"whole_forget_set": True, "micro_batch_size": 3}})
     with pytest.raises(DataError, match=r"batch\.whole_forget_set: the 8 forget rows must be"):
-        run(config, bench)
+        run(config, warm)
 
 
 def test_a_trial_stops_when_all_named_forget_metrics_are_low_enough(
-    make_trial: TrialMaker, bench: Bench
+    make_trial: TrialMaker, warm: Warm
 ) -> None:
     changes = {
         "method.forget_loss": "ga",
@@ -239,7 +237,7 @@ def test_a_trial_stops_when_all_named_forget_metrics_are_low_enough(
             {"metric": "memorization_accuracy", "at_most": 0.3},
         ],
     }
-    series = run(make_trial(changes), bench)
+    series = run(make_trial(changes), warm)
     assert series[-1].stopped_by == "stop_when"
     last, before = series[-1].metrics, series[0].metrics
     assert last["el_3"] <= 0.2
@@ -251,10 +249,10 @@ def test_a_trial_stops_when_all_named_forget_metrics_are_low_enough(
 
 
 def test_el_of_more_tokens_than_the_rows_have_is_refused(
-    make_trial: TrialMaker, bench: Bench
+    make_trial: TrialMaker, warm: Warm
 ) -> None:
     with pytest.raises(ModelError, match=r"el_500 needs forget rows of more than 500 tokens"):
-        run(make_trial({"selection.stop_when": [{"metric": "el_500", "at_most": 0.1}]}), bench)
+        run(make_trial({"selection.stop_when": [{"metric": "el_500", "at_most": 0.1}]}), warm)
 
 
 # Equal utility, and a retain-only model
@@ -263,7 +261,7 @@ def test_el_of_more_tokens_than_the_rows_have_is_refused(
 @pytest.mark.parametrize("utility", ["retain_utility", "retain_extraction_strength"])
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_calibration_scales_the_difference_back_until_utility_is_kept(
-    make_trial: TrialMaker, bench: Bench, tmp_path: Path, utility: str, kind: str
+    make_trial: TrialMaker, warm: Warm, tmp_path: Path, utility: str, kind: str
 ) -> None:
     changes = {
         "adapter.kind": kind,
@@ -278,7 +276,7 @@ def test_calibration_scales_the_difference_back_until_utility_is_kept(
         "selection.retain_guard": None,
     }
     config = make_trial(changes)
-    series = run(config, bench, tmp_path)
+    series = run(config, warm, tmp_path)
     last = series[-1].metrics
     assert 0.0 < last["calibration_factor"] < 1.0
     assert last["forget_closure_at_utility"] == last["forget_closure"]
@@ -291,13 +289,13 @@ def test_calibration_scales_the_difference_back_until_utility_is_kept(
         line for line in reversed(read_lines(tmp_path / "history.jsonl")) if line.get("is_best")
     )
     group, _meeting = join_alone(config.engine)
-    found = report_metrics(config, tmp_path / "adapter", bench=bench, group=group)
+    found = report_metrics(config, tmp_path / "adapter", warm=warm, group=group)
     assert found["forget_nll"] == pytest.approx(best["metrics"]["forget_nll"], abs=1e-3)
     assert found["forget_closure_at_utility"] == found["forget_closure"]
 
 
 def test_a_retain_only_model_is_the_target(
-    make_trial: TrialMaker, bench: Bench, tiny_model: Path, tmp_path: Path
+    make_trial: TrialMaker, warm: Warm, tiny_model: Path, tmp_path: Path
 ) -> None:
     torch.manual_seed(1)
     settings = transformers.AutoConfig.from_pretrained(tiny_model)
@@ -308,14 +306,14 @@ def test_a_retain_only_model_is_the_target(
     )
     folder = tmp_path / "run"
     config = make_trial({"model.retain_only": str(tmp_path / "never-saw-it")})
-    run(config, Bench(), folder)
+    run(config, Warm(), folder)
     first = read_lines(folder / "history.jsonl")[0]
     assert first["target_nll"] == pytest.approx(math.log(settings.vocab_size), rel=0.1)
 
 
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_bf16_steps_are_the_same_under_zero_0_and_1(
-    make_trial: TrialMaker, bench: Bench, kind: str
+    make_trial: TrialMaker, warm: Warm, kind: str
 ) -> None:
     """DeepSpeed's wrapper of stage 0 makes a step while it is built; it must not count as the first."""
     found = []
@@ -328,7 +326,7 @@ def test_bf16_steps_are_the_same_under_zero_0_and_1(
             "optimizer.learning_rate": 3e-4 if kind == "full" else 3e-3,
             "optimizer.weight_decay": 0.1,
         }
-        found.append([p.metrics["forget_nll"] for p in run(make_trial(changes), bench)])
+        found.append([p.metrics["forget_nll"] for p in run(make_trial(changes), warm)])
     assert found[0] == pytest.approx(found[1], abs=2e-3)
 
 
@@ -343,6 +341,6 @@ def test_under_zero_3_the_reference_is_asked_and_says_what_the_cache_says(
             "method.forget_loss": "undial",
             "method.retain_loss": "kl",
         }
-        found.append([dict(p.metrics) for p in run(make_trial(changes), Bench())])
+        found.append([dict(p.metrics) for p in run(make_trial(changes), Warm())])
     for cached, asked in zip(*found, strict=True):
         assert asked == pytest.approx(cached, abs=1e-4)

@@ -18,10 +18,10 @@ from safetensors.torch import load_file, save_file
 from core.config import PreparationConfig, TrialConfig
 from core.errors import ModelError, NothingToForgetError, UserError
 from core.metrics.probes import Level
-from core.preparation import Prepared, Which, prepare_model
+from core.preparation import PreparedModel, Which, prepare_model
 from core.store.durable import read_lines
 from core.store.place import CACHE_VARIABLE
-from core.training.warm import Bench
+from core.training.warm import Warm
 from core.worker import probes
 from tuning.prepare import prepare_models
 
@@ -92,7 +92,7 @@ def preparation(tiny_model: Path, rows: Mapping[str, Path]) -> Maker:
     return make
 
 
-def made(config: PreparationConfig, which: Which) -> tuple[Prepared, Told]:
+def made(config: PreparationConfig, which: Which) -> tuple[PreparedModel, Told]:
     """A prepared model, and what was told of the steps that made it."""
     told: Told = []
 
@@ -103,7 +103,7 @@ def made(config: PreparationConfig, which: Which) -> tuple[Prepared, Told]:
 
 
 @pytest.fixture(scope="module")
-def learned(preparation: Maker) -> Mapping[str, tuple[Prepared, Told]]:
+def learned(preparation: Maker) -> Mapping[str, tuple[PreparedModel, Told]]:
     """Target and retain-only model, trained until they know their rows."""
     config = preparation({"training.epochs": EPOCHS})
     return {"target": made(config, "target"), "retain_only": made(config, "retain_only")}
@@ -140,7 +140,7 @@ def same_level(found: Level, expected: Level) -> None:
 
 
 def test_the_target_knows_the_forget_set_better_than_the_retain_only_model(
-    learned: Mapping[str, tuple[Prepared, Told]],
+    learned: Mapping[str, tuple[PreparedModel, Told]],
     tiny_model: Path,
     rows: Mapping[str, Path],
 ) -> None:
@@ -153,7 +153,7 @@ def test_the_target_knows_the_forget_set_better_than_the_retain_only_model(
 
 @pytest.mark.parametrize("which", ["target", "retain_only"])
 def test_the_levels_agree_with_a_loop_over_single_rows(
-    learned: Mapping[str, tuple[Prepared, Told]], rows: Mapping[str, Path], which: Which
+    learned: Mapping[str, tuple[PreparedModel, Told]], rows: Mapping[str, Path], which: Which
 ) -> None:
     found = learned[which][0]
     same_level(found.forget, naive_level(found.folder, texts(rows["forget"])))
@@ -183,7 +183,7 @@ def test_of_a_question_and_its_answer_the_answer_counts(
     ("which", "n_rows"), [("target", N_FORGET + N_RETAIN), ("retain_only", N_RETAIN)]
 )
 def test_every_step_of_all_epochs_is_told(
-    learned: Mapping[str, tuple[Prepared, Told]], which: Which, n_rows: int
+    learned: Mapping[str, tuple[PreparedModel, Told]], which: Which, n_rows: int
 ) -> None:
     _, told = learned[which]
     n_steps = n_rows * EPOCHS // BATCH
@@ -215,7 +215,7 @@ def test_micro_batches_of_rows_of_unequal_length_do_not_change_the_training(
 
 @pytest.mark.parametrize("which", ["target", "retain_only"])
 def test_the_second_call_trains_nothing_and_writes_nothing(
-    learned: Mapping[str, tuple[Prepared, Told]], preparation: Maker, which: Which
+    learned: Mapping[str, tuple[PreparedModel, Told]], preparation: Maker, which: Which
 ) -> None:
     first, _ = learned[which]
     before = {p: p.stat().st_mtime_ns for p in (first.folder, *first.folder.iterdir())}
@@ -276,7 +276,7 @@ def test_the_same_preparation_gives_the_same_weights_in_another_cache(
 
 
 def test_the_folder_is_an_ordinary_model_and_its_tokenizer_the_base_models(
-    learned: Mapping[str, tuple[Prepared, Told]], tiny_model: Path
+    learned: Mapping[str, tuple[PreparedModel, Told]], tiny_model: Path
 ) -> None:
     folder = learned["target"][0].folder
     network = transformers.AutoModelForCausalLM.from_pretrained(folder)
@@ -305,14 +305,14 @@ def trial_on(
 
 
 def test_a_trial_on_both_starts_at_their_levels(
-    learned: Mapping[str, tuple[Prepared, Told]],
+    learned: Mapping[str, tuple[PreparedModel, Told]],
     make_trial: TrialMaker,
     rows: Mapping[str, Path],
     tmp_path: Path,
 ) -> None:
     target, retain_only = (learned[w][0] for w in ("target", "retain_only"))
     config = trial_on(make_trial, rows, target=target.folder, retain_only=retain_only.folder)
-    assert [p.step for p in probes(config, folder=tmp_path, bench=Bench())] == [1]
+    assert [p.step for p in probes(config, folder=tmp_path, warm=Warm())] == [1]
     first = read_lines(tmp_path / "history.jsonl")[0]
     assert first["target_nll"] == pytest.approx(retain_only.forget.nll, rel=1e-5)
     assert first["metrics"]["forget_nll"] == pytest.approx(target.forget.nll, rel=1e-5)
@@ -320,7 +320,7 @@ def test_a_trial_on_both_starts_at_their_levels(
 
 
 def test_a_model_that_never_saw_the_forget_set_has_nothing_to_forget(
-    learned: Mapping[str, tuple[Prepared, Told]],
+    learned: Mapping[str, tuple[PreparedModel, Told]],
     make_trial: TrialMaker,
     rows: Mapping[str, Path],
 ) -> None:
@@ -329,7 +329,7 @@ def test_a_model_that_never_saw_the_forget_set_has_nothing_to_forget(
     with pytest.raises(
         NothingToForgetError, match=r"data\.forget: there is nothing to forget: .*retain_only"
     ):
-        list(probes(config, bench=Bench()))
+        list(probes(config, warm=Warm()))
 
 
 # Refused

@@ -24,8 +24,8 @@ from core.measuring.selection import Probe
 from core.model.loading import weights_checksum
 from core.store.durable import read_lines
 from core.training.ranks import join_alone
-from core.training.warm import Bench
-from core.worker import TrialResult, prepare, probes, report_metrics, run_trial
+from core.training.warm import Warm
+from core.worker import TrialResult, probes, report_metrics, run_trial, share_work
 
 pytestmark = pytest.mark.integration
 
@@ -62,21 +62,21 @@ class Finished:
 
 
 @pytest.fixture(scope="module")
-def bench() -> Bench:
-    return Bench()
+def warm() -> Warm:
+    return Warm()
 
 
 @pytest.fixture(scope="module", params=KINDS)
 def finished(
     request: pytest.FixtureRequest,
     make_trial: TrialMaker,
-    bench: Bench,
+    warm: Warm,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Finished:
     config = make_trial(KINDS[request.param])
     folder = tmp_path_factory.mktemp(request.param)
     seen, lines, adapters = [], [], []
-    for probe in probes(config, folder=folder, bench=bench):
+    for probe in probes(config, folder=folder, warm=warm):
         seen.append(probe)
         lines.append(read_lines(folder / "history.jsonl"))
         adapters.append((folder / "adapter" / "adapter_model.safetensors").exists())
@@ -190,76 +190,74 @@ def test_the_adapter_is_a_plain_float32_lora_of_the_expected_rank(finished: Fini
 
 
 def test_a_saved_adapter_is_reported_on_rows_that_no_probe_saw(
-    finished: Finished, bench: Bench
+    finished: Finished, warm: Warm
 ) -> None:
     group, _meeting = join_alone(finished.config.engine)
-    found = report_metrics(finished.config, finished.folder / "adapter", bench=bench, group=group)
+    found = report_metrics(finished.config, finished.folder / "adapter", warm=warm, group=group)
     low = finished.config.engine.dtype == "bf16"
     best = finished.best["metrics"]
     assert found["forget_nll"] == pytest.approx(best["forget_nll"], abs=3e-2 if low else 1e-3)
     assert found["retain_nll"] != best["retain_nll"]
-    model = bench.model(finished.config)
-    bench.verify()
-    assert bench.checksum == weights_checksum(dict(model.network.named_parameters()))
+    model = warm.model(finished.config)
+    warm.verify()
+    assert warm.checksum == weights_checksum(dict(model.network.named_parameters()))
 
 
 # Repetition
 
 
 @pytest.mark.parametrize("kind", ["lora", "fila"])
-def test_the_same_trial_gives_the_same_numbers_on_a_fresh_and_on_a_warm_bench(
+def test_the_same_trial_gives_the_same_numbers_on_a_fresh_and_in_a_warm_process(
     make_trial: TrialMaker, kind: str
 ) -> None:
     config = make_trial(KINDS[kind])
-    bench = Bench()
-    fresh = metrics_of(tuple(probes(config, bench=bench)))
+    warm = Warm()
+    fresh = metrics_of(tuple(probes(config, warm=warm)))
     other = make_trial({"adapter.rank": 8, "optimizer.learning_rate": 1e-2, "seed": 3})
-    assert metrics_of(tuple(probes(other, bench=bench))) != fresh
-    warm = metrics_of(tuple(probes(config, bench=bench)))
-    assert_same(warm, fresh, within=1e-6)
-    assert_same(metrics_of(tuple(probes(config, bench=Bench()))), fresh, within=1e-6)
+    assert metrics_of(tuple(probes(other, warm=warm))) != fresh
+    again = metrics_of(tuple(probes(config, warm=warm)))
+    assert_same(again, fresh, within=1e-6)
+    assert_same(metrics_of(tuple(probes(config, warm=Warm()))), fresh, within=1e-6)
 
 
 def test_a_trial_that_is_closed_early_leaves_the_network_as_it_was(make_trial: TrialMaker) -> None:
     config = make_trial({"method.adapter_init": "svd"})
-    expected = metrics_of(tuple(probes(config, bench=Bench())))
-    bench = Bench()
-    network = bench.model(config).network
+    expected = metrics_of(tuple(probes(config, warm=Warm())))
+    warm = Warm()
+    network = warm.model(config).network
     names = [name for name, _ in network.named_modules()]
     checksum = weights_checksum(dict(network.named_parameters()))
-    trial = probes(config, bench=bench)
+    trial = probes(config, warm=warm)
     first = next(iter(trial))
     trial.close()
     assert dict(first.metrics) == pytest.approx(expected[0], abs=1e-6)
-    assert bench.model(config).network is network
+    assert warm.model(config).network is network
     assert [name for name, _ in network.named_modules()] == names
     assert weights_checksum(dict(network.named_parameters())) == checksum
     assert not any(p.requires_grad for p in network.parameters())
-    assert_same(metrics_of(tuple(probes(config, bench=bench))), expected, within=1e-6)
+    assert_same(metrics_of(tuple(probes(config, warm=warm))), expected, within=1e-6)
 
 
-def test_the_seed_changes_the_trial_and_not_the_splits(
-    make_trial: TrialMaker, bench: Bench
-) -> None:
+def test_the_seed_changes_the_trial_and_not_the_splits(make_trial: TrialMaker, warm: Warm) -> None:
     one, other = make_trial({"seed": 1}), make_trial({"seed": 2})
-    assert bench.data(one) is bench.data(other)
-    found = [metrics_of(tuple(probes(c, bench=bench)))[-1]["forget_nll"] for c in (one, other)]
+    assert warm.data(one) is warm.data(other)
+    found = [metrics_of(tuple(probes(c, warm=warm)))[-1]["forget_nll"] for c in (one, other)]
     assert found[0] != found[1]
 
 
-def test_probing_less_often_does_not_change_the_steps(make_trial: TrialMaker, bench: Bench) -> None:
-    every = tuple(probes(make_trial(), bench=bench))
-    seldom = tuple(probes(make_trial({"selection.probe_every": 3}), bench=bench))
+def test_probing_less_often_does_not_change_the_steps(make_trial: TrialMaker, warm: Warm) -> None:
+    every = tuple(probes(make_trial(), warm=warm))
+    seldom = tuple(probes(make_trial({"selection.probe_every": 3}), warm=warm))
     assert [p.step for p in seldom] == [3, 4]
     assert_same(metrics_of(seldom), metrics_of(every)[2:], within=1e-6)
 
 
-def test_what_prepare_measures_is_found_again(make_trial: TrialMaker, artifact_cache: Path) -> None:
+def test_what_is_shared_is_found_again(make_trial: TrialMaker, artifact_cache: Path) -> None:
     config = make_trial({"method.adapter_init": "fila", "fisher.exponent": 1.0})
     group, _meeting = join_alone(config.engine)
-    prepare(config, bench=Bench(), group=group)
+    share_work(config, warm=Warm(), group=group)
     before = sorted(artifact_cache.rglob("*"))
-    tuple(probes(config, bench=Bench()))
+    tuple(probes(config, warm=Warm()))
     assert sorted(artifact_cache.rglob("*")) == before
 
 
@@ -324,10 +322,10 @@ def test_the_hard_limit_stops_at_the_first_probe_above_it(make_trial: TrialMaker
     assert result.decision.verdict.limit == 0.5
 
 
-def test_an_overshooting_trial_ends_past_its_target(make_trial: TrialMaker, bench: Bench) -> None:
+def test_an_overshooting_trial_ends_past_its_target(make_trial: TrialMaker, warm: Warm) -> None:
     changes = ascent({"limit": 99.0, "hard_limit": 999.0}, learning_rate=3e-2)
     config = make_trial(changes | {"selection.past_target": {"patience": 2}})
-    series = tuple(probes(config, bench=bench))
+    series = tuple(probes(config, warm=warm))
     assert len(series) < 12
     assert [p.stopped_by for p in series[:-1]] == [None] * (len(series) - 1)
     assert series[-1].stopped_by == "past_target"
@@ -347,11 +345,11 @@ def test_text_that_the_model_never_saw_is_nothing_to_forget(
         NothingToForgetError,
         match=r"data\.forget: there is nothing to forget: its cross-entropy \d+\.\d+ must lie at least 0\.3",
     ):
-        next(iter(probes(config, bench=Bench())))
+        next(iter(probes(config, warm=Warm())))
 
 
 def test_a_general_set_without_training_rows_is_refused_where_the_retain_loss_reads_it(
-    make_trial: TrialMaker, tmp_path: Path, bench: Bench
+    make_trial: TrialMaker, tmp_path: Path, warm: Warm
 ) -> None:
     path = tmp_path / "general.jsonl"
     rows = [f"an ordinary sentence, number {i}" for i in range(12)]  # 6 to probe, 6 to report
@@ -360,4 +358,4 @@ def test_a_general_set_without_training_rows_is_refused_where_the_retain_loss_re
     with pytest.raises(
         DataError, match=r"data\.general: no row is left to train on after data\.probe_rows"
     ):
-        next(iter(probes(config, bench=bench)))
+        next(iter(probes(config, warm=warm)))

@@ -14,7 +14,7 @@ import pytest
 from core.config import TrialConfig, parse_trial
 from core.config.method import METHODS, ForgetLossId, MethodConfig
 from core.measuring.reporting import GuardReporter
-from core.training.warm import Bench
+from core.training.warm import Warm
 from core.worker import run_trial
 from tuning.config import (
     FIXED_SECTIONS,
@@ -348,12 +348,12 @@ def two_steps(spec: SweepSpec, proposal: Proposal) -> TrialConfig:
 
 
 @pytest.fixture(scope="module")
-def bench() -> Bench:
-    return Bench()
+def warm() -> Warm:
+    return Warm()
 
 
-def assert_trains(config: TrialConfig, bench: Bench, folder: Path) -> None:
-    result = run_trial(config, GuardReporter(config.selection), folder=folder, bench=bench)
+def assert_trains(config: TrialConfig, warm: Warm, folder: Path) -> None:
+    result = run_trial(config, GuardReporter(config.selection), folder=folder, warm=warm)
     assert [p.step for p in result.probes] == [1, 2]
     assert all(math.isfinite(v) for p in result.probes for v in p.metrics.values())
     losses = [p.metrics["forget_nll"] for p in result.probes]
@@ -363,17 +363,17 @@ def assert_trains(config: TrialConfig, bench: Bench, folder: Path) -> None:
 @pytest.mark.integration
 @each_file
 def test_the_first_proposal_trains(
-    name: str, tiny_model: Path, tiny_data: Mapping[str, Path], bench: Bench, tmp_path: Path
+    name: str, tiny_model: Path, tiny_data: Mapping[str, Path], warm: Warm, tmp_path: Path
 ) -> None:
     spec = tiny(name, tiny_model, tiny_data)
-    assert_trains(two_steps(spec, next(iter(corner_proposals(spec)))), bench, tmp_path)
+    assert_trains(two_steps(spec, next(iter(corner_proposals(spec)))), warm, tmp_path)
 
 
 @pytest.mark.integration
 @pytest.mark.parametrize("loss", get_args(ForgetLossId))
 def test_every_forget_loss_of_the_overview_trains(
-    loss: str, tiny_model: Path, tiny_data: Mapping[str, Path], bench: Bench, tmp_path: Path
+    loss: str, tiny_model: Path, tiny_data: Mapping[str, Path], warm: Warm, tmp_path: Path
 ) -> None:
     spec = tiny("methods.yaml", tiny_model, tiny_data)
     proposal = next(p for p in corner_proposals(spec) if p["method.forget_loss"] == loss)
-    assert_trains(two_steps(spec, proposal), bench, tmp_path)
+    assert_trains(two_steps(spec, proposal), warm, tmp_path)

@@ -1,4 +1,4 @@
-"""Models, data and settings that suites are run on."""
+"""Models, data and inputs that suites are run on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from conftest import sentences
 from core.config import EngineConfig, FieldNames
 from core.data.tokens import TokenRow
 from core.model.loading import LoadedModel, vocabulary_size
-from core.suites import SUITES, EvaluationData, Material, Setting, Subject
+from core.suites import SUITES, EvaluationData, EvaluationRows, Subject, SuiteInput
 from core.suites.suite import Findings
 
 QUESTIONS = FieldNames(prompt="question", answer="answer")
@@ -52,19 +52,19 @@ def moved(model: LoadedModel, *, by: float, seed: int) -> LoadedModel:
     return model
 
 
-def setting_of(
+def input_of(
     model: LoadedModel,
     data: EvaluationData,
     *,
     batch_size: int = 3,
     limit: int | None = None,
     **rest: Any,
-) -> Setting:
-    """A setting of one model on some data, as the verb ``evaluate`` makes one."""
-    material = Material(
+) -> SuiteInput:
+    """A given of one model on some data, as the verb ``evaluate`` makes one."""
+    material = EvaluationRows(
         data, model.tokenizer, vocabulary=vocabulary_size(model.network), limit=limit
     )
-    return Setting(subject_of(model, batch_size), material, limit=limit, **rest)
+    return SuiteInput(subject_of(model, batch_size), material, limit=limit, **rest)
 
 
 def subject_of(model: LoadedModel, batch_size: int = 3) -> Subject:
@@ -72,11 +72,11 @@ def subject_of(model: LoadedModel, batch_size: int = 3) -> Subject:
     return Subject(model, name="tiny", batch_size=batch_size)
 
 
-def run(name: str, setting: Setting) -> Findings:
+def run(name: str, given: SuiteInput) -> Findings:
     """What a suite finds."""
-    return SUITES[name].run(setting)
+    return SUITES[name].run(given)
 
 
-def tokens(setting: Setting, role: str) -> list[TokenRow]:
+def tokens(given: SuiteInput, role: str) -> list[TokenRow]:
     """The rows of a role."""
-    return [example.tokens for example in setting.material.examples(role)]
+    return [example.tokens for example in given.rows.examples(role)]
