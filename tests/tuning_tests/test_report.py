@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from tuning.records import Run, load_run
-from tuning.report import duration, markdown, number, signed, verdict, write_report
+from tuning.report import markdown, verdict, write_report
+from tuning.wording import duration, number, signed
 
 Built = Callable[..., Run]
 HOSTILE = '<script>alert(1)</script> | [x](javascript:alert(2)) "><img src=x onerror=alert(3)>'
