@@ -19,6 +19,8 @@ from markupsafe import Markup, escape
 from core.config import METRICS
 from core.store.durable import commit
 from tuning import plots
+from tuning.plots import drawing
+from tuning.plots.reading import number_or_nan
 from tuning.records import Run, TrialRecord, attempt_folder, now
 from tuning.results import best, counts, excess, pareto_front, ranked, savings
 from tuning.space import describe
@@ -82,7 +84,7 @@ def write_report(run: Run) -> Path:
     commit(folder / "report.md", _writer(re.sub(r"\n{3,}", "\n\n", text).encode("utf-8")))
     html = pages.get_template("report.html.j2").render(
         content,
-        plotly_js=Markup(plots.plotly_js()),  # noqa: S704  # the library's own text
+        plotly_js=Markup(drawing.plotly_js()),  # noqa: S704  # the library's own text
     )
     page = folder / "index.html"
     commit(page, _writer(html.encode("utf-8")))
@@ -99,31 +101,31 @@ def report_figures(run: Run) -> list[ReportFigure]:
             title="Optimisation history",
             caption="Value of each finished trial. A trial without a feasible probe has a penalised value "
             "below -1; one that broke has none and stands at the bottom.",
-            png=_png(plots.history_matplotlib(history)),
-            interactive=_plain(plots.history_plotly(history)),
+            png=_png(drawing.history_matplotlib(history)),
+            interactive=_plain(drawing.history_plotly(history)),
         ),
         ReportFigure(
             name="tradeoff",
             title="Forgetting against damage",
             caption="Each finished trial at the probe that counts. Left of the line every constraint holds; "
             "from the Pareto front, no trial forgets more without coming closer to a limit.",
-            png=_png(plots.tradeoff_matplotlib(tradeoff)),
-            interactive=_plain(plots.tradeoff_plotly(tradeoff)),
+            png=_png(drawing.tradeoff_matplotlib(tradeoff)),
+            interactive=_plain(drawing.tradeoff_plotly(tradeoff)),
         ),
         ReportFigure(
             name="curves",
             title="Trial curves",
             caption="Every probe of every trial. A closure that falls again is over-unlearning. Values far "
             "above the limit are cut at the upper edge.",
-            png=_png(plots.curves_matplotlib(curves)),
-            interactive=_plain(plots.curves_plotly(curves)),
+            png=_png(drawing.curves_matplotlib(curves)),
+            interactive=_plain(drawing.curves_plotly(curves)),
         ),
         ReportFigure(
             name="steps",
             title="Why trials ended",
             caption="Optimiser steps that each trial made, and the hatched ones that stopping it early saved.",
-            png=_png(plots.steps_matplotlib(steps)),
-            interactive=_plain(plots.steps_plotly(steps)),
+            png=_png(drawing.steps_matplotlib(steps)),
+            interactive=_plain(drawing.steps_plotly(steps)),
         ),
     ]
 
@@ -264,10 +266,10 @@ def _baseline(run: Run, trial: TrialRecord) -> Mapping[str, float]:
     lines = run.history(trial.number)
     if not lines or lines[0].get("step") != 0:
         return {}
-    found = {k: plots.number_or_nan(v) for k, v in (lines[0].get("metrics") or {}).items()}
+    found = {k: number_or_nan(v) for k, v in (lines[0].get("metrics") or {}).items()}
     for level in ("nll", "accuracy"):
         if f"target_{level}" in lines[0]:
-            found[f"approximate_{level}"] = plots.number_or_nan(lines[0][f"target_{level}"])
+            found[f"approximate_{level}"] = number_or_nan(lines[0][f"target_{level}"])
     return found
 
 
