@@ -1,6 +1,7 @@
 """Shows a sweep to a person: a live table on a terminal, plain lines elsewhere. Always on stderr."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from rich.console import Console, Group
@@ -41,16 +42,23 @@ class _Running:
 class Progress:
     """Watches a sweep. Use as a context manager."""
 
-    def __init__(self, spec: SweepSpec, *, target: int, done: int = 0) -> None:
-        """Begin with ``done`` of ``target`` trials finished."""
-        self._spec, self._target = spec, target
+    def __init__(
+        self,
+        spec: SweepSpec,
+        *,
+        target: int,
+        done: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Begin with ``done`` of ``target`` trials finished; ``clock`` gives seconds."""
+        self._spec, self._target, self._clock = spec, target, clock
         self._console = Console(stderr=True)
         self._live: Live | None = None
         self._running: dict[int, _Running] = {}
         self._ended: list[TrialEnded] = []
         self._n_failed = 0
         self._done_before = done
-        self._began = time.monotonic()
+        self._began = self._clock()
         self._durations: list[float] = []
         self._at_once = 1
         self._last = "preparing: model, data, baselines"
@@ -101,7 +109,7 @@ class Progress:
                 f"target {base['target_nll']:.2f} nats per token"
             )
         if isinstance(event, TrialBegan):
-            self._running[event.number] = _Running(began=event, since=time.monotonic())
+            self._running[event.number] = _Running(began=event, since=self._clock())
             self._at_once = max(self._at_once, len(self._running))
             again = f" (attempt {event.attempt})" if event.attempt > 1 else ""
             return f"trial {event.number}{again}: {parameters(event.params)}"
@@ -111,7 +119,7 @@ class Progress:
         if isinstance(event, TrialEnded):
             ran = self._running.pop(event.number, None)
             if ran is not None:  # one that was adopted did not run in this session
-                self._durations.append(time.monotonic() - ran.since)
+                self._durations.append(self._clock() - ran.since)
             self._ended.append(event)
             return self._ended_line(event)
         if isinstance(event, TrialBroke):
@@ -161,7 +169,7 @@ class Progress:
             f"{self._n_finished}/{self._target} trials   complete {states.count('COMPLETE')}   "
             f"pruned {states.count('PRUNED')}   failed {self._n_failed}   "
             f"stopped by the retain guard {stopped}   "
-            f"elapsed {duration(time.monotonic() - self._began)}   left {duration(self.eta_s(), unknown='?')}"
+            f"elapsed {duration(self._clock() - self._began)}   left {duration(self.eta_s(), unknown='?')}"
         )
         summary = Text("best so far: none feasible yet")
         if best is not None:
