@@ -13,13 +13,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("core", "tuning", "search_spaces")
+DRAWINGS = ("canvas", "history", "tradeoff", "curves", "steps")
 
 DOORS: Mapping[str, frozenset[str]] = {
     "ray": frozenset(f"tuning/{n}.py" for n in ("trainable", "bridge", "sweep", "cluster")),
     "optuna": frozenset(f"tuning/{n}.py" for n in ("ledger", "pruning", "dry_run")),
     "sqlite3": frozenset({"tuning/records.py"}),
-    "plotly": frozenset({"tuning/plots.py"}),
-    "matplotlib": frozenset({"tuning/plots.py"}),
+    "plotly": frozenset(f"tuning/plots/drawing/{n}.py" for n in DRAWINGS),
+    "matplotlib": frozenset(f"tuning/plots/drawing/{n}.py" for n in DRAWINGS),
     "deepspeed": frozenset({"core/training/engine.py", "core/training/ranks.py"}),
     "torch.distributed": frozenset({"core/training/ranks.py"}),
     "torch.multiprocessing": frozenset({"core/launch.py"}),
@@ -111,8 +112,8 @@ def test_search_spaces_hold_no_code_but_their_docstring() -> None:
 
 def test_results_and_reports_import_no_framework_of_training() -> None:
     readers = {
-        f"tuning/{n}.py" for n in ("records", "results", "views", "report", "plots", "export")
-    }
+        f"tuning/{n}.py" for n in ("records", "results", "views", "report", "export", "wording")
+    } | {source.name for source in of("tuning/plots")}
     for module in ("ray", "optuna", "torch", "transformers", "deepspeed", "peft"):
         assert not importers(module) & readers
 

@@ -13,9 +13,9 @@ from core.errors import ModelError
 from core.model.packaged import cached_folder
 from tuning.config import SweepSpec
 from tuning.ledger import make_sampler, suggest
-from tuning.progress import duration, parameters
 from tuning.resources import Cluster, concurrent_trials, estimate, free_disk_gib, largest_rank
 from tuning.space import describe, is_active, ordered_dimensions
+from tuning.wording import duration, parameters
 
 SAMPLES = 5
 _FLOPS_PER_CORE = 4e10

@@ -11,6 +11,7 @@ from rich.text import Text
 from core.errors import ConfigError, UserError
 from core.suites.evaluation_rows import EvaluationData, parse_data
 from tuning.config import read_yaml
+from tuning.wording import score
 
 
 def read_data(path: Path) -> EvaluationData:
@@ -54,14 +55,7 @@ def evaluation_tables(result: Mapping[str, Any]) -> Group:
         table = Table("metric", "value", title=name, title_justify="left")
         table.columns[1].justify = "right"
         for metric, value in found["metrics"].items():
-            table.add_row(metric, _number(value))
+            table.add_row(metric, score(value))
         parts.append(table)
         parts += [Text(f"  {note}") for note in found["notes"]]
     return Group(*parts)
-
-
-def _number(value: float | str) -> str:
-    """Four digits behind the point, small ones by their exponent; what JSON cannot hold is text already."""
-    if isinstance(value, str):
-        return value
-    return f"{value:.2e}" if value and abs(value) < 1e-3 else f"{value:.4f}"

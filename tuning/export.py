@@ -4,18 +4,14 @@ import json
 import shutil
 from pathlib import Path
 
+from core.config import METRICS
 from core.errors import UserError
 from core.store.durable import commit, commit_yaml
 from tuning.config import read_yaml
 from tuning.records import Run, TrialRecord, attempt_folder
+from tuning.wording import decimals
 
-_CARD_METRICS = (
-    ("forget_nll", "forget cross-entropy (nats per token)"),
-    ("forget_accuracy", "forget next-token accuracy"),
-    ("forget_closure", "forget closure (1 = looks unseen)"),
-    ("retain_drop", "retain drop (nats per token)"),
-    ("general_drop", "general drop (nats per token)"),
-)
+_CARD_METRICS = ("forget_nll", "forget_accuracy", "forget_closure", "retain_drop", "general_drop")
 
 
 def export_trial(run: Run, trial: TrialRecord, out: Path, *, base: str | None) -> None:
@@ -75,9 +71,9 @@ def model_card(run: Run, trial: TrialRecord, base: str, *, is_whole: bool = Fals
     baseline = run.notes.get("baseline", {})
     report = trial.report_metrics or {}
     rows = [
-        f"| {label} | {_number(baseline.get(name))} | {_number(trial.metrics.get(name))} | "
-        f"{_number(report.get(name))} |"
-        for name, label in _CARD_METRICS
+        f"| {METRICS[name].full_name} | {_cell(baseline.get(name))} | {_cell(trial.metrics.get(name))} | "
+        f"{_cell(report.get(name))} |"
+        for name in _CARD_METRICS
     ]
     versions = ", ".join(f"{k} {v}" for k, v in run.notes.get("versions", {}).items())
     parameters = "\n".join(f"- `{name}`: {value}" for name, value in trial.params.items())
@@ -109,8 +105,8 @@ tags: [unlearning, {tag}]
 |---|---|---|---|
 {chr(10).join(rows)}
 
-The target of forgetting is cross-entropy {_number(baseline.get("target_nll"))} and accuracy
-{_number(baseline.get("target_accuracy"))}: {_target(run)}.
+The target of forgetting is cross-entropy {_cell(baseline.get("target_nll"))} and accuracy
+{_cell(baseline.get("target_accuracy"))}: {_target(run)}.
 
 ## Hyperparameters
 
@@ -129,8 +125,8 @@ def _target(run: Run) -> str:
     return "those of the approximate set, text of the same kind that the base model never saw"
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+def _cell(value: float | None) -> str:
+    return decimals(value, missing="-")
 
 
 def _write(path: Path, text: str) -> None:

@@ -1,14 +1,15 @@
 """Shows a sweep to a person: a live table on a terminal, plain lines elsewhere. Always on stderr."""
 
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from core.config import METRICS
 from core.measuring.selection import Probe
 from tuning.config import SweepSpec
 from tuning.events import (
@@ -23,44 +24,43 @@ from tuning.events import (
 )
 from tuning.objective import Outcome
 from tuning.results import GUARD_STOPS
+from tuning.time_left import time_left_s
+from tuning.wording import decimals, duration, parameters
+
+_WATCHED = ("retain_drop", "general_drop")
 
 
-def duration(seconds: float | None) -> str:
-    """``1 h 05 min``, ``3 min 20 s`` or ``45 s``; a question mark if unknown."""
-    if seconds is None:
-        return "?"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min"
+@dataclass(frozen=True, kw_only=True)
+class _Running:
+    """An attempt at a trial: since when by the monotonic clock, and its latest probe."""
 
-
-def parameters(params: Mapping[str, Any]) -> str:
-    """``learning_rate=3.2e-04 rank=8``: last parts of the names, short numbers."""
-    shown = []
-    for name, value in params.items():
-        text = f"{value:.3g}" if isinstance(value, float) else str(value)
-        shown.append(f"{name.rpartition('.')[2]}={text}")
-    return " ".join(shown)
+    began: TrialBegan
+    since: float
+    probe: Probe | None = None
 
 
 class Progress:
     """Watches a sweep. Use as a context manager."""
 
-    def __init__(self, spec: SweepSpec, *, target: int, concurrent: int = 1, done: int = 0) -> None:
-        """Begin with ``done`` of ``target`` trials finished."""
-        self._spec, self._target, self._concurrent = spec, target, concurrent
+    def __init__(
+        self,
+        spec: SweepSpec,
+        *,
+        target: int,
+        done: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Begin with ``done`` of ``target`` trials finished; ``clock`` gives seconds."""
+        self._spec, self._target, self._clock = spec, target, clock
         self._console = Console(stderr=True)
         self._live: Live | None = None
-        self._running: dict[int, tuple[TrialBegan, Probe | None]] = {}
+        self._running: dict[int, _Running] = {}
         self._ended: list[TrialEnded] = []
         self._n_failed = 0
         self._done_before = done
-        self._began = self._first_trial = time.monotonic()
+        self._began = self._clock()
+        self._durations: list[float] = []
+        self._at_once = 1
         self._last = "preparing: model, data, baselines"
 
     def __enter__(self) -> "Progress":
@@ -89,14 +89,13 @@ class Progress:
             self._console.print(line, highlight=False, soft_wrap=True)
 
     def eta_s(self) -> float | None:
-        """Seconds to the end, from the trials finished in this session; ``None`` before the first."""
-        finished = len(self._ended)
-        left = self._target - self._n_finished
-        if not left:
-            return 0.0
-        if not finished:
-            return None
-        return (time.monotonic() - self._first_trial) / finished * left
+        """Seconds to the end, from the trials that ran in this session; ``None`` before the first ended.
+
+        As many trials are taken to run at the same time as have been seen to.
+        """
+        running = len(self._running)
+        waiting = max(0, self._target - self._n_finished - running)
+        return time_left_s(self._durations, waiting=waiting, running=running, at_once=self._at_once)
 
     @property
     def _n_finished(self) -> int:
@@ -104,22 +103,23 @@ class Progress:
 
     def _take(self, event: Event) -> str | None:
         if isinstance(event, Prepared):
-            self._first_trial = time.monotonic()
             base = event.baseline
             return (
                 f"prepared in {duration(event.seconds)}: forget cross-entropy {base['forget_nll']:.2f}, "
                 f"target {base['target_nll']:.2f} nats per token"
             )
         if isinstance(event, TrialBegan):
-            self._running[event.number] = (event, None)
+            self._running[event.number] = _Running(began=event, since=self._clock())
+            self._at_once = max(self._at_once, len(self._running))
             again = f" (attempt {event.attempt})" if event.attempt > 1 else ""
             return f"trial {event.number}{again}: {parameters(event.params)}"
         if isinstance(event, TrialProbed):
-            began, _ = self._running[event.number]
-            self._running[event.number] = (began, event.probe)
+            self._running[event.number] = replace(self._running[event.number], probe=event.probe)
             return None
         if isinstance(event, TrialEnded):
-            self._running.pop(event.number, None)
+            ran = self._running.pop(event.number, None)
+            if ran is not None:  # one that was adopted did not run in this session
+                self._durations.append(self._clock() - ran.since)
             self._ended.append(event)
             return self._ended_line(event)
         if isinstance(event, TrialBroke):
@@ -138,7 +138,7 @@ class Progress:
         adopted = " (adopted)" if event.adopted else ""
         return (
             f"trial {event.number} {o.state}{adopted}: {self._value(o)}; {o.reason}; "
-            f"{self._n_finished}/{self._target} trials, about {duration(self.eta_s())} left"
+            f"{self._n_finished}/{self._target} trials, about {duration(self.eta_s(), unknown='?')} left"
         )
 
     def _value(self, outcome: Outcome) -> str:
@@ -152,17 +152,16 @@ class Progress:
 
     def _table(self) -> Group:
         table = Table(title=None, box=None, pad_edge=False)
-        for name in ("trial", "step", self._spec.objective.metric, "retain drop", "general drop"):
+        objective = self._spec.objective.metric
+        for name in ("trial", "step", objective, *(METRICS[m].label for m in _WATCHED)):
             table.add_column(name, justify="right")
         table.add_column("parameters", overflow="ellipsis", no_wrap=True)
-        for number, (began, probe) in sorted(self._running.items()):
+        for number, trial in sorted(self._running.items()):
+            probe = trial.probe
             m = probe.metrics if probe else {}
-            cells = [
-                _number(m.get(k))
-                for k in (self._spec.objective.metric, "retain_drop", "general_drop")
-            ]
+            cells = [decimals(m.get(k)) for k in (objective, *_WATCHED)]
             step = f"{probe.step if probe else 0}/{self._spec.budget.max_steps}"
-            table.add_row(str(number), step, *cells, parameters(began.params))
+            table.add_row(str(number), step, *cells, parameters(trial.began.params))
         states = [e.outcome.state for e in self._ended]
         stopped = sum(e.outcome.stopped_by in GUARD_STOPS for e in self._ended)
         best = self._best()
@@ -170,7 +169,7 @@ class Progress:
             f"{self._n_finished}/{self._target} trials   complete {states.count('COMPLETE')}   "
             f"pruned {states.count('PRUNED')}   failed {self._n_failed}   "
             f"stopped by the retain guard {stopped}   "
-            f"elapsed {duration(time.monotonic() - self._began)}   left {duration(self.eta_s())}"
+            f"elapsed {duration(self._clock() - self._began)}   left {duration(self.eta_s(), unknown='?')}"
         )
         summary = Text("best so far: none feasible yet")
         if best is not None:
@@ -181,7 +180,3 @@ class Progress:
         return Group(
             head, summary, table, Text(self._last, style="dim", overflow="ellipsis", no_wrap=True)
         )
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"

@@ -6,7 +6,6 @@ Needs neither Ray nor torch. All texts of a run are untrusted (a run folder may 
 import base64
 import io
 import json
-import math
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -17,27 +16,20 @@ from typing import Any, Final
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from core.config import METRICS
 from core.store.durable import commit
 from tuning import plots
+from tuning.plots import drawing
+from tuning.plots.reading import number_or_nan
 from tuning.records import Run, TrialRecord, attempt_folder, now
 from tuning.results import best, counts, excess, pareto_front, ranked, savings
 from tuning.space import describe
+from tuning.wording import NOTHING, duration, measured, number, parameter, percent, signed
 
 REPORT_FOLDER = "report"
 DPI = 130
-NOTHING: Final = "–"
 
-_SHOWN_METRICS: Final[Mapping[str, str]] = {
-    "forget_closure": "share of the way to unseen text, by cross-entropy; up is better",
-    "accuracy_closure": "the same by next-token accuracy; up is better",
-    "accuracy_gap": "forget accuracy minus that of unseen text; near 0 is better",
-    "retain_drop": "rise of retain cross-entropy; down is better",
-    "general_drop": "rise of general cross-entropy; down is better",
-    "retain_accuracy_drop": "fall of retain accuracy; down is better",
-    "general_accuracy_drop": "fall of general accuracy; down is better",
-    "retain_utility": "retain accuracy, now / before; up is better",
-    "forget_closure_at_utility": "forget closure, scaled back until utility is kept; up is better",
-}
+_SHOWN_ROLES: Final = ("objective", "comparison", "constraint", "utility")
 _SETS: Final[Mapping[str, str]] = {
     "forget": "forget",
     "approximate": "approximate (the target of forgetting)",
@@ -92,7 +84,7 @@ def write_report(run: Run) -> Path:
     commit(folder / "report.md", _writer(re.sub(r"\n{3,}", "\n\n", text).encode("utf-8")))
     html = pages.get_template("report.html.j2").render(
         content,
-        plotly_js=Markup(plots.plotly_js()),  # noqa: S704  # the library's own text
+        plotly_js=Markup(drawing.plotly_js()),  # noqa: S704  # the library's own text
     )
     page = folder / "index.html"
     commit(page, _writer(html.encode("utf-8")))
@@ -109,31 +101,31 @@ def report_figures(run: Run) -> list[ReportFigure]:
             title="Optimisation history",
             caption="Value of each finished trial. A trial without a feasible probe has a penalised value "
             "below -1; one that broke has none and stands at the bottom.",
-            png=_png(plots.history_matplotlib(history)),
-            interactive=_plain(plots.history_plotly(history)),
+            png=_png(drawing.history_matplotlib(history)),
+            interactive=_plain(drawing.history_plotly(history)),
         ),
         ReportFigure(
             name="tradeoff",
             title="Forgetting against damage",
             caption="Each finished trial at the probe that counts. Left of the line every constraint holds; "
             "from the Pareto front, no trial forgets more without coming closer to a limit.",
-            png=_png(plots.tradeoff_matplotlib(tradeoff)),
-            interactive=_plain(plots.tradeoff_plotly(tradeoff)),
+            png=_png(drawing.tradeoff_matplotlib(tradeoff)),
+            interactive=_plain(drawing.tradeoff_plotly(tradeoff)),
         ),
         ReportFigure(
             name="curves",
             title="Trial curves",
             caption="Every probe of every trial. A closure that falls again is over-unlearning. Values far "
             "above the limit are cut at the upper edge.",
-            png=_png(plots.curves_matplotlib(curves)),
-            interactive=_plain(plots.curves_plotly(curves)),
+            png=_png(drawing.curves_matplotlib(curves)),
+            interactive=_plain(drawing.curves_plotly(curves)),
         ),
         ReportFigure(
             name="steps",
             title="Why trials ended",
             caption="Optimiser steps that each trial made, and the hatched ones that stopping it early saved.",
-            png=_png(plots.steps_matplotlib(steps)),
-            interactive=_plain(plots.steps_plotly(steps)),
+            png=_png(drawing.steps_matplotlib(steps)),
+            interactive=_plain(drawing.steps_plotly(steps)),
         ),
     ]
 
@@ -188,18 +180,16 @@ def verdict(run: Run) -> str:
     if first is not None:
         metric = run.spec.objective.metric
         drops = [
-            f"{c.metric} {signed(first.metrics.get(c.metric))} {plots.unit(c.metric)} (limit {c.at_most:g})"
+            f"{c.metric} {measured(first.metrics.get(c.metric), c.metric)} {METRICS[c.metric].unit} "
+            f"(limit {c.at_most:g})"
             for c in run.spec.constraints
         ]
         kept = f" with {' and '.join(drops)}" if drops else ""
         steps = f"{first.step} optimiser step{'' if first.step == 1 else 's'}"
         reported = ""
         if first.report_metrics:
-            measured = [metric, *(c.metric for c in run.spec.constraints)]
-            values = [
-                f"{m} {(number if m == metric else signed)(first.report_metrics.get(m))}"
-                for m in measured
-            ]
+            judged = [metric, *(c.metric for c in run.spec.constraints)]
+            values = [f"{m} {measured(first.report_metrics.get(m), m)}" for m in judged]
             reported = f"; on the reporting split {', '.join(values)}"
         return (
             f"Trial {first.number} is the best of {finished}: {metric} {number(first.value)} "
@@ -232,11 +222,11 @@ def metric_rows(run: Run, trial: TrialRecord) -> list[dict[str, Any]]:
             "probe": trial.metrics.get(name),
             "report": report.get(name),
             "limit": limits.get(name),
-            "unit": plots.unit(name),
-            "meaning": meaning,
+            "unit": facts.unit,
+            "meaning": facts.description,
         }
-        for name, meaning in _SHOWN_METRICS.items()
-        if name in trial.metrics or name in report
+        for name, facts in METRICS.items()
+        if facts.role in _SHOWN_ROLES and (name in trial.metrics or name in report)
     ]
 
 
@@ -276,10 +266,10 @@ def _baseline(run: Run, trial: TrialRecord) -> Mapping[str, float]:
     lines = run.history(trial.number)
     if not lines or lines[0].get("step") != 0:
         return {}
-    found = {k: plots.number_or_nan(v) for k, v in (lines[0].get("metrics") or {}).items()}
+    found = {k: number_or_nan(v) for k, v in (lines[0].get("metrics") or {}).items()}
     for level in ("nll", "accuracy"):
         if f"target_{level}" in lines[0]:
-            found[f"approximate_{level}"] = plots.number_or_nan(lines[0][f"target_{level}"])
+            found[f"approximate_{level}"] = number_or_nan(lines[0][f"target_{level}"])
     return found
 
 
@@ -330,52 +320,6 @@ def _flat(value: Any, name: str) -> list[tuple[str, Any]]:
     return [] if value is None else [(name, value)]
 
 
-def number(value: Any) -> str:
-    """A metric with three decimals; a dash where there is none."""
-    if value is None:
-        return NOTHING
-    if not isinstance(value, int | float):
-        return str(value)
-    if math.isnan(value):
-        return "NaN"
-    if math.isinf(value):
-        return "∞" if value > 0 else "-∞"
-    text = f"{value:.3f}" if abs(value) < 1e5 else f"{value:.3g}"
-    return text.removeprefix("-") if float(text) == 0 else text
-
-
-def signed(value: Any) -> str:
-    """A drop or a difference, with its sign."""
-    text = number(value)
-    is_plain = isinstance(value, int | float) and value > 0 and text not in ("NaN", "0.000")
-    return f"+{text}" if is_plain else text
-
-
-def parameter(value: Any) -> str:
-    """A searched value with four digits; a dash where the trial does not have it."""
-    if value is None:
-        return NOTHING
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def percent(value: Any) -> str:
-    """A share in percent."""
-    if not isinstance(value, int | float) or not math.isfinite(value):
-        return number(value)
-    return f"{100 * value:.1f} %"
-
-
-def duration(seconds: Any) -> str:
-    """Seconds in words, such as ``3 min 7 s``."""
-    if not isinstance(seconds, int | float) or not math.isfinite(seconds):
-        return NOTHING
-    minutes, left = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {left} s" if minutes else f"{left} s"
-
-
 _MARKDOWN_SIGNS = re.compile(r"([\\`*\[\]|~#])")
 
 
@@ -399,9 +343,10 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    shown: Sequence[Callable[[Any], Any]] = (
+    shown: Sequence[Callable[..., Any]] = (
         number,
         signed,
+        measured,
         parameter,
         percent,
         duration,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from core.store.durable import finite
 from tuning.records import Run, TrialRecord
+from tuning.time_left import time_left_s
 
 if TYPE_CHECKING:
     import pandas
@@ -107,12 +108,8 @@ def eta_s(run: Run) -> float | None:
     """Seconds until the sweep ends, from the durations so far; ``None`` before the first trial ends."""
     durations = [t.duration_s for t in run.trials if t.duration_s]
     c = counts(run)
-    left = c["waiting"] + c["running"]
-    if not durations or not left:
-        return 0.0 if not left else None
     at_once = max(1, int(run.notes.get("concurrent", 1)))
-    mean = sum(durations) / len(durations)
-    return mean * (c["waiting"] + 0.5 * c["running"]) / at_once
+    return time_left_s(durations, waiting=c["waiting"], running=c["running"], at_once=at_once)
 
 
 def best_json(run: Run, *, top: int | None = None) -> dict[str, Any]:

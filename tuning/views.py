@@ -7,11 +7,12 @@ from rich.table import Table
 from rich.text import Text
 
 from core.errors import UserError
-from tuning.progress import duration, parameters
 from tuning.records import Run, TrialRecord
 from tuning.results import best, counts, eta_s, pareto_front, ranked, savings
+from tuning.wording import decimals, duration, heading, parameters
 
 _SPARKS = "▁▂▃▄▅▆▇█"
+_BESIDE_OBJECTIVE = ("retain_drop", "general_drop", "forget_accuracy")
 
 
 def pick_trial(run: Run, name: str) -> TrialRecord:
@@ -50,7 +51,7 @@ def status_text(run: Run) -> str:
             f"{parameters(first.params)}"
         )
     if run.state == "running":
-        lines.append(f"left: about {duration(eta_s(run))}")
+        lines.append(f"left: about {duration(eta_s(run), unknown='?')}")
     elif run.state == "interrupted":
         lines.append(f"go on with: unlearn-tune resume {run.path}")
     return "\n".join(line for line in lines if line or saved)
@@ -76,18 +77,18 @@ def ending_text(run: Run) -> str:
         )
     else:
         lines.append(f"export it with: unlearn-tune export {run.path} --out {run.name}-best")
-    lines.append(f"finished in {duration(run.notes.get('elapsed_s'))}")
+    lines.append(f"finished in {duration(run.notes.get('elapsed_s'), unknown='?')}")
     return "\n".join(lines)
 
 
 def best_table(run: Run, *, top: int) -> Group:
     """The best trials as a table, feasible ones first."""
     front = {t.number for t in pareto_front(run.trials)}
-    objective = run.spec.objective.metric.removesuffix("_closure") + "\nclosure"
     table = Table(box=None, pad_edge=False)
     table.add_column("trial", justify="right")
     table.add_column("state", no_wrap=True)
-    for name in (objective, "step", "retain\ndrop", "general\ndrop", "forget\naccuracy"):
+    beside = map(heading, _BESIDE_OBJECTIVE)
+    for name in (heading(run.spec.objective.metric), "step", *beside):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("parameters", overflow="fold")
     shown = ranked(run)[:top]
@@ -97,9 +98,9 @@ def best_table(run: Run, *, top: int) -> Group:
         table.add_row(
             f"{mark}{trial.number}",
             trial.state,
-            _number(trial.value),
+            decimals(trial.value),
             str(trial.step),
-            *(_number(m.get(k)) for k in ("retain_drop", "general_drop", "forget_accuracy")),
+            *(decimals(m.get(k)) for k in _BESIDE_OBJECTIVE),
             parameters(trial.params),
         )
     base = run.notes.get("baseline", {})
@@ -159,7 +160,3 @@ def sparkline(values: Sequence[float]) -> str:
     low, high = min(finite), max(finite)
     scale = (len(_SPARKS) - 1) / (high - low) if high > low else 0.0
     return "".join(_SPARKS[round((v - low) * scale)] if v in finite else "·" for v in values)
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"

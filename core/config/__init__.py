@@ -8,6 +8,15 @@ imports torch, so that ``validate`` and ``status`` answer at once.
 from core.config.adapter import AdapterConfig, FisherConfig, TargetGroup
 from core.config.data import DataConfig, FieldNames, PreparationData, SourceConfig
 from core.config.method import MethodConfig
+from core.config.metrics import (
+    METRICS,
+    STOP_METRIC,
+    ConstraintMetric,
+    MetricFacts,
+    ObjectiveMetric,
+    UtilityMetric,
+    metric_facts,
+)
 from core.config.model import ModelConfig
 from core.config.optimisation import (
     BatchConfig,
@@ -20,19 +29,16 @@ from core.config.preparation import PreparationConfig, TrainingConfig
 from core.config.problems import describe_problems
 from core.config.section import Positive, Section
 from core.config.selection import (
-    STOP_METRIC,
     ConstraintConfig,
-    ConstraintMetric,
-    ObjectiveMetric,
     PastTargetConfig,
     RetainGuardConfig,
     SelectionConfig,
     StopRule,
-    UtilityMetric,
 )
 from core.config.trial import TrialConfig, parse_trial
 
 __all__ = [
+    "METRICS",
     "STOP_METRIC",
     "AdapterConfig",
     "BatchConfig",
@@ -45,6 +51,7 @@ __all__ = [
     "FieldNames",
     "FisherConfig",
     "MethodConfig",
+    "MetricFacts",
     "ModelConfig",
     "ObjectiveMetric",
     "OptimizerConfig",
@@ -62,5 +69,6 @@ __all__ = [
     "TrialConfig",
     "UtilityMetric",
     "describe_problems",
+    "metric_facts",
     "parse_trial",
 ]

@@ -4,21 +4,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from core.config.metrics import STOP_METRIC, ConstraintMetric, ObjectiveMetric, UtilityMetric
 from core.config.section import Positive, Section
-
-ObjectiveMetric = Literal["forget_closure", "accuracy_closure", "forget_closure_at_utility"]
-
-
-UtilityMetric = Literal["retain_utility", "retain_extraction_strength"]
-
-
-ConstraintMetric = Literal[
-    "retain_drop", "general_drop", "retain_accuracy_drop", "general_accuracy_drop"
-]
-
-
-STOP_METRIC = r"^(el_[1-9]\d{0,3}|memorization_accuracy|extraction_strength|exact_memorization)$"
-"""Names of the forget metrics that stop rules know."""
 
 
 class ConstraintConfig(Section):

@@ -3,6 +3,8 @@
 import json
 import math
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from tuning import plots
+from tuning.plots import drawing
 from tuning.records import Run, attempt_folder
 
 Built = Callable[..., Run]
@@ -22,16 +25,16 @@ EXTRACT: dict[str, Callable[[Run], Any]] = {
     "steps": plots.steps_data,
 }
 MATPLOTLIB: dict[str, Callable[[Any], Figure]] = {
-    "history": plots.history_matplotlib,
-    "tradeoff": plots.tradeoff_matplotlib,
-    "curves": plots.curves_matplotlib,
-    "steps": plots.steps_matplotlib,
+    "history": drawing.history_matplotlib,
+    "tradeoff": drawing.tradeoff_matplotlib,
+    "curves": drawing.curves_matplotlib,
+    "steps": drawing.steps_matplotlib,
 }
 PLOTLY: dict[str, Callable[[Any], Any]] = {
-    "history": plots.history_plotly,
-    "tradeoff": plots.tradeoff_plotly,
-    "curves": plots.curves_plotly,
-    "steps": plots.steps_plotly,
+    "history": drawing.history_plotly,
+    "tradeoff": drawing.tradeoff_plotly,
+    "curves": drawing.curves_plotly,
+    "steps": drawing.steps_plotly,
 }
 
 
@@ -173,24 +176,30 @@ def test_steps_made_and_saved_agree_with_the_ledger(sample_run: Run) -> None:
 def test_counts_stand_in_the_legend_of_both_drawings(sample_run: Run) -> None:
     expected = ["COMPLETE, feasible (4)", "COMPLETE, infeasible (1)", "PRUNED (2)", "FAIL (1)"]
     data = plots.history_data(sample_run)
-    for legend in (legend_of(plots.history_matplotlib(data)), names_of(plots.history_plotly(data))):
+    for legend in (
+        legend_of(drawing.history_matplotlib(data)),
+        names_of(drawing.history_plotly(data)),
+    ):
         assert [name for name in legend if name in expected] == expected
     tradeoff = plots.tradeoff_data(sample_run)
     for legend in (
-        legend_of(plots.tradeoff_matplotlib(tradeoff)),
-        names_of(plots.tradeoff_plotly(tradeoff)),
+        legend_of(drawing.tradeoff_matplotlib(tradeoff)),
+        names_of(drawing.tradeoff_plotly(tradeoff)),
     ):
         assert {"Pareto front (3)", "PRUNED (1)", "no finite objective, not shown (2)"} <= set(
             legend
         )
     steps = plots.steps_data(sample_run)
-    for legend in (legend_of(plots.steps_matplotlib(steps)), names_of(plots.steps_plotly(steps))):
+    for legend in (
+        legend_of(drawing.steps_matplotlib(steps)),
+        names_of(drawing.steps_plotly(steps)),
+    ):
         assert "retain guard (2 trials, 7 steps saved)" in legend
 
 
 def test_front_and_values_are_what_plotly_draws(sample_run: Run) -> None:
     data = plots.tradeoff_data(sample_run)
-    traces = json.loads(plots.tradeoff_plotly(data).to_json())["data"]
+    traces = json.loads(drawing.tradeoff_plotly(data).to_json())["data"]
     front = next(t for t in traces if t["name"].startswith("Pareto front"))
     assert front["x"] == pytest.approx([-0.18, -0.07, -0.02])
     assert front["y"] == pytest.approx([0.6, 0.8, 0.9])
@@ -201,9 +210,9 @@ def test_front_and_values_are_what_plotly_draws(sample_run: Run) -> None:
 
 def test_limit_line_stands_in_every_constrained_panel(sample_run: Run) -> None:
     data = plots.curves_data(sample_run)
-    shapes = json.loads(plots.curves_plotly(data).to_json())["layout"]["shapes"]
+    shapes = json.loads(drawing.curves_plotly(data).to_json())["layout"]["shapes"]
     assert [s["y0"] for s in shapes] == [0.1, 0.1]
-    axes = plots.curves_matplotlib(data).axes
+    axes = drawing.curves_matplotlib(data).axes
     assert [a.get_ylabel() for a in axes] == [
         "forget_closure\nup is better",
         "retain_drop\nnats per token, down is better",
@@ -235,4 +244,24 @@ def test_small_and_broken_runs_are_drawn(
 
 
 def test_plotly_library_cannot_end_its_script_element() -> None:
-    assert "</script" not in plots.plotly_js()
+    assert "</script" not in drawing.plotly_js()
+
+
+def test_what_figures_say_is_computed_without_the_libraries_that_draw() -> None:
+    code = (
+        "import sys, tuning.plots; "
+        "print([m for m in ('plotly', 'matplotlib', 'torch') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_panels_are_titled_with_unit_and_direction() -> None:
+    words = [
+        plots.Panel(metric=m, limit=None, top=1.0).words
+        for m in ("accuracy_closure", "general_accuracy_drop")
+    ]
+    assert words == [
+        ["accuracy_closure", "up is better"],
+        ["general_accuracy_drop", "share of tokens", "down is better"],
+    ]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tuning.records import Run, load_run
-from tuning.report import duration, markdown, number, signed, verdict, write_report
+from tuning.report import markdown, verdict, write_report
 
 Built = Callable[..., Run]
 HOSTILE = '<script>alert(1)</script> | [x](javascript:alert(2)) "><img src=x onerror=alert(3)>'
@@ -285,35 +285,6 @@ def test_report_needs_neither_ray_nor_torch_nor_optuna() -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
-
-
-@pytest.mark.parametrize(
-    ("value", "shown"),
-    [
-        pytest.param(None, "–", id="missing"),
-        pytest.param(0.12345, "0.123", id="three-decimals"),
-        pytest.param(-0.0001, "0.000", id="no-negative-zero"),
-        pytest.param(math.nan, "NaN", id="nan"),
-        pytest.param(-math.inf, "-∞", id="infinite"),
-        pytest.param(1.5e8, "1.5e+08", id="large"),
-    ],
-)
-def test_numbers_are_short(value: float | None, shown: str) -> None:
-    assert number(value) == shown
-
-
-def test_drops_carry_their_sign() -> None:
-    assert [signed(v) for v in (0.05, -0.05, 0.0, 0.0001, None)] == [
-        "+0.050",
-        "-0.050",
-        "0.000",
-        "0.000",
-        "–",
-    ]
-
-
-def test_durations_are_in_words() -> None:
-    assert [duration(v) for v in (8.2, 187.4, 7300, None)] == ["8 s", "3 min 7 s", "2 h 1 min", "–"]
 
 
 def test_markdown_shows_signs_as_they_are() -> None:

@@ -1,0 +1,110 @@
+"""The table of metrics holds all that a probe may hold, and agrees with the names that a file may give."""
+
+import math
+import re
+from typing import Any, cast, get_args
+
+import pytest
+
+from core.config import (
+    METRICS,
+    STOP_METRIC,
+    ConstraintMetric,
+    ObjectiveMetric,
+    UtilityMetric,
+    metric_facts,
+    parse_trial,
+)
+from core.measuring.calibration import calibrated
+from core.measuring.meter import ROW_METRICS
+from core.metrics.probes import MEASURED, Level, degradation
+
+LEVELS = {name: Level(nll=2.0, accuracy=0.5) for name in MEASURED}
+BASELINE = LEVELS | {"target": Level(nll=3.0, accuracy=0.25)}
+
+
+def of_role(role: str) -> set[str]:
+    return {name for name, facts in METRICS.items() if facts.role == role}
+
+
+@pytest.mark.parametrize(
+    ("names", "role"),
+    [
+        pytest.param(ObjectiveMetric, "objective", id="objective"),
+        pytest.param(ConstraintMetric, "constraint", id="constraint"),
+        pytest.param(UtilityMetric, "utility", id="utility"),
+    ],
+)
+def test_names_that_a_file_may_give_are_those_of_the_role(names: Any, role: str) -> None:
+    assert set(get_args(names)) == of_role(role)
+
+
+def test_the_pattern_of_stop_rules_is_the_stop_metrics_and_a_family() -> None:
+    assert {name for name in METRICS if re.fullmatch(STOP_METRIC, name)} == of_role("stop")
+    assert set(ROW_METRICS) == of_role("stop")
+    assert metric_facts("el_10").role == "stop"
+    assert metric_facts("el_10").label == "extraction likelihood 10"
+
+
+def test_every_metric_of_a_probe_has_facts() -> None:
+    assert set(degradation(LEVELS, BASELINE)) <= set(METRICS)
+
+
+def test_every_metric_at_equal_utility_has_facts() -> None:
+    config = parse_trial(
+        {
+            "model": {"source": "package:smollm2"},
+            "data": {
+                role: {"source": f"embedded:{role}"}
+                for role in ("forget", "retain", "approximate", "general")
+            },
+            "method": {"forget_loss": "ihl"},
+            "optimizer": {"learning_rate": 1e-3},
+            "adapter": {"rank": 8},
+            "selection": {"max_steps": 4},
+        },
+        where="test",
+    )
+    unused = cast(Any, None)
+    found = calibrated(
+        config,
+        unused,
+        unused,
+        cast(Any, {"retain_probe": []}),
+        part="probe",
+        levels=LEVELS
+        | {"forget": Level(nll=math.inf, accuracy=0.0)},  # diverged: nothing is measured
+        baseline=BASELINE,
+        original_strength=None,
+        scaled=unused,
+    )
+    assert {"forget_closure_at_utility", "calibration_factor"} <= set(found) <= set(METRICS)
+
+
+def test_limits_are_in_nats_or_in_shares() -> None:
+    units = {name: METRICS[name].unit for name in of_role("constraint")}
+    assert units == {
+        "retain_drop": "nats per token",
+        "general_drop": "nats per token",
+        "retain_accuracy_drop": "share of tokens",
+        "general_accuracy_drop": "share of tokens",
+    }
+
+
+def test_more_is_better_of_objectives_and_less_of_what_is_limited() -> None:
+    assert {METRICS[name].better for name in of_role("objective")} == {"up"}
+    assert {METRICS[name].better for name in of_role("constraint") | of_role("stop")} == {"down"}
+
+
+def test_words_are_made_of_the_facts() -> None:
+    drop, forget = METRICS["retain_drop"], METRICS["forget_perplexity"]
+    assert drop.full_name == "retain drop (nats per token)"
+    assert drop.description == "rise of retain cross-entropy; down is better"
+    assert METRICS["accuracy_gap"].direction == "near 0 is better"
+    assert (forget.direction, forget.description) == ("", forget.meaning)
+
+
+@pytest.mark.parametrize("name", ["retain_dorp", "el_0", "el_10000", "el_", ""])
+def test_an_unknown_metric_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"must be known by name, got {name!r}; known: forget_nll"):
+        metric_facts(name)

@@ -1,0 +1,66 @@
+"""Tables and lines of the terminal, as a person reads them."""
+
+import io
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from rich.console import Console, Group
+
+from tuning.records import Run
+from tuning.views import best_table, sparkline, status_text, trial_text
+
+
+def lines_of(group: Group) -> list[str]:
+    out = io.StringIO()
+    Console(file=out, width=200).print(group)
+    return out.getvalue().splitlines()
+
+
+def with_objective(run: Run, metric: Any) -> Run:
+    objective = run.spec.objective.model_copy(update={"metric": metric})
+    return replace(run, spec=run.spec.model_copy(update={"objective": objective}))
+
+
+def test_the_best_trials_stand_under_labels_of_two_lines(sample_run: Run) -> None:
+    first, second, row, *_ = lines_of(best_table(sample_run, top=1))
+    assert first.split() == ["forget", "retain", "general", "forget"]
+    assert " ".join(second.split()) == "trial state closure step drop drop accuracy parameters"
+    assert row.split()[:7] == ["*0", "COMPLETE", "0.900", "5", "0.060", "0.080", "0.440"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "heading"),
+    [
+        pytest.param("accuracy_closure", ("accuracy", "closure"), id="accuracy"),
+        pytest.param(
+            "forget_closure_at_utility", ("forget", "closure at utility"), id="calibrated"
+        ),
+    ],
+)
+def test_the_objective_stands_under_its_label(
+    sample_run: Run, metric: str, heading: tuple[str, str]
+) -> None:
+    first, second, *_ = lines_of(best_table(with_objective(sample_run, metric), top=1))
+    assert first.split()[0] == heading[0]
+    assert heading[1] in second
+
+
+def test_time_left_stands_in_the_status_of_a_running_sweep(sample_run: Run) -> None:
+    run = replace(sample_run, is_driven=True)
+    assert status_text(run).endswith("left: about 9 s")  # 11.4 s each, 1.5 trials, two at a time
+    unknown = replace(run, trials=(), notes={"target": 3})
+    assert status_text(unknown).endswith("left: about ?")
+
+
+def test_a_trial_says_how_long_it_took(sample_run: Run) -> None:
+    trial = replace(sample_run.trials[0], duration_s=67.0)
+    assert "attempts: 1, 1 min 7 s" in lines_of(trial_text(sample_run, trial))
+
+
+def test_a_sparkline_goes_from_the_lowest_to_the_highest_sign() -> None:
+    assert sparkline([0.0, 0.5, 1.0]) == "▁▅█"
+    assert sparkline([1.0, math.nan, math.inf, 0.0]) == "█··▁"
+    assert sparkline([2.0, 2.0]) == "▁▁"
+    assert sparkline([math.nan]) == "·"

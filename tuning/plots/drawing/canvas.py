@@ -1,0 +1,126 @@
+"""What the drawings share: empty canvases, grids, rings and legends of matplotlib and of plotly."""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from plotly.offline import get_plotlyjs
+
+from tuning.plots.style import BEST_COLOR, Style
+
+TOP: Final = 1.18
+"""Upper end of axes of an objective, which is at most 1: room for a marker at 1."""
+
+
+def columns(pairs: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    """Pairs as two lists."""
+    return [x for x, _ in pairs], [y for _, y in pairs]
+
+
+def new_figure(*, width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure of one panel, in inches; its parts make room for each other."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def tidy(axes: Axes) -> None:
+    """Grid behind the data, and no frame above and at the right."""
+    axes.grid(visible=True, color="#8a8f98", alpha=0.25, lw=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def say_empty(axes: Axes) -> None:
+    """Say in place of data that there is none."""
+    axes.text(
+        0.5,
+        0.5,
+        "no finished trial",
+        transform=axes.transAxes,
+        ha="center",
+        va="center",
+        color="#5d6470",
+    )
+    axes.set_xticks([])
+    axes.set_yticks([])
+
+
+def finished(
+    figure: Figure, axes: Axes, *, is_empty: bool, handles: list[Patch] | None = None
+) -> Figure:
+    """Close a figure of one panel: grid, and the legend below."""
+    tidy(axes)
+    if is_empty:
+        say_empty(axes)
+        return figure
+    found = handles or axes.get_legend_handles_labels()[0]
+    figure.legend(handles=found, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    return figure
+
+
+def ring(label: str) -> dict[str, Any]:
+    """Look of the ring around the best trial."""
+    return {
+        "s": 150,
+        "facecolors": "none",
+        "edgecolors": BEST_COLOR,
+        "linewidths": 2.0,
+        "zorder": 6,
+        "label": label,
+    }
+
+
+def plotly_marker(style: Style, *, size: int = 10) -> dict[str, Any]:
+    """Look of the points of a kind or ending."""
+    return {"color": style.color, "symbol": style.symbol, "size": size}
+
+
+def plotly_ring(figure: Any, x: float, y: float | None, label: str, **where: Any) -> None:
+    """Put the ring around the best trial, with its line in the legend."""
+    figure.add_scatter(
+        x=[x],
+        y=[y],
+        mode="markers",
+        marker={"color": BEST_COLOR, "symbol": "circle-open", "size": 18, "line": {"width": 3}},
+        name=label,
+        hoverinfo="skip",
+        **where,
+    )
+
+
+def whole_ticks(numbers: Sequence[int], *, at_most: int = 20) -> dict[str, Any]:
+    """A tick at every whole number while there are few; plotly would put some between them."""
+    few = bool(numbers) and max(numbers) - min(numbers) <= at_most
+    return {"dtick": 1} if few else {}
+
+
+def plotly_finished(figure: Any, *, height: int, is_empty: bool) -> Any:
+    """Common layout; ground and text colour are the page's."""
+    figure.update_layout(
+        template="none",
+        height=height,
+        margin={"l": 75, "r": 45, "t": 20, "b": 60},
+        modebar={"orientation": "v"},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "xanchor": "left"},
+        hovermode="closest",
+    )
+    title = {"font": {"size": 13}, "standoff": 10}
+    figure.update_xaxes(zeroline=False, automargin=True, title=title)
+    figure.update_yaxes(zeroline=False, automargin=True, title=title)
+    if is_empty:
+        figure.update_xaxes(visible=False)
+        figure.update_yaxes(visible=False)
+        figure.add_annotation(
+            text="no finished trial", x=0.5, y=0.5, xref="paper", yref="paper", showarrow=False
+        )
+    return figure
+
+
+def plotly_js() -> str:
+    """The plotly library, to stand once inside a ``<script>`` element."""
+    text: str = get_plotlyjs()
+    return text.replace("</script", "<\\/script")

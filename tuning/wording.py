@@ -1,0 +1,87 @@
+"""Numbers, durations and parameters in words, as the terminal, the report and model cards show them."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Final
+
+from core.config import metric_facts
+
+NOTHING: Final = "–"
+"""Stands where there is no value."""
+
+
+def duration(seconds: Any, *, unknown: str = NOTHING) -> str:
+    """Seconds in words, such as ``8 s``, ``3 min 7 s`` or ``2 h 1 min``; ``unknown`` if there is no finite number."""
+    if not isinstance(seconds, int | float) or not math.isfinite(seconds):
+        return unknown
+    minutes, left = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {left} s" if minutes else f"{left} s"
+
+
+def decimals(value: float | None, *, missing: str = "") -> str:
+    """Three decimals for columns of plain text, where NaN and infinities stand as Python writes them."""
+    return missing if value is None else f"{value:.3f}"
+
+
+def number(value: Any) -> str:
+    """A metric with three decimals; a dash where there is none."""
+    if value is None:
+        return NOTHING
+    if not isinstance(value, int | float):
+        return str(value)
+    if math.isnan(value):
+        return "NaN"
+    if math.isinf(value):
+        return "∞" if value > 0 else "-∞"
+    text = f"{value:.3f}" if abs(value) < 1e5 else f"{value:.3g}"
+    return text.removeprefix("-") if float(text) == 0 else text
+
+
+def signed(value: Any) -> str:
+    """A drop or a difference, with its sign."""
+    text = number(value)
+    is_plain = isinstance(value, int | float) and value > 0 and text not in ("NaN", "0.000")
+    return f"+{text}" if is_plain else text
+
+
+def measured(value: Any, metric: str) -> str:
+    """The value of a metric, with its sign if the metric is a difference."""
+    return signed(value) if metric_facts(metric).is_difference else number(value)
+
+
+def percent(value: Any) -> str:
+    """A share in percent."""
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        return number(value)
+    return f"{100 * value:.1f} %"
+
+
+def score(value: float | str) -> str:
+    """Four digits behind the point, small ones by their exponent; what JSON cannot hold is text already."""
+    if isinstance(value, str):
+        return value
+    return f"{value:.2e}" if value and abs(value) < 1e-3 else f"{value:.4f}"
+
+
+def parameter(value: Any) -> str:
+    """A searched value with four digits; a dash where the trial does not have it."""
+    if value is None:
+        return NOTHING
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def parameters(params: Mapping[str, Any]) -> str:
+    """``learning_rate=3.2e-04 rank=8``: last parts of the names, short numbers."""
+    shown = []
+    for name, value in params.items():
+        text = f"{value:.3g}" if isinstance(value, float) else str(value)
+        shown.append(f"{name.rpartition('.')[2]}={text}")
+    return " ".join(shown)
+
+
+def heading(metric: str) -> str:
+    """Label of a metric over a narrow column: its first word stands on a line of its own."""
+    return metric_facts(metric).label.replace(" ", "\n", 1)
