@@ -1,15 +1,19 @@
-"""Who may import whom, on the syntax tree; and what the quick verbs really load."""
+"""Who may import whom, on the syntax tree; and what the quick verbs and the light modules really load."""
 
 from __future__ import annotations
 
 import ast
+import json
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import import_graph
 import pytest
+from import_graph import circles, imports, misplaced, top_files, upward_imports, ways_to
+from layers import LAYERS
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("core", "tuning", "search_spaces")
@@ -39,6 +43,30 @@ DOORS: Mapping[str, frozenset[str]] = {
 }
 
 
+FRAMEWORKS = ("torch", "transformers", "deepspeed", "peft", "safetensors.torch")
+
+LIGHT = (
+    "core/config/__init__.py",
+    "core/errors.py",
+    "core/measuring/reporting.py",
+    "core/measuring/selection.py",
+    "core/model/source.py",
+    "core/seeding.py",
+    "core/store/durable.py",
+    "core/store/place.py",
+)
+"""Files that nothing heavy may stand behind: the quick verbs and the readers of a run stand on them."""
+
+CIRCLES_LEFT = {
+    ("tuning/config.py", "tuning/space.py"),
+    ("tuning/records.py", "tuning/results.py"),
+}
+"""Circles that are still there; one that is gone leaves the table."""
+
+MOST_FILES_ON_TOP = 12
+"""Files of ``core`` itself: whatever has a family is in a package."""
+
+
 @dataclass(frozen=True)
 class Source:
     """A Python file of ours, parsed."""
@@ -46,44 +74,24 @@ class Source:
     name: str
     tree: ast.Module
 
-    def imports(self) -> Iterator[str]:
-        """Dotted names that the file imports at run time, at any depth, with what it takes from them."""
-        skipped = {id(n) for n in self._type_checking_only()}
-        for node in ast.walk(self.tree):
-            if id(node) in skipped:
-                continue
-            if isinstance(node, ast.Import):
-                yield from (alias.name for alias in node.names)
-            elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-                yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
     def calls(self) -> Iterator[tuple[str, ast.Call]]:
         """Every call, with the dotted name of what is called."""
         for node in ast.walk(self.tree):
             if isinstance(node, ast.Call):
                 yield ast.unparse(node.func), node
 
-    def _type_checking_only(self) -> Iterator[ast.AST]:
-        for node in ast.walk(self.tree):
-            if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-                for child in node.body:
-                    yield from ast.walk(child)
 
-
-SOURCES: Sequence[Source] = [
-    Source(str(path.relative_to(ROOT)), ast.parse(path.read_text(encoding="utf-8")))
+TEXTS: Mapping[str, str] = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
     for package in PACKAGES
     for path in sorted((ROOT / package).rglob("*.py"))
-]
+}
+SOURCES: Sequence[Source] = [Source(name, ast.parse(text)) for name, text in TEXTS.items()]
+GRAPH = import_graph.import_graph(TEXTS)
 
 
 def importers(module: str) -> set[str]:
-    return {
-        source.name
-        for source in SOURCES
-        for name in source.imports()
-        if name == module or name.startswith(f"{module}.")
-    }
+    return import_graph.importers(TEXTS, module)
 
 
 def of(package: str) -> list[Source]:
@@ -103,6 +111,62 @@ def test_a_framework_is_imported_in_its_door_only(module: str) -> None:
 @pytest.mark.parametrize("module", ["ray", "optuna", "tuning", "search_spaces"])
 def test_core_does_not_know_that_it_is_tuned(module: str) -> None:
     assert not {name for name in importers(module) if name.startswith("core/")}
+
+
+def test_there_is_no_circle_of_files() -> None:
+    assert circles(GRAPH) == CIRCLES_LEFT
+
+
+def test_every_file_has_one_layer() -> None:
+    assert misplaced(TEXTS, LAYERS) == []
+
+
+def test_no_import_points_upwards() -> None:
+    assert upward_imports(GRAPH, LAYERS) == []
+
+
+def test_what_is_imported_by_a_string_is_imported_by_the_front_door() -> None:
+    """The graph cannot see it; there it is a public name of ``tuning`` that is looked up late."""
+    by_string = {"import_module", "importlib.import_module", "__import__"}
+    places = {source.name for source in SOURCES for name, _ in source.calls() if name in by_string}
+    assert places <= {"tuning/__init__.py"}
+
+
+def test_few_files_lie_on_top_of_core() -> None:
+    files = [p.relative_to(ROOT).as_posix() for p in (ROOT / "core").rglob("*") if p.is_file()]
+    on_top = top_files(files, "core")
+    assert len(on_top) <= MOST_FILES_ON_TOP, sorted(on_top)
+
+
+def test_nothing_heavy_stands_behind_the_light_files() -> None:
+    assert ways_to(TEXTS, LIGHT, FRAMEWORKS) == []
+
+
+IMPORTED = """
+import importlib, json, sys
+names, frameworks = json.loads(sys.argv[1])
+for name in names:
+    importlib.import_module(name)
+print(json.dumps(sorted(set(frameworks) & set(sys.modules))))
+"""
+
+
+def loaded_by(files: Sequence[str]) -> list[str]:
+    """Frameworks that a new Python has loaded after importing files of ours."""
+    names = [file.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for file in files]
+    run = [sys.executable, "-c", IMPORTED, json.dumps([names, FRAMEWORKS])]
+    done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    loaded: list[str] = json.loads(done.stdout)
+    return loaded
+
+
+def test_the_light_files_really_load_nothing_heavy() -> None:
+    assert loaded_by(LIGHT) == []
+
+
+def test_a_heavy_file_is_caught_when_it_is_really_loaded() -> None:
+    assert "torch" in loaded_by(["core/fila.py"])
 
 
 def test_search_spaces_hold_no_code_but_their_docstring() -> None:
@@ -185,7 +249,9 @@ def test_importing_does_nothing() -> None:
 
 
 def test_no_module_is_named_like_one_that_is_imported() -> None:
-    imported = {name.partition(".")[0] for s in SOURCES for name in s.imports()} - set(PACKAGES)
+    imported = {i.name.partition(".")[0] for t in TEXTS.values() for i in imports(t)} - set(
+        PACKAGES
+    )
     own = {Path(s.name).stem for s in SOURCES} - {"__init__"}
     assert not own & (imported | set(sys.stdlib_module_names))
 

@@ -1,0 +1,67 @@
+"""The layers of our files, the lowest first. A file imports files of its own layer and of lower ones.
+
+``docs/architecture.md`` shows the same table.
+"""
+
+from __future__ import annotations
+
+from import_graph import Layers
+
+CORE: Layers = {
+    "ground": ("core/__init__.py", "core/errors.py", "core/seeding.py"),
+    "files": ("core/store/__init__.py", "core/store/durable.py", "core/store/place.py"),
+    "configuration": ("core/config/*.py",),
+    "rules": (
+        "core/measuring/__init__.py",
+        "core/measuring/reporting.py",
+        "core/measuring/selection.py",
+    ),
+    "cache": ("core/store/artifacts.py",),
+    "model source": (
+        "core/model/__init__.py",
+        "core/model/gguf.py",
+        "core/model/packaged.py",
+        "core/model/source.py",
+    ),
+    "losses": ("core/losses/*.py",),
+    "metrics": ("core/metrics/*.py",),
+    "importance": ("core/fila.py", "core/fisher.py", "core/vila.py"),
+    "data": ("core/data/*.py",),
+    "model": ("core/model/decoding.py", "core/model/layers.py", "core/model/loading.py"),
+    "training": ("core/training/*.py",),
+    "measuring": (
+        "core/measuring/baselines.py",
+        "core/measuring/calibration.py",
+        "core/measuring/meter.py",
+    ),
+    "suites": ("core/suites/*.py",),
+    "whole tasks": ("core/evaluation.py", "core/preparation.py", "core/worker.py"),
+    "launch": ("core/launch.py",),
+}
+
+TUNING: Layers = {
+    "front door": ("tuning/__init__.py",),
+    "sweep file": ("tuning/config.py", "tuning/space.py"),
+    "machines": ("tuning/cluster.py", "tuning/resources.py"),
+    "judgement": ("tuning/objective.py", "tuning/pruning.py"),
+    "records": ("tuning/records.py", "tuning/results.py"),
+    "report": ("tuning/export.py", "tuning/plots.py", "tuning/report.py"),
+    "events": ("tuning/events.py",),
+    "screen": ("tuning/progress.py", "tuning/views.py"),
+    "ledger": ("tuning/ledger.py",),
+    "verbs without Ray": (
+        "tuning/doctor.py",
+        "tuning/dry_run.py",
+        "tuning/evaluate.py",
+        "tuning/prepare.py",
+        "tuning/train.py",
+        "tuning/validate.py",
+    ),
+    "trial on Ray": ("tuning/trainable.py",),
+    "bridge": ("tuning/bridge.py",),
+    "sweep": ("tuning/sweep.py",),
+    "command line": ("tuning/cli.py",),
+}
+
+LAYERS: Layers = {"search spaces": ("search_spaces/__init__.py",), **CORE, **TUNING}
+"""One tower: ``tuning`` stands on ``core``, so that ``core`` cannot know that it is tuned."""
