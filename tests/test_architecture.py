@@ -54,6 +54,7 @@ LIGHT = (
     "core/seeding.py",
     "core/store/durable.py",
     "core/store/place.py",
+    "core/training/shared_work.py",
 )
 """Files that nothing heavy may stand behind: the quick verbs and the readers of a run stand on them."""
 
