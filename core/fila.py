@@ -24,12 +24,6 @@ class LowRankFactors:
     b: Tensor
     residual: Tensor
 
-    def truncated(self, rank: int) -> tuple[Tensor, Tensor]:
-        """The leading ``rank`` factors: one decomposition at the largest rank serves all smaller ones."""
-        if rank > len(self.a):
-            raise ValueError(f"rank must be at most {len(self.a)}, got {rank}")
-        return self.a[:rank], self.b[:, :rank]
-
 
 def relative_floor(fisher_retain: Tensor, factor: float) -> float:
     """An absolute floor that is ``factor`` times the mean retain Fisher of the matrix.

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from core.data.tokens import TokenRow
+from core.metrics.composites import relative_difference
 from core.metrics.memorization import answer_nll
 from core.metrics.privacy import auc, grad_norm_score, privleak, reference_score, zlib_score
 from core.metrics.rows import MIN_K_SHARES
@@ -39,6 +40,8 @@ def mia(given: SuiteInput) -> Findings:
     unseen, note = retain_only_auc(given, forget, holdout)
     metrics |= {f"retain_only_{name}_auc": value for name, value in unseen.items()}
     metrics["privleak"] = privleak_or_nan(found["min_k"], unseen.get("min_k", 0.5))
+    if unseen:
+        metrics["min_k_auc_difference"] = difference_or_nan(found["min_k"], unseen["min_k"])
     samples: list[Sample] = []
     for role, columns in scores.items():
         samples += samples_of(role, columns)
@@ -85,6 +88,13 @@ def privleak_or_nan(auc_unlearned: float, auc_retain: float) -> float:
     if math.isnan(auc_unlearned) or math.isnan(auc_retain) or auc_retain == 1.0:
         return math.nan
     return privleak(auc_unlearned, auc_retain)
+
+
+def difference_or_nan(auc_unlearned: float, auc_retain: float) -> float:
+    """Per cent by which an AUC differs from the retain-only model's; NaN where one is no number or that is 0."""
+    if math.isnan(auc_unlearned) or math.isnan(auc_retain) or auc_retain == 0.0:
+        return math.nan
+    return relative_difference(auc_unlearned, auc_retain)
 
 
 def grad_norms(subject: Subject, rows: Sequence[TokenRow]) -> list[float]:

@@ -46,6 +46,7 @@ def test_mia_against_pairs(
     a, r = (found.metrics[f"{prefix}min_k_auc"] for prefix in ("", "retain_only_"))
     assert r < 1.0
     close(found.metrics["privleak"], 100 * (r - a) / (1 - r))
+    close(found.metrics["min_k_auc_difference"], 100 * (a - r) / r)
     assert found.notes == (
         "reference_auc: the reference is the retain-only model, tiny",
         "privleak: compared with the retain-only model tiny",
@@ -59,6 +60,7 @@ def test_mia_of_a_memorised_set_without_other_models(
     assert found.metrics["loss_auc"] > 0.95
     close(found.metrics["privleak"], 100 * (0.5 - found.metrics["min_k_auc"]) / 0.5)
     assert "reference_auc" not in found.metrics
+    assert "min_k_auc_difference" not in found.metrics
     assert "retain-only model is given, so its Min-40 % AUC is taken to be 0.5" in found.notes[0]
 
 
