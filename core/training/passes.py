@@ -6,8 +6,9 @@ one trial, say) reads the parts of a micro-batch together and hands each its own
 Shapes: B rows, T tokens, V vocabulary, D width of the model, O outputs of a layer.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from torch import Tensor
 
@@ -77,3 +78,11 @@ class MicroBatch:
 
     parts: Sequence[Part]
     share: Callable[[Sequence[Forwarded]], Tensor]
+
+
+class Runner(Protocol):
+    """Runs the model that is trained: an engine of one trial, or of many that share a base model."""
+
+    def step(self, micro_batches: Iterable[MicroBatch]) -> None:
+        """One optimiser step of this rank's micro-batches."""
+        ...

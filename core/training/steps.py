@@ -20,9 +20,8 @@ from core.data.tokens import TokenRow, TokenSplits
 from core.errors import DataError
 from core.losses import FORGET_LOSSES, RETAIN_LOSSES, ForgetLoss, Outputs, RetainLoss
 from core.model.loading import LoadedModel
-from core.training.engine import Engine
 from core.training.needs import PROVIDERS, Alternatives, NeedProvider, Surroundings
-from core.training.passes import Forwarded, MicroBatch, Part, Wanted
+from core.training.passes import Forwarded, MicroBatch, Part, Runner, Wanted
 from core.training.ranks import Group
 from core.training.reference import Reference
 from core.training.retain_weight import retain_weight
@@ -101,8 +100,8 @@ class Steps:
             for provider in role.providers.values():
                 provider.prepare()
 
-    def train(self, engine: Engine, group: Group) -> None:
-        """Make one optimiser step."""
+    def train(self, engine: Runner, group: Group) -> None:
+        """Have ``engine`` make one optimiser step."""
         plan, method = self.plan, self._config.method
         forget = list(islice(self._forget_order, plan.global_batch_size))
         retain = list(islice(self._retain_order, plan.global_batch_size))
