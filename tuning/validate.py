@@ -8,7 +8,8 @@ from core.config import ModelConfig, SourceConfig, TrialConfig, parse_trial
 from core.data.sources import source_problem
 from core.data.splits import ROLES
 from core.errors import ConfigError
-from tuning.config import SweepSpec, load_sweep, read_yaml
+from tuning.config import SweepSpec
+from tuning.files import load_sweep, read_yaml
 from tuning.prepare import load_preparation
 from tuning.space import bind, corner_proposals, describe
 
