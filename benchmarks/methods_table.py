@@ -7,8 +7,9 @@ python benchmarks/methods_table.py runs/methods
 import argparse
 from pathlib import Path
 
-from tuning.records import Run, TrialRecord, load_run
-from tuning.results import ranked
+from tuning.ranking import ranked
+from tuning.records import TrialRecord
+from tuning.run import Run, load_run
 
 LOSS = "method.forget_loss"
 COLUMNS = (
@@ -28,7 +29,7 @@ COLUMNS = (
 def best_of(run: Run) -> dict[str, tuple[TrialRecord, list[TrialRecord]]]:
     """For each forget loss its best trial and all of its finished ones, best losses first."""
     found: dict[str, tuple[TrialRecord, list[TrialRecord]]] = {}
-    for trial in ranked(run):
+    for trial in ranked(run.trials):
         loss = str(trial.params[LOSS])
         _, trials = found.setdefault(loss, (trial, []))
         trials.append(trial)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from core.config import EngineConfig, ModelConfig, SourceConfig
-from core.errors import DataError, ModelError, UserError
+from core.errors import DataError, ModelError, UserError, first_line
 from core.model.loading import LoadedModel, load_model, vocabulary_size
 from core.model.source import locate
 from core.store.artifacts import content_key
@@ -80,7 +80,7 @@ def evaluate(request: EvaluationRequest, *, tell: Callable[[str], None]) -> dict
     data = default_data(names) if request.data is None else request.data
     refuse_missing_roles(names, data)
     refuse_missing_models(request, names)
-    model = _loaded("MODEL", request.model, request.engine)
+    model = load_model(ModelConfig(source=request.model), request.engine, field="MODEL")
     subject = _subject(model, request)
     rows = EvaluationRows(
         data,
@@ -203,7 +203,7 @@ def refuse_missing_models(request: EvaluationRequest, names: Sequence[str]) -> N
         ("--initial", request.initial),
     ):
         if source is not None:
-            _located(option, source)
+            locate(ModelConfig(source=source), field=option)
     folder = request.adapter
     if folder is None:
         return
@@ -217,20 +217,6 @@ def refuse_missing_models(request: EvaluationRequest, names: Sequence[str]) -> N
             raise ModelError(f"--adapter: {str(folder)!r} holds no {name}; {advice}")
 
 
-def _located(option: str, source: str) -> None:
-    try:
-        locate(ModelConfig(source=source))
-    except ModelError as err:
-        raise ModelError(str(err).replace("model.source", option, 1)) from err
-
-
-def _loaded(option: str, source: str, engine: EngineConfig) -> LoadedModel:
-    try:
-        return load_model(ModelConfig(source=source), engine)
-    except ModelError as err:
-        raise ModelError(str(err).replace("model.source", option, 1)) from err
-
-
 def _loader(
     option: str, source: str | None, request: EvaluationRequest, like: LoadedModel
 ) -> Callable[[], Subject] | None:
@@ -238,7 +224,7 @@ def _loader(
         return None
 
     def load() -> Subject:
-        model = _loaded(option, source, request.engine)
+        model = load_model(ModelConfig(source=source), request.engine, field=option)
         if vocabulary_size(model.network) != vocabulary_size(like.network):
             raise ModelError(
                 f"{option}: {source!r} knows {vocabulary_size(model.network)} token ids and MODEL "
@@ -255,10 +241,9 @@ def _subject(model: LoadedModel, request: EvaluationRequest) -> Subject:
     try:
         network = load_adapter(model.network, request.adapter)
     except (ValueError, RuntimeError, OSError) as err:
-        first = (str(err).strip().splitlines() or [type(err).__name__])[0]
         raise ModelError(
-            f"--adapter: {str(request.adapter)!r} does not fit {request.model!r}: {first}; give the model that it "
-            "was trained on"
+            f"--adapter: {str(request.adapter)!r} does not fit {request.model!r}: {first_line(err)}; give the model "
+            "that it was trained on"
         ) from err
     return Subject(
         model,

@@ -10,7 +10,8 @@ from typing import Any
 import optuna
 
 from core.measuring.selection import Probe, StoppedBy
-from tuning.config import Choice, SweepSpec, parse_sweep
+from tuning.config import Choice, SweepSpec
+from tuning.files import parse_sweep
 from tuning.ledger import Ledger
 from tuning.objective import Outcome, conclude
 from tuning.space import bind, corner_proposals

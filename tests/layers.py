@@ -63,11 +63,21 @@ CORE: Layers = {
 
 TUNING: Layers = {
     "front door": ("tuning/__init__.py",),
-    "sweep file": ("tuning/config.py", "tuning/space.py"),
+    "sweep file": (
+        "tuning/config.py",
+        "tuning/files.py",
+        "tuning/space.py",
+        "tuning/strict_yaml.py",
+    ),
     "machines": ("tuning/cluster.py", "tuning/resources.py"),
-    "judgement": ("tuning/objective.py", "tuning/pruning.py"),
-    "records": ("tuning/records.py", "tuning/results.py"),
+    "judgement": ("tuning/objective.py", "tuning/pruning.py", "tuning/samplers.py"),
     "wording": ("tuning/time_left.py", "tuning/wording.py"),
+    "records": (
+        "tuning/ranking.py",
+        "tuning/records.py",
+        "tuning/results.py",
+        "tuning/run.py",
+    ),
     "figures": ("tuning/plots/*.py",),
     "drawings": ("tuning/plots/drawing/*.py",),
     "report": ("tuning/export.py", "tuning/report.py"),

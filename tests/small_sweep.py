@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from core.errors import ConfigError
-from tuning.config import SweepSpec, parse_sweep
+from tuning.config import SweepSpec
+from tuning.files import parse_sweep
 
 BASE: Mapping[str, Any] = {
     "schema": 1,

@@ -14,8 +14,8 @@ _PUBLIC = {
     "SweepSpec": "tuning.config",
     "run_sweep": "tuning.sweep",
     "resume_sweep": "tuning.sweep",
-    "load_run": "tuning.records",
-    "Run": "tuning.records",
+    "load_run": "tuning.run",
+    "Run": "tuning.run",
 }
 
 __all__ = ["Run", "SweepSpec", "load_run", "resume_sweep", "run_sweep"]

@@ -16,11 +16,12 @@ from rich.console import Console
 
 from core.errors import ConfigError, UserError
 from core.store.durable import commit_json, finite
-from tuning.config import RUN_NAME, SweepSpec, load_sweep, read_yaml
+from tuning.config import RUN_NAME, SweepSpec
+from tuning.files import load_sweep, read_yaml
 
 if TYPE_CHECKING:
     from tuning.events import Watcher
-    from tuning.records import Run
+    from tuning.run import Run
 
 app = typer.Typer(
     name="unlearn-tune",
@@ -124,7 +125,7 @@ def resume(
     as_json: Annotated[bool, typer.Option("--json", help="End with `best` as JSON.")] = False,
 ) -> None:
     """Go on exactly where a sweep stopped; with more trials, extend it."""
-    from tuning.records import load_run
+    from tuning.run import load_run
 
     found = load_run(run)
     from tuning.sweep import Launch, resume_sweep
@@ -151,8 +152,8 @@ def status(
     """Show how a sweep stands, from its ledger alone."""
     import time
 
-    from tuning.records import load_run
     from tuning.results import status_json
+    from tuning.run import load_run
     from tuning.views import status_text
 
     while True:
@@ -175,8 +176,8 @@ def best(
     as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
 ) -> None:
     """Show the best trials: feasible ones first, the Pareto front marked."""
-    from tuning.records import load_run
-    from tuning.results import best_json, to_dataframe
+    from tuning.results import best_json
+    from tuning.run import load_run
     from tuning.views import best_table
 
     found = load_run(run)
@@ -188,7 +189,7 @@ def best(
         )
     elif format_ == "csv":
         order = [t["number"] for t in best_json(found, top=top)["trials"]]
-        _print(to_dataframe(found).set_index("number").loc[order].to_csv().rstrip())
+        _print(found.to_dataframe().set_index("number").loc[order].to_csv().rstrip())
     else:
         Console().print(best_table(found, top=top or 10))
 
@@ -200,8 +201,8 @@ def show(
     as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
     """Show a trial: parameters, curves, why it ended, how to run it again."""
-    from tuning.records import load_run
     from tuning.results import best_json
+    from tuning.run import load_run
     from tuning.views import pick_trial, trial_text
 
     found = load_run(run)
@@ -228,7 +229,7 @@ def export(
 ) -> None:
     """Write a PEFT folder that stock PeftModel.from_pretrained loads on the original model."""
     from tuning.export import export_trial
-    from tuning.records import load_run
+    from tuning.run import load_run
     from tuning.views import pick_trial
 
     found = load_run(run)
@@ -442,8 +443,8 @@ def doctor(
 @app.command(epilog=_examples("report runs/demo", "report runs/loku"))
 def report(run: RunPath) -> None:
     """Write report/index.html, report.md and PNGs into the run folder."""
-    from tuning.records import load_run
     from tuning.report import write_report
+    from tuning.run import load_run
 
     _print(str(write_report(load_run(run))))
 

@@ -19,6 +19,8 @@ from typing import Any
 
 import yaml
 
+from tuning import strict_yaml
+
 MAX_BYTES = 1 << 20
 """A cluster file larger than this is refused unread; real ones have a few kilobytes."""
 
@@ -53,37 +55,6 @@ _SECRET_SHAPES = {
     "a private key": re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
     "a password in a URL": re.compile(r"://[^\s/:@]+:[^\s/@$]+@"),
 }
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """A safe loader that notes duplicate keys and refuses aliases.
-
-    YAML keeps the last of two equal keys in silence, and nested aliases let a small file unfold
-    into gigabytes.
-    """
-
-    def __init__(self, stream: bytes) -> None:
-        super().__init__(stream)
-        self.duplicates: list[str] = []
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            raise yaml.composer.ComposerError(None, None, "an alias (*name) is not allowed", mark)
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[tuple[str, Any]] = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                continue
-            if (key.tag, key.value) in seen:
-                self.duplicates.append(
-                    f"{key.value}: a key may stand once in a mapping, got it again on line "
-                    f"{key.start_mark.line + 1}, merge the two"
-                )
-            seen.add((key.tag, key.value))
-        return super().construct_mapping(node, deep=deep)
 
 
 def is_cluster_file(mapping: Mapping[str, object]) -> bool:
@@ -125,19 +96,20 @@ def _load(path: Path) -> tuple[dict[str, Any] | None, list[str]]:
         content = path.read_bytes()
     except OSError as err:
         return None, [f"{path.name}: must be a readable file, got {err.strerror}, check the path"]
-    loader = _StrictLoader(content)
     try:
-        loaded = loader.get_single_data()
+        loaded, duplicates = strict_yaml.load(content, allows_aliases=False)
     except yaml.MarkedYAMLError as err:
         line = err.problem_mark.line + 1 if err.problem_mark else 1
         return None, [f"line {line}: must be plain YAML, got {err.problem}, correct the line"]
     except (yaml.YAMLError, ValueError, RecursionError) as err:
         return None, [f"{path.name}: must be plain YAML, got {err}, correct the file"]
-    finally:
-        loader.dispose()
     if not isinstance(loaded, dict):
         return None, [_problem(path.name, "must be a mapping", loaded, "start from cluster.yaml")]
-    return loaded, loader.duplicates
+    return loaded, [
+        f"{again.written}: a key may stand once in a mapping, got it again on line {again.line}, "
+        "merge the two"
+        for again in duplicates
+    ]
 
 
 def _shape_problems(config: Mapping[str, Any]) -> list[str]:

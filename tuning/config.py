@@ -1,17 +1,13 @@
-"""A sweep file: what is fixed, what is searched, for how long, and on what."""
+"""The sections of a sweep file: what is fixed, what is searched, for how long, and on what."""
 
 import json
 from collections.abc import Mapping
 from difflib import unified_diff
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import (
-    BaseModel,
     Field,
     StringConstraints,
-    ValidationError,
     field_validator,
     model_validator,
 )
@@ -19,20 +15,20 @@ from pydantic import (
 from core.config import (
     STOP_METRIC,
     ConstraintConfig,
+    DataConfig,
+    EngineConfig,
+    ModelConfig,
     ObjectiveMetric,
     PastTargetConfig,
     RetainGuardConfig,
+    SelectionConfig,
     UtilityMetric,
-    describe_problems,
 )
 from core.config.section import Positive, Section
-from core.errors import ConfigError
 
 RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 """Names of runs; anything else could leave the folder of runs."""
 
-MAX_FILE_BYTES = 1 << 20
-_PATH_KEYS = ("source", "mirror", "retain_only")
 FIXED_SECTIONS = ("model", "data", "method", "optimizer", "adapter", "fisher", "batch", "engine")
 
 
@@ -156,12 +152,15 @@ class StopSpec(Section):
     """Stop when all of these forget metrics are at or below their values, such as ``{el_10: 0.0499}``."""
 
 
+RankingName = Literal["none", "median", "successive_halving", "hyperband"]
+
+
 class PruningSpec(Section):
     """When Optuna stops a trial."""
 
     retain: RetainGuardConfig | None = RetainGuardConfig()
     """The retain guard; null switches it off."""
-    ranking: Literal["none", "median", "successive_halving", "hyperband"] = "none"
+    ranking: RankingName = "none"
     """A pruner that compares trials by their best feasible objective so far."""
     startup_trials: Annotated[int, Field(ge=0)] = 4
     """Median: trials that are never pruned by comparison."""
@@ -186,10 +185,13 @@ class BudgetSpec(Section):
     """Best trials that are measured on the reporting split at the end, also calibrated to equal utility."""
 
 
+SamplerName = Literal["tpe", "random", "grid", "qmc", "gp", "nsga2"]
+
+
 class SamplerSpec(Section):
     """Who proposes configurations."""
 
-    name: Literal["tpe", "random", "grid", "qmc", "gp", "nsga2"] = "tpe"
+    name: SamplerName = "tpe"
     """Optuna's sampler."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Its seed; each trial derives its own from it and its number."""
@@ -304,6 +306,22 @@ class SweepSpec(Section):
         }
         return values | {"seed": self.seed}
 
+    def trial_model(self) -> ModelConfig:
+        """The model of every trial: nothing of it is searched; so for the next ones."""
+        return ModelConfig.model_validate(self.model)
+
+    def trial_data(self) -> DataConfig:
+        """The data of every trial."""
+        return DataConfig.model_validate(self.data)
+
+    def trial_engine(self) -> EngineConfig:
+        """The engine of every trial."""
+        return EngineConfig.model_validate(self.fixed_values()["engine"])
+
+    def trial_selection(self) -> SelectionConfig:
+        """The rules of every trial: objective, constraints, and what stops it."""
+        return SelectionConfig.model_validate(self.fixed_values()["selection"])
+
     def plain(self) -> dict[str, Any]:
         """The specification as plain values, in the file's own words."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=False)
@@ -317,138 +335,8 @@ class SweepSpec(Section):
         return plain
 
 
-def load_sweep(path: Path, *, overrides: Mapping[str, Any] | None = None) -> SweepSpec:
-    """Read and check a sweep file; relative paths in it become absolute.
-
-    Args:
-        path: A YAML file.
-        overrides: Dotted path to value, from ``--set``.
-
-    Raises:
-        ConfigError: With every problem at once.
-    """
-    return parse_sweep(read_specification(path, overrides or {}), where=str(path))
-
-
-def read_specification(path: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of a sweep or preparation file with ``overrides``, all paths absolute.
-
-    Relative paths in the file are relative to it, those of ``--set`` to the current folder.
-
-    Raises:
-        ConfigError: If the file is no mapping, or an override runs through a value.
-    """
-    values = anchored(read_yaml(path), path.parent)
-    for key, value in overrides.items():
-        is_path = key.rpartition(".")[2] in _PATH_KEYS and isinstance(value, str)
-        here = is_path and ":" not in value and Path(value).exists()
-        set_dotted(values, key, str(Path(value).resolve()) if here else value, where=str(path))
-    return values
-
-
-def parse_sweep(values: Mapping[str, Any], *, where: str) -> SweepSpec:
-    """Check plain values: the format first, then that every searched field fits a trial.
-
-    Raises:
-        ConfigError: With every problem at once.
-    """
-    from tuning.space import problems_apart, space_problems
-
-    try:
-        spec = SweepSpec.model_validate(values)
-    except ValidationError as err:
-        found = [*describe_problems(err, SweepSpec), *problems_apart(values)]
-        raise ConfigError(where, found) from err
-    problems = space_problems(spec)
-    if problems:
-        raise ConfigError(where, problems)
-    return spec
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """Safe YAML that refuses a key given twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key!r} is given twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A mapping from a YAML file: safe loader, no duplicate keys, at most 1 MiB.
-
-    Raises:
-        ConfigError: If the file is missing, too large, or no such mapping.
-    """
-    if not path.is_file():
-        raise ConfigError(str(path), ["file does not exist; check the path"])
-    if path.stat().st_size > MAX_FILE_BYTES:
-        raise ConfigError(str(path), [f"file exceeds {MAX_FILE_BYTES} bytes; it is no sweep file"])
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)  # noqa: S506
-    except (yaml.YAMLError, UnicodeDecodeError) as err:
-        raise ConfigError(str(path), [f"not YAML: {' '.join(str(err).split())}"]) from err
-    if not isinstance(values, dict):
-        raise ConfigError(str(path), [f"a mapping is expected, got {type(values).__name__}"])
-    return values
-
-
-def set_dotted(values: dict[str, Any], key: str, value: Any, *, where: str) -> None:
-    """Set ``a.b.c`` in nested mappings; in ``space``, the rest of the path is one key.
-
-    Raises:
-        ConfigError: If the path runs through something that is no mapping.
-    """
-    head, _, rest = key.partition(".")
-    if head == "space" and rest:
-        raise ConfigError(
-            where, [f"--set {key}: change the search space in the file, not by --set"]
-        )
-    *parents, last = key.split(".")
-    place = values
-    for parent in parents:
-        inner = place.setdefault(parent, {})
-        if not isinstance(inner, dict):
-            raise ConfigError(where, [f"--set {key}: {parent!r} holds a value, not a section"])
-        place = inner
-    place[last] = value
-
-
 def specification_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Lines that differ between two bindings, ``-`` before and ``+`` now; empty if they are equal."""
     old, new = (json.dumps(v, indent=1, sort_keys=True).splitlines() for v in (before, now))
     names = {"fromfile": "when the run began", "tofile": "now"}
     return list(unified_diff(old, new, **names, lineterm="", n=1))
-
-
-def anchored(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Make relative paths in ``model`` and ``data`` absolute, relative to the file that holds them."""
-    result = json.loads(json.dumps(values, default=str))
-    data = result.get("data")
-    sections = [result.get("model"), *(data.values() if isinstance(data, dict) else ())]
-    for section in sections:
-        for key in _PATH_KEYS:
-            path = section.get(key) if isinstance(section, dict) else None
-            if not isinstance(path, str) or ":" in path or Path(path).is_absolute():
-                continue
-            if (folder / path).exists():
-                section[key] = str((folder / path).resolve())
-    return dict(result)
-
-
-def leaf_fields(model: type[BaseModel], prefix: str = "") -> dict[str, tuple[Any, list[Any]]]:
-    """Dotted path of every plain field below a model, with its annotation and limits."""
-    found: dict[str, tuple[Any, list[Any]]] = {}
-    for name, field in model.model_fields.items():
-        inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            found |= leaf_fields(inner, f"{prefix}{name}.")
-        else:
-            found[f"{prefix}{name}"] = (inner, list(field.metadata))
-    return found

@@ -12,9 +12,9 @@ from rich.table import Table
 from core.errors import ModelError
 from core.model.packaged import cached_folder
 from tuning.config import SweepSpec
-from tuning.ledger import make_sampler, suggest
 from tuning.resources import Cluster, concurrent_trials, estimate, free_disk_gib, largest_rank
-from tuning.space import describe, is_active, ordered_dimensions
+from tuning.samplers import make_sampler, propose
+from tuning.space import describe
 from tuning.wording import duration, parameters
 
 SAMPLES = 5
@@ -69,12 +69,7 @@ def sample_proposals(spec: SweepSpec, *, count: int = SAMPLES) -> list[dict[str,
     found = []
     for number in range(min(count, spec.budget.trials)):
         study.sampler = make_sampler(spec, number=number)
-        trial = study.ask()
-        proposal: dict[str, Any] = {}
-        for name, dimension in ordered_dimensions(spec).items():
-            if is_active(dimension, proposal):
-                proposal[name] = suggest(trial, name, dimension)
-        found.append(proposal)
+        found.append(propose(study.ask(), spec))
     return found
 
 

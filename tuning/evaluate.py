@@ -10,7 +10,7 @@ from rich.text import Text
 
 from core.errors import ConfigError, UserError
 from core.suites.evaluation_rows import EvaluationData, parse_data
-from tuning.config import read_yaml
+from tuning.files import read_yaml
 from tuning.wording import score
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from core.config import METRICS
 from core.errors import UserError
 from core.store.durable import commit, commit_yaml
-from tuning.config import read_yaml
-from tuning.records import Run, TrialRecord, attempt_folder
+from tuning.files import read_yaml
+from tuning.records import TrialRecord, attempt_folder
+from tuning.run import Run
 from tuning.wording import decimals
 
 _CARD_METRICS = ("forget_nll", "forget_accuracy", "forget_closure", "retain_drop", "general_drop")
@@ -68,16 +69,16 @@ def _copy_adapter(source: Path, out: Path, base: str | None) -> str:
 
 def model_card(run: Run, trial: TrialRecord, base: str, *, is_whole: bool = False) -> str:
     """The README: what the adapter or model is, what was measured, what it is not."""
-    baseline = run.notes.get("baseline", {})
+    baseline = run.facts.baseline
     report = trial.report_metrics or {}
     rows = [
         f"| {METRICS[name].full_name} | {_cell(baseline.get(name))} | {_cell(trial.metrics.get(name))} | "
         f"{_cell(report.get(name))} |"
         for name in _CARD_METRICS
     ]
-    versions = ", ".join(f"{k} {v}" for k, v in run.notes.get("versions", {}).items())
+    versions = ", ".join(f"{k} {v}" for k, v in run.facts.versions.items())
     parameters = "\n".join(f"- `{name}`: {value}" for name, value in trial.params.items())
-    identity = run.notes.get("identity", {}).get("model", "unknown")
+    identity = run.facts.identity.get("model", "unknown")
     what = (
         "A model whose weights were trained to forget a set of texts. "
         "`AutoModelForCausalLM.from_pretrained(folder)` loads it."

@@ -7,10 +7,10 @@ Reading without Optuna is in :mod:`tuning.records`.
 import copy
 import errno
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import optuna
 import sqlalchemy
@@ -18,13 +18,12 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from core.measuring.selection import GuardVerdict, Probe, running_score
-from core.seeding import derive_seed
 from core.store.durable import finite
-from tuning.config import Choice, Dimension, SamplerSpec, SweepSpec
+from tuning.config import Choice, SweepSpec
 from tuning.objective import Outcome
 from tuning.pruning import ATTEMPT, guard_key, make_pruner
-from tuning.records import LEDGER_FILE
-from tuning.space import bind, corner_proposals, is_active, ordered_dimensions
+from tuning.records import LEDGER_FILE, DriverFacts, Note, report_note
+from tuning.samplers import is_fitted, make_sampler, n_points, propose
 
 STUDY = "sweep"
 
@@ -41,9 +40,9 @@ class Ledger:
     def __init__(self, run_dir: Path, spec: SweepSpec, *, create: bool) -> None:
         """Open the study of ``run_dir``, or create it with the starting points enqueued."""
         self._spec = spec
-        proposal = next(iter(corner_proposals(spec)))
-        self._selection = bind(spec, proposal, where="sweep").selection  # the same for every trial
+        self._selection = spec.trial_selection()
         self._pruner = make_pruner(spec.pruning, max_steps=spec.budget.max_steps)
+        self._handles: dict[int, Trial] = {}
         storage = optuna.storages.RDBStorage(
             f"sqlite:///{(run_dir / LEDGER_FILE).resolve()}",
             engine_kwargs={"connect_args": {"timeout": 60}},
@@ -72,6 +71,7 @@ class Ledger:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             trial = self._study.ask()
+            self._handles[trial.number] = trial
             return trial.number, self._name_parameters(trial)
 
     def finish_births(self) -> None:
@@ -83,14 +83,12 @@ class Ledger:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ExperimentalWarning)
                 self._study.sampler.before_trial(self._study, unborn)
-                self._name_parameters(Trial(self._study, unborn._trial_id))
+                self._name_parameters(self._trial(unborn.number))
 
     def _name_parameters(self, trial: Trial) -> dict[str, Choice]:
-        proposed_by: ProposedBy = "sampler" if self._is_fitted() else "startup"
-        proposal: dict[str, Choice] = {}
-        for name, dimension in ordered_dimensions(self._spec).items():
-            if is_active(dimension, proposal):
-                proposal[name] = suggest(trial, name, dimension)
+        fitted = is_fitted(self._spec.sampler, self._study)
+        proposed_by: ProposedBy = "sampler" if fitted else "startup"
+        proposal = propose(trial, self._spec)
         is_start = "source" in trial.user_attrs  # enqueued with its source
         trial.set_user_attr("proposed_by", "start_from" if is_start else proposed_by)
         trial.set_user_attr(ATTEMPT, 0)
@@ -147,12 +145,14 @@ class Ledger:
             self._study.tell(number, outcome.value, state=state)
         else:
             self._study.tell(number, state=state)
+        del self._handles[number]
 
     def fail(self, number: int, reason: str) -> None:
         """Give a trial up that broke in all its attempts."""
         if not self._frozen(number).state.is_finished():
             self._trial(number).set_user_attr("reason", reason)
             self._study.tell(number, state=TrialState.FAIL)
+            del self._handles[number]
 
     def running(self) -> list[tuple[int, dict[str, Choice], int]]:
         """Trials begun and not finished: number, parameters, attempt so far."""
@@ -168,35 +168,30 @@ class Ledger:
 
     def n_points(self) -> int | None:
         """Points of a grid and the starting points together; ``None`` for an endless sampler."""
-        if self._spec.sampler.name != "grid":
-            return None
-        points = 1
-        for choices in _grid(self._spec).values():
-            points *= len(choices)
-        return points + len(self._spec.start_from)
+        points = n_points(self._spec)
+        return None if points is None else points + len(self._spec.start_from)
 
-    def set_note(self, key: str, value: Any) -> None:
+    def set_note(self, key: Note, value: float | str | None) -> None:
         """Record something about the sweep as a whole."""
         self._study.set_user_attr(key, finite(value))
 
-    def note(self, key: str) -> Any:
-        """What :meth:`set_note` recorded, or ``None``."""
-        return self._study.user_attrs.get(key)
+    def driver_facts(self) -> DriverFacts:
+        """What :meth:`set_note` recorded."""
+        return DriverFacts.read(self._study.user_attrs)
 
-    def _is_fitted(self) -> bool:
-        sampler = self._spec.sampler
-        if sampler.name in ("random", "grid", "qmc"):
-            return False
-        states = (
-            (TrialState.COMPLETE,)
-            if sampler.name == "gp"
-            else (TrialState.COMPLETE, TrialState.PRUNED)
-        )
-        finished = self._study.get_trials(deepcopy=False, states=states)
-        return len(finished) >= sampler.n_startup_trials
+    def set_report_metrics(self, number: int, metrics: Mapping[str, float]) -> None:
+        """Record what a finalist measures on the reporting split."""
+        self._study.set_user_attr(report_note(number), finite(metrics))
+
+    def has_report_metrics(self, number: int) -> bool:
+        """Whether :meth:`set_report_metrics` was called for the trial."""
+        return report_note(number) in self._study.user_attrs
 
     def _trial(self, number: int) -> Trial:
-        return Trial(self._study, self._frozen(number)._trial_id)
+        """What a running trial is written through; made once, because Optuna asks the sampler for each."""
+        if number not in self._handles:
+            self._handles[number] = Trial(self._study, self._frozen(number)._trial_id)
+        return self._handles[number]
 
     def _frozen(self, number: int) -> FrozenTrial:
         return self._study.get_trials(deepcopy=False)[number]
@@ -216,75 +211,3 @@ def _up_to(trial: FrozenTrial, attempt: int, step: int) -> FrozenTrial:
     later = {guard_key(attempt, s) for s in trial.intermediate_values if s > step}
     seen.user_attrs = {k: v for k, v in trial.user_attrs.items() if k not in later}
     return seen
-
-
-def make_sampler(spec: SweepSpec, *, number: int) -> optuna.samplers.BaseSampler:
-    """The sweep's sampler for the trial of this number.
-
-    Samplers that draw are seeded by trial, so that a restart does not propose the same points again;
-    grid and quasi-Monte Carlo keep one seed and continue through the study.
-    """
-    sampler = spec.sampler
-    drawn = derive_seed(sampler.seed, "sampler", number)
-    is_conditional = any(d.when for d in spec.space.values())
-    makers: Mapping[str, Callable[[], optuna.samplers.BaseSampler]] = {
-        "tpe": lambda: _tpe(sampler, drawn, is_conditional),
-        "random": lambda: optuna.samplers.RandomSampler(seed=drawn),
-        "gp": lambda: optuna.samplers.GPSampler(
-            seed=drawn, n_startup_trials=sampler.n_startup_trials
-        ),
-        "nsga2": lambda: optuna.samplers.NSGAIISampler(
-            seed=drawn, population_size=sampler.n_startup_trials
-        ),
-        "grid": lambda: _Grid(_grid(spec), seed=sampler.seed),
-        "qmc": lambda: optuna.samplers.QMCSampler(
-            seed=sampler.seed,
-            scramble=True,
-            independent_sampler=optuna.samplers.RandomSampler(seed=drawn),  # for conditional fields
-        ),
-    }
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        return makers[sampler.name]()
-
-
-class _Grid(optuna.samplers.GridSampler):
-    """A grid under ask and tell: the end of the grid is the sweep's business, not ``Study.stop``'s."""
-
-    def after_trial(self, *args: Any, **kwargs: Any) -> None:
-        """Do not stop the study."""
-
-
-def _tpe(sampler: SamplerSpec, seed: int, is_conditional: bool) -> optuna.samplers.BaseSampler:
-    return optuna.samplers.TPESampler(
-        seed=seed,
-        n_startup_trials=sampler.n_startup_trials,
-        multivariate=True,
-        group=is_conditional,
-        constant_liar=True,
-    )
-
-
-def _grid(spec: SweepSpec) -> dict[str, list[Choice]]:
-    return {name: _grid_values(dimension) for name, dimension in spec.space.items()}
-
-
-def _grid_values(dimension: Dimension) -> list[Choice]:
-    if dimension.categorical is not None:
-        return list(dimension.categorical)
-    range_ = dimension.float_range or dimension.int_range
-    assert range_ is not None and range_.step is not None  # SweepSpec checks it
-    count = int((range_.high - range_.low) / range_.step + 1e-9) + 1
-    return [min(range_.high, range_.low + i * range_.step) for i in range(count)]  # 3 * 0.1 > 0.3
-
-
-def suggest(trial: Trial, name: str, dimension: Dimension) -> Choice:
-    """A value for a dimension, from the trial's study."""
-    if dimension.categorical is not None:
-        return cast(Choice, trial.suggest_categorical(name, list(dimension.categorical)))
-    if dimension.int_range is not None:
-        i = dimension.int_range
-        return trial.suggest_int(name, i.low, i.high, log=i.log, step=i.step)
-    assert dimension.float_range is not None  # Dimension checks it
-    f = dimension.float_range
-    return trial.suggest_float(name, f.low, f.high, log=f.log, step=f.step)

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from core.config import PreparationConfig, describe_problems
 from core.errors import ConfigError, UserError
 from core.store.place import cache_root
-from tuning.config import read_specification
+from tuning.files import read_specification
 
 if TYPE_CHECKING:
     from core.metrics.probes import Level

@@ -1,6 +1,10 @@
-"""Optuna pruners of a sweep: the retain guard, with an ordinary ranking pruner behind it."""
+"""Optuna pruners of a sweep: the retain guard, with an ordinary ranking pruner behind it.
 
-from collections.abc import Mapping
+A new ranking pruner is an id in :class:`tuning.config.PruningSpec` and an entry of :data:`RANKINGS`; tests go over
+both.
+"""
+
+from collections.abc import Callable, Mapping
 
 import optuna
 from optuna.pruners import BasePruner
@@ -8,7 +12,7 @@ from optuna.trial import FrozenTrial
 
 from core.config import RetainGuardConfig
 from core.measuring.selection import GuardVerdict, guard_verdict
-from tuning.config import PruningSpec
+from tuning.config import PruningSpec, RankingName
 
 ATTEMPT = "attempt"
 """User attribute: number of the current attempt at a trial."""
@@ -67,20 +71,31 @@ def guard_series(trial: FrozenTrial) -> list[Mapping[str, float]]:
 
 def make_pruner(spec: PruningSpec, *, max_steps: int) -> RetainGuardPruner:
     """The sweep's pruner."""
-    return RetainGuardPruner(spec.retain, _ranking(spec, max_steps))
+    return RetainGuardPruner(spec.retain, RANKINGS[spec.ranking](spec, max_steps))
 
 
-def _ranking(spec: PruningSpec, max_steps: int) -> BasePruner:
-    if spec.ranking == "median":
-        return optuna.pruners.MedianPruner(
-            n_startup_trials=spec.startup_trials, n_warmup_steps=spec.warmup_steps
-        )
-    if spec.ranking == "successive_halving":
-        return optuna.pruners.SuccessiveHalvingPruner(
-            min_resource=max(1, spec.warmup_steps), reduction_factor=spec.reduction_factor
-        )
-    if spec.ranking == "hyperband":
-        return optuna.pruners.HyperbandPruner(
-            min_resource=1, max_resource=max_steps, reduction_factor=spec.reduction_factor
-        )
-    return optuna.pruners.NopPruner()
+def _median(spec: PruningSpec, max_steps: int) -> BasePruner:
+    return optuna.pruners.MedianPruner(
+        n_startup_trials=spec.startup_trials, n_warmup_steps=spec.warmup_steps
+    )
+
+
+def _successive_halving(spec: PruningSpec, max_steps: int) -> BasePruner:
+    return optuna.pruners.SuccessiveHalvingPruner(
+        min_resource=max(1, spec.warmup_steps), reduction_factor=spec.reduction_factor
+    )
+
+
+def _hyperband(spec: PruningSpec, max_steps: int) -> BasePruner:
+    return optuna.pruners.HyperbandPruner(
+        min_resource=1, max_resource=max_steps, reduction_factor=spec.reduction_factor
+    )
+
+
+RANKINGS: Mapping[RankingName, Callable[[PruningSpec, int], BasePruner]] = {
+    "none": lambda spec, max_steps: optuna.pruners.NopPruner(),
+    "median": _median,
+    "successive_halving": _successive_halving,
+    "hyperband": _hyperband,
+}
+"""Makes each ranking pruner, from its settings and the largest number of steps of a trial."""

@@ -1,32 +1,32 @@
-"""Read a run folder: plain records of trials, without Optuna, Ray or torch.
+"""What a run folder holds, as plain records, and how the ledger is read: without Optuna, Ray or torch.
 
-Works on a copied folder, and while the sweep runs. The only SQL of the project is here.
+Works on a copied folder, and while the sweep runs. The only SQL of the project is here. What the whole folder
+says is :class:`tuning.run.Run`.
 """
 
 import fcntl
 import json
 import sqlite3
-import time
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, get_args
 
-from core.errors import ConfigError, UserError
+from core.errors import UserError
 from core.store.durable import read_lines
-from tuning.config import SweepSpec, parse_sweep, read_yaml
-
-if TYPE_CHECKING:
-    import pandas
 
 LEDGER_FILE = "ledger.db"
 SPEC_FILE = "spec.yaml"
 LOCK_FILE = "driver.lock"
 
 TrialState = Literal["COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING"]
-RunState = Literal["running", "interrupted", "done", "no_feasible", "failed"]
+Ending = Literal["done", "no_feasible", "failed"]
+"""How a sweep that reached its end ended."""
+RunState = Literal["running", "interrupted", Ending]
+Note = Literal["target", "concurrent", "session_began", "ended", "elapsed_s"]
+"""Name in the ledger of each of the :class:`DriverFacts`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,64 +71,64 @@ class TrialRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
-    """A run folder, read.
+class RunFacts:
+    """What is recorded beside the sweep when a run begins, and never changes. Names are those in ``spec.yaml``.
 
     Attributes:
-        path: The folder.
-        spec: Its sweep.
-        trials: All trials, by number.
-        notes: What the driver recorded of the sweep as a whole: ``baseline``, ``report_baseline``,
-            ``identity``, ``rows``, ``versions``, ``created`` beside the sweep; ``target``,
-            ``concurrent``, ``session_began``, ``ended``, ``elapsed_s`` in the ledger.
-        is_driven: Whether a driver holds the run at this moment.
+        identity: What names the model's weights and each part of the data; hashes, or commits of a hub.
+        rows: Rows of each part of the data.
+        baseline: Level of each set before unlearning, on the probe split; empty if it was not recorded.
+        report_baseline: The same on the reporting split.
+        versions: Of our packages and Python.
+        created: UTC time; ``None`` if it was not recorded.
     """
 
-    path: Path
-    spec: SweepSpec
-    trials: tuple[TrialRecord, ...]
-    notes: Mapping[str, Any]
-    is_driven: bool
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    rows: Mapping[str, int] = field(default_factory=dict)
+    baseline: Mapping[str, float] = field(default_factory=dict)
+    report_baseline: Mapping[str, float] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    created: str | None = None
 
-    @property
-    def name(self) -> str:
-        """Name of the run folder."""
-        return self.path.name
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> "RunFacts":
+        """From plain values; what an older or a damaged run does not have is empty."""
+        groups = ("identity", "rows", "baseline", "report_baseline", "versions")
+        return cls(
+            **{name: values.get(name) or {} for name in groups}, created=values.get("created")
+        )
 
-    @property
-    def target(self) -> int:
-        """Trials that the sweep is to reach."""
-        return int(self.notes.get("target", self.spec.budget.trials))
 
-    @property
-    def state(self) -> RunState:
-        """What the sweep is doing, or how it ended."""
-        if self.is_driven:
-            return "running"
-        ended = self.notes.get("ended")
-        if ended in ("done", "no_feasible", "failed"):
-            return ended  # type: ignore[no-any-return]  # one of the literals
-        return "interrupted"
+@dataclass(frozen=True, kw_only=True)
+class DriverFacts:
+    """What the driver keeps in the ledger of the sweep as a whole; ``None`` before it is known.
 
-    @property
-    def elapsed_s(self) -> float | None:
-        """Seconds that drivers have worked on the run, also while one does; ``None`` before the first."""
-        before = self.notes.get("elapsed_s")
-        if not self.is_driven or "session_began" not in self.notes:
-            return before
-        return round(float(before or 0.0) + time.time() - float(self.notes["session_began"]), 1)
+    Attributes:
+        target: Trials that the sweep is to reach.
+        concurrent: Trials at the same time.
+        session_began: When the last driver began, in seconds since the epoch.
+        ended: How the sweep ended; ``None`` also while it goes on and after an interruption.
+        elapsed_s: Seconds that finished drivers have worked on the run.
+    """
 
-    def to_dataframe(self) -> "pandas.DataFrame":
-        """One row for each trial; parameters and metrics as columns ``params.*``, ``metrics.*``."""
-        from tuning.results import to_dataframe
+    target: int | None = None
+    concurrent: int | None = None
+    session_began: float | None = None
+    ended: Ending | None = None
+    elapsed_s: float | None = None
 
-        return to_dataframe(self)
+    @classmethod
+    def read(cls, notes: Mapping[str, Any]) -> "DriverFacts":
+        """From the notes of the ledger; what an older or a damaged run does not have is ``None``."""
+        found = {name: notes.get(name) for name in get_args(Note)}
+        if found["ended"] not in get_args(Ending):
+            found["ended"] = None
+        return cls(**found)
 
-    def history(self, number: int) -> list[dict[str, Any]]:
-        """History lines of a trial's latest attempt, the untouched model's first."""
-        record = self.trials[number]
-        path = self.path / attempt_folder(number, record.attempt) / "history.jsonl"
-        return [_value(line) for line in read_lines(path)]
+
+def report_note(number: int) -> str:
+    """Name in the ledger of a finalist's metrics on the reporting split."""
+    return f"report:{number}"
 
 
 def attempt_folder(number: int, attempt: int) -> str:
@@ -136,45 +136,10 @@ def attempt_folder(number: int, attempt: int) -> str:
     return f"trials/{number:04d}/attempt-{attempt}"
 
 
-def load_run(run_dir: Path) -> Run:
-    """Read a run folder.
-
-    Raises:
-        UserError: If there is no run, or its ledger cannot be read.
-    """
-    ledger = run_dir / LEDGER_FILE
-    if not ledger.is_file() or not (run_dir / SPEC_FILE).is_file():
-        raise UserError(
-            f"{run_dir}: no run is there ({LEDGER_FILE} and {SPEC_FILE} are expected); "
-            "give the folder of a sweep, such as runs/demo"
-        )
-    try:
-        trials, notes = _read(ledger)
-    except sqlite3.DatabaseError as err:
-        if _code(err) == sqlite3.SQLITE_BUSY:
-            raise UserError(
-                f"{ledger}: the ledger is being written; try again in a moment"
-            ) from err
-        raise UserError(
-            f"{ledger}: the ledger cannot be read: {err}; nothing was changed, restore it from a copy"
-        ) from err
-    spec, facts = _read_spec(run_dir / SPEC_FILE)
-    return Run(
-        path=run_dir,
-        spec=spec,
-        trials=trials,
-        notes={**facts, **notes},
-        is_driven=is_driven(run_dir),
-    )
-
-
-def _read_spec(path: Path) -> tuple[SweepSpec, dict[str, Any]]:
-    """The sweep, and the facts that were recorded beside it when the run began."""
-    values = read_yaml(path)
-    if not isinstance(values.get("sweep"), dict):
-        raise ConfigError(str(path), ["sweep: required, but absent; restore the file from a copy"])
-    spec = parse_sweep(values.pop("sweep"), where=str(path))
-    return spec, values
+def read_history(run_dir: Path, number: int, attempt: int) -> list[dict[str, Any]]:
+    """History lines of an attempt, the untouched model's first; none if it has none."""
+    path = run_dir / attempt_folder(number, attempt) / "history.jsonl"
+    return [_value(line) for line in read_lines(path)]
 
 
 def is_driven(run_dir: Path) -> bool:
@@ -196,7 +161,25 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _read(ledger: Path) -> tuple[tuple[TrialRecord, ...], dict[str, Any]]:
+def read_ledger(ledger: Path) -> tuple[tuple[TrialRecord, ...], DriverFacts]:
+    """All trials by number, and what the driver recorded of the sweep.
+
+    Raises:
+        UserError: If the ledger cannot be read.
+    """
+    try:
+        return _read(ledger)
+    except sqlite3.DatabaseError as err:
+        if _code(err) == sqlite3.SQLITE_BUSY:
+            raise UserError(
+                f"{ledger}: the ledger is being written; try again in a moment"
+            ) from err
+        raise UserError(
+            f"{ledger}: the ledger cannot be read: {err}; nothing was changed, restore it from a copy"
+        ) from err
+
+
+def _read(ledger: Path) -> tuple[tuple[TrialRecord, ...], DriverFacts]:
     try:
         return _read_opened(ledger, mode="ro")
     except sqlite3.OperationalError as err:
@@ -211,13 +194,13 @@ def _code(err: sqlite3.DatabaseError) -> int:
     return int(getattr(err, "sqlite_errorcode", 0)) & 0xFF
 
 
-def _read_opened(ledger: Path, *, mode: str) -> tuple[tuple[TrialRecord, ...], dict[str, Any]]:
+def _read_opened(ledger: Path, *, mode: str) -> tuple[tuple[TrialRecord, ...], DriverFacts]:
     with closing(sqlite3.connect(f"{ledger.resolve().as_uri()}?mode={mode}", uri=True)) as database:
         database.execute("PRAGMA busy_timeout = 5000")
         return _records(database)
 
 
-def _records(database: sqlite3.Connection) -> tuple[tuple[TrialRecord, ...], dict[str, Any]]:
+def _records(database: sqlite3.Connection) -> tuple[tuple[TrialRecord, ...], DriverFacts]:
     notes = {
         key: _value(json.loads(text))
         for key, text in database.execute("SELECT key, value_json FROM study_user_attributes")
@@ -230,10 +213,10 @@ def _records(database: sqlite3.Connection) -> tuple[tuple[TrialRecord, ...], dic
         attributes.setdefault(trial_id, {})[key] = _value(json.loads(text))
     rows = database.execute("SELECT trial_id, number, state FROM trials ORDER BY number").fetchall()
     records = (
-        _record(number, state, attributes.get(trial_id, {}), notes.get(f"report:{number}"))
+        _record(number, state, attributes.get(trial_id, {}), notes.get(report_note(number)))
         for trial_id, number, state in rows
     )
-    return tuple(records), notes
+    return tuple(records), DriverFacts.read(notes)
 
 
 def _record(

@@ -21,8 +21,10 @@ from core.store.durable import commit
 from tuning import plots
 from tuning.plots import drawing
 from tuning.plots.reading import number_or_nan
-from tuning.records import Run, TrialRecord, attempt_folder, now
-from tuning.results import best, counts, excess, pareto_front, ranked, savings
+from tuning.ranking import best, excess, pareto_front, ranked
+from tuning.records import TrialRecord, attempt_folder, now
+from tuning.results import counts, savings
+from tuning.run import Run
 from tuning.space import describe
 from tuning.wording import NOTHING, duration, measured, number, parameter, percent, signed
 
@@ -132,7 +134,7 @@ def report_figures(run: Run) -> list[ReportFigure]:
 
 def report_content(run: Run) -> dict[str, Any]:
     """What both templates show, as plain values."""
-    first, order = best(run), ranked(run)
+    first, order = best(run.trials), ranked(run.trials)
     front = {t.number for t in pareto_front(run.trials)}
     placed = {t.number for t in order}
     rest = [t for t in run.trials if t.number not in placed and t.state != "WAITING"]
@@ -143,7 +145,6 @@ def report_content(run: Run) -> dict[str, Any]:
         "spec": run.spec,
         "verdict": verdict(run),
         "state_words": _STATE_WORDS.get(run.state),
-        "error": run.notes.get("error"),
         "counts": counts(run),
         "saved": saved,
         "best": first,
@@ -164,7 +165,7 @@ def report_content(run: Run) -> dict[str, Any]:
         ],
         "commands": commands(run, first),
         "environment": environment(run),
-        "elapsed": duration(run.notes.get("elapsed_s")),
+        "elapsed": duration(run.driver.elapsed_s),
         "written": now(),
         "folder_of": lambda t: attempt_folder(t.number, t.attempt),
     }
@@ -172,7 +173,7 @@ def report_content(run: Run) -> dict[str, Any]:
 
 def verdict(run: Run) -> str:
     """The result in one sentence."""
-    first, order = best(run), ranked(run)
+    first, order = best(run.trials), ranked(run.trials)
     n_finished = sum(t.state in ("COMPLETE", "PRUNED", "FAIL") for t in run.trials)
     if n_finished == 0:
         return "No trial has finished yet."
@@ -240,7 +241,7 @@ def level_rows(run: Run, trial: TrialRecord) -> list[dict[str, Any]]:
 
     Without a noted baseline, that of the probe split is read from the trial's history.
     """
-    before = {"probe": _baseline(run, trial), "report": run.notes.get("report_baseline") or {}}
+    before = {"probe": _baseline(run, trial), "report": run.facts.report_baseline}
     after = {"probe": trial.metrics, "report": trial.report_metrics or {}}
     return [
         {
@@ -260,7 +261,7 @@ def level_rows(run: Run, trial: TrialRecord) -> list[dict[str, Any]]:
 
 
 def _baseline(run: Run, trial: TrialRecord) -> Mapping[str, float]:
-    noted = run.notes.get("baseline")
+    noted = run.facts.baseline
     if noted:
         return dict(noted)
     lines = run.history(trial.number)
@@ -279,7 +280,7 @@ def commands(run: Run, first: TrialRecord | None) -> list[tuple[str, str]]:
     here = Path.cwd()
     shown = shlex.quote(str(folder.relative_to(here) if folder.is_relative_to(here) else folder))
     if first is None:
-        nearest = (ranked(run) or list(run.trials))[:1]
+        nearest = (ranked(run.trials) or list(run.trials))[:1]
         found = [
             (f"look at trial {t.number}", f"unlearn-tune show {shown} {t.number}") for t in nearest
         ]
@@ -303,13 +304,13 @@ def environment(run: Run) -> list[tuple[str, str]]:
         ("dtype", engine.get("dtype", "auto")),
         ("ZeRO stage", engine.get("zero_stage", 1)),
         ("ranks per trial", run.spec.resources.ranks_per_trial),
-        ("trials at the same time", run.notes.get("concurrent")),
+        ("trials at the same time", run.driver.concurrent),
         ("seed of the trials", run.spec.seed),
         ("sampler", f"{run.spec.sampler.name}, seed {run.spec.sampler.seed}"),
-        ("begun", run.notes.get("created")),
-        ("time taken", duration(run.notes.get("elapsed_s"))),
-        *_flat(run.notes.get("versions"), "version"),
-        *_flat(run.notes.get("identity"), "identity"),
+        ("begun", run.facts.created),
+        ("time taken", duration(run.driver.elapsed_s)),
+        *_flat(run.facts.versions, "version"),
+        *_flat(run.facts.identity, "identity"),
     ]
     return [(name, str(value)) for name, value in found if value not in (None, "", NOTHING)]
 

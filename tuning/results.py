@@ -1,17 +1,12 @@
-"""What a run shows: the best trials, the Pareto front, counts and savings. Plain computation on records."""
+"""What is said of a run as a whole: counts, savings, the time left, and the JSON that scripts read."""
 
-import math
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from core.store.durable import finite
-from tuning.records import Run, TrialRecord
+from tuning.ranking import best, ranked, trial_rows
+from tuning.run import Run
 from tuning.time_left import time_left_s
-
-if TYPE_CHECKING:
-    import pandas
 
 GUARD_STOPS = ("retain_guard", "non_finite")
 
@@ -36,46 +31,6 @@ class Savings:
     def share(self) -> float:
         """Saved share of the planned steps."""
         return self.steps_saved / self.steps_planned if self.steps_planned else 0.0
-
-
-def excess(trial: TrialRecord) -> float:
-    """Largest ``metric - at_most`` over the constraints; negative is the distance to the limit."""
-    return max(trial.violations.values(), default=0.0)
-
-
-def ranked(run: Run) -> list[TrialRecord]:
-    """Finished trials, best first: feasible ones by value, then the others by value."""
-    judged = [t for t in run.trials if t.value is not None and math.isfinite(t.value)]
-    return sorted(
-        judged, key=lambda t: (not is_candidate(t), not t.feasible, -(t.value or 0.0), t.number)
-    )
-
-
-def is_candidate(trial: TrialRecord) -> bool:
-    """Whether a trial may be called best: complete, and every constraint kept."""
-    return trial.state == "COMPLETE" and trial.feasible
-
-
-def best(run: Run) -> TrialRecord | None:
-    """The best feasible trial, or ``None``."""
-    first = ranked(run)[:1]
-    return first[0] if first and is_candidate(first[0]) else None
-
-
-def pareto_front(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Feasible trials that no other beats in both objective (higher) and largest excess (lower).
-
-    Only COMPLETE trials count: one that a ranking pruner stopped may have had a feasible probe.
-    """
-    feasible = [t for t in trials if t.state == "COMPLETE" and t.feasible and t.value is not None]
-
-    def dominates(a: TrialRecord, b: TrialRecord) -> bool:
-        assert a.value is not None and b.value is not None
-        better = a.value > b.value or excess(a) < excess(b)
-        return a.value >= b.value and excess(a) <= excess(b) and better
-
-    front = [t for t in feasible if not any(dominates(o, t) for o in feasible)]
-    return sorted(front, key=lambda t: (-(t.value or 0.0), t.number))
 
 
 def counts(run: Run) -> dict[str, int]:
@@ -108,14 +63,13 @@ def eta_s(run: Run) -> float | None:
     """Seconds until the sweep ends, from the durations so far; ``None`` before the first trial ends."""
     durations = [t.duration_s for t in run.trials if t.duration_s]
     c = counts(run)
-    at_once = max(1, int(run.notes.get("concurrent", 1)))
+    at_once = max(1, run.driver.concurrent or 1)
     return time_left_s(durations, waiting=c["waiting"], running=c["running"], at_once=at_once)
 
 
 def best_json(run: Run, *, top: int | None = None) -> dict[str, Any]:
     """``best --format json``, the binding shape."""
-    front = {t.number for t in pareto_front(run.trials)}
-    shown = ranked(run)
+    shown = ranked(run.trials)
     rest = [t for t in run.trials if t not in shown]
     chosen = (shown + rest)[:top]
     return {
@@ -125,13 +79,13 @@ def best_json(run: Run, *, top: int | None = None) -> dict[str, Any]:
             "direction": run.spec.objective.direction,
         },
         "constraints": [c.model_dump() for c in run.spec.constraints],
-        "trials": [_trial_json(t, is_on_front=t.number in front) for t in chosen],
+        "trials": trial_rows(chosen, among=run.trials),
     }
 
 
 def status_json(run: Run) -> dict[str, Any]:
     """``status --json``, the binding shape."""
-    saved, first = savings(run), best(run)
+    saved, first = savings(run), best(run.trials)
     return {
         "run": run.name,
         "state": run.state,
@@ -143,46 +97,7 @@ def status_json(run: Run) -> dict[str, Any]:
             "steps_saved": saved.steps_saved,
             "steps_planned": saved.steps_planned,
         },
-        "best": None
-        if first is None
-        else _trial_json(first, is_on_front=first in pareto_front(run.trials)),
+        "best": None if first is None else trial_rows([first], among=run.trials)[0],
         "elapsed_s": run.elapsed_s,
         "eta_s": eta_s(run) if run.state == "running" else None,
     }
-
-
-def to_dataframe(run: Run) -> "pandas.DataFrame":
-    """One row for each trial; parameters and metrics as columns ``params.*``, ``metrics.*``."""
-    import pandas
-
-    rows = []
-    front = {t.number for t in pareto_front(run.trials)}
-    for trial in run.trials:
-        row = _trial_json(trial, is_on_front=trial.number in front)
-        for group in ("params", "metrics", "report_metrics"):
-            values = row.pop(group) or {}
-            row |= {f"{group}.{key}": value for key, value in values.items()}
-        rows.append(row)
-    return pandas.DataFrame(rows)
-
-
-def _trial_json(trial: TrialRecord, *, is_on_front: bool) -> dict[str, Any]:
-    shown: dict[str, Any] = finite(
-        {
-            "number": trial.number,
-            "state": trial.state,
-            "stopped_by": trial.stopped_by,
-            "reason": trial.reason,
-            "feasible": trial.feasible,
-            "pareto": is_on_front,
-            "value": trial.value,
-            "params": dict(trial.params),
-            "metrics": dict(trial.metrics),
-            "report_metrics": dict(trial.report_metrics) if trial.report_metrics else None,
-            "step": trial.step,
-            "duration_s": trial.duration_s,
-            "attempt": trial.attempt,
-            "adapter": trial.adapter,
-        }
-    )
-    return shown

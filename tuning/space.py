@@ -17,7 +17,7 @@ from pydantic_core import PydanticUndefined
 from core.config import TrialConfig, describe_problems, parse_trial
 from core.config.method import RetainLossId
 from core.errors import ConfigError
-from tuning.config import FIXED_SECTIONS, Choice, Dimension, SweepSpec, leaf_fields
+from tuning.config import FIXED_SECTIONS, Choice, Dimension, SweepSpec
 
 _BOUND_INTEGERS = 64
 
@@ -34,6 +34,18 @@ def searchable_fields() -> dict[str, tuple[Any, list[Any]]]:
         for path, field in leaf_fields(TrialConfig).items()
         if path.partition(".")[0] in _SEARCHABLE_SECTIONS and path != "batch.probe_batch_size"
     }
+
+
+def leaf_fields(model: type[BaseModel], prefix: str = "") -> dict[str, tuple[Any, list[Any]]]:
+    """Dotted path of every plain field below a model, with its annotation and limits."""
+    found: dict[str, tuple[Any, list[Any]]] = {}
+    for name, field in model.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            found |= leaf_fields(inner, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = (inner, list(field.metadata))
+    return found
 
 
 def ordered_dimensions(spec: SweepSpec) -> dict[str, Dimension]:

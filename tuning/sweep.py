@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -21,7 +21,7 @@ import ray
 from ray import tune
 
 from core.config import TrialConfig
-from core.errors import UserError
+from core.errors import UserError, first_line
 from core.store.durable import commit_yaml
 from core.training.shared_work import one_for_each_work
 from tuning import records
@@ -35,8 +35,10 @@ from tuning.bridge import (
 from tuning.config import SweepSpec, specification_changes
 from tuning.events import EventLog, Prepared, Reporting, Silent, Warned, Watcher
 from tuning.ledger import Ledger
+from tuning.ranking import ranked
+from tuning.records import RunFacts
 from tuning.resources import Cluster, concurrent_trials
-from tuning.results import ranked
+from tuning.run import Run, load_run
 from tuning.space import bind, corner_proposals
 from tuning.trainable import UnlearningTrial, placement, start_rank
 
@@ -73,7 +75,7 @@ class Launch:
 
 def run_sweep(
     spec: SweepSpec, run_dir: Path, *, launch: Launch | None = None, watcher: Watcher | None = None
-) -> records.Run:
+) -> Run:
     """Run a sweep in a new run folder.
 
     Raises:
@@ -88,15 +90,14 @@ def run_sweep(
             with _ray(spec, launch) as concurrent:
                 signals.install()  # Ray put its own in their place
                 spec, facts = _prepare(spec, watcher)
-                facts["created"] = records.now()
-                commit_yaml(run_dir / records.SPEC_FILE, {"sweep": spec.plain(), **facts})
+                commit_yaml(run_dir / records.SPEC_FILE, {"sweep": spec.plain(), **asdict(facts)})
                 ledger = Ledger(run_dir, spec, create=True)
                 with _driver_log(run_dir):
                     _drive(spec, run_dir, ledger, concurrent, watcher, signals)
         finally:
             if not (run_dir / records.LEDGER_FILE).exists():
                 shutil.rmtree(run_dir)  # ended before anything was tried: the name stays free
-    return records.load_run(run_dir)  # after the lock: the run is no longer driven
+    return load_run(run_dir)  # after the lock: the run is no longer driven
 
 
 def resume_sweep(
@@ -106,7 +107,7 @@ def resume_sweep(
     spec: SweepSpec | None = None,
     launch: Launch | None = None,
     watcher: Watcher | None = None,
-) -> records.Run:
+) -> Run:
     """Go on with a run exactly where it stopped.
 
     Args:
@@ -121,7 +122,7 @@ def resume_sweep(
         Interrupted: If a signal ended it.
     """
     launch, watcher = launch or Launch(), watcher or Silent()
-    run = records.load_run(run_dir)
+    run = load_run(run_dir)
     if spec is not None:
         refuse_changed(spec, run)
     begun = sum(bool(t.params) for t in run.trials)
@@ -133,12 +134,12 @@ def resume_sweep(
         signals.install()  # Ray put its own in their place
         ledger = Ledger(run_dir, run.spec, create=False)
         _, facts = _prepare(run.spec, watcher)
-        for name, now in facts["versions"].items():
-            before = run.notes.get("versions", {}).get(name)
+        for name, now in facts.versions.items():
+            before = run.facts.versions.get(name)
             if before not in (None, now):
                 watcher.show(Warned(text=f"{name} was {before} when the run began, is {now} now"))
-        known = run.notes.get("identity", {})
-        changed = [k for k, v in facts["identity"].items() if known.get(k, v) != v]
+        known = run.facts.identity
+        changed = [k for k, v in facts.identity.items() if known.get(k, v) != v]
         if changed:
             raise UserError(
                 f"{run_dir}: {', '.join(changed)} changed since the run began; restore the old contents "
@@ -148,7 +149,7 @@ def resume_sweep(
             ledger.set_note("target", trials)
         with _driver_log(run_dir):
             _drive(run.spec, run_dir, ledger, concurrent, watcher, signals)
-    return records.load_run(run_dir)
+    return load_run(run_dir)
 
 
 def refuse_existing(spec: SweepSpec, run_dir: Path) -> None:
@@ -164,13 +165,13 @@ def refuse_existing(spec: SweepSpec, run_dir: Path) -> None:
         return  # its driver was killed before anything was tried
     message = f"{run_dir} exists already; go on with `unlearn-tune resume {run_dir}`, or give another --name"
     if (run_dir / records.LEDGER_FILE).is_file():
-        changes = _changes(spec, records.load_run(run_dir))
+        changes = _changes(spec, load_run(run_dir))
         if changes:
             message += "\nThe sweep file differs from the run's:\n" + "\n".join(changes)
     raise UserError(message)
 
 
-def refuse_changed(spec: SweepSpec, run: records.Run) -> None:
+def refuse_changed(spec: SweepSpec, run: Run) -> None:
     """Refuse a sweep file that no longer is the run's.
 
     Raises:
@@ -184,7 +185,7 @@ def refuse_changed(spec: SweepSpec, run: records.Run) -> None:
         )
 
 
-def _changes(spec: SweepSpec, run: records.Run) -> list[str]:
+def _changes(spec: SweepSpec, run: Run) -> list[str]:
     before, now = run.spec.binding(), spec.binding()
     now["engine"] = {**now["engine"]}
     for key in ("dtype", "device"):  # resolved when the run began
@@ -203,11 +204,12 @@ def _drive(
 ) -> None:
     """Bring the ledger to its target, measure finalists, and record how it ended."""
     log = EventLog(run_dir / "events.jsonl", watcher)
-    began, before = time.monotonic(), float(ledger.note("elapsed_s") or 0.0)
-    target = int(ledger.note("target") or spec.budget.trials)
+    began, before = time.monotonic(), ledger.driver_facts()
+    target = before.target or spec.budget.trials
     target = min(target, ledger.n_points() or target)  # a grid may have fewer points
-    for key, value in (("concurrent", concurrent), ("target", target), ("ended", None)):
-        ledger.set_note(key, value)
+    ledger.set_note("concurrent", concurrent)
+    ledger.set_note("target", target)
+    ledger.set_note("ended", None)
     ledger.set_note("session_began", time.time())
     try:
         reconcile(spec, run_dir, ledger, log)
@@ -217,13 +219,14 @@ def _drive(
                 _execute(spec, dispatcher, concurrent)
             signals.raise_received()
         _report_finalists(spec, run_dir, ledger, log)
-        run = records.load_run(run_dir)
+        run = load_run(run_dir)
         ledger.set_note("ended", _ending(run))
     finally:
-        ledger.set_note("elapsed_s", round(before + time.monotonic() - began, 1))
+        elapsed_s = (before.elapsed_s or 0.0) + time.monotonic() - began
+        ledger.set_note("elapsed_s", round(elapsed_s, 1))
 
 
-def _ending(run: records.Run) -> records.RunState:
+def _ending(run: Run) -> records.Ending:
     if any(t.feasible and t.state == "COMPLETE" for t in run.trials):
         return "done"
     return "failed" if all(t.state == "FAIL" for t in run.trials) else "no_feasible"
@@ -253,21 +256,21 @@ def _execute(spec: SweepSpec, dispatcher: Dispatcher, concurrent: int) -> None:
         tuner.fit()
 
 
-def _prepare(spec: SweepSpec, watcher: Watcher) -> tuple[SweepSpec, dict[str, Any]]:
+def _prepare(spec: SweepSpec, watcher: Watcher) -> tuple[SweepSpec, RunFacts]:
     """Do what all trials share, once, in a process of its own; resolve what depends on the hardware."""
     began = time.monotonic()
     trials = [bind(spec, proposal, where="sweep") for proposal in corner_proposals(spec)]
-    facts = _on_a_rank(spec, _prepare_all, one_for_each_work(trials))
-    watcher.show(Prepared(baseline=facts["baseline"], seconds=time.monotonic() - began))
-    facts["versions"] = {name: version(name) for name in _PACKAGES} | {
-        "python": platform.python_version()
-    }
-    engine = dict(spec.engine) | {"dtype": facts.pop("dtype"), "device": facts.pop("device")}
-    return spec.model_copy(update={"engine": engine}), facts
+    facts, hardware = _on_a_rank(spec, _prepare_all, one_for_each_work(trials))
+    watcher.show(Prepared(baseline=dict(facts.baseline), seconds=time.monotonic() - began))
+    versions = {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()}
+    facts = replace(facts, versions=versions, created=records.now())
+    return spec.model_copy(update={"engine": dict(spec.engine) | hardware}), facts
 
 
-def _prepare_all(warm: Any, group: Any, trials: list[TrialConfig]) -> dict[str, Any]:
-    """Runs on a rank: shared work of all trials, and what is recorded of it."""
+def _prepare_all(
+    warm: Any, group: Any, trials: list[TrialConfig]
+) -> tuple[RunFacts, dict[str, str]]:
+    """Runs on a rank: shared work of all trials, what is recorded of it, and the engine's precision and device."""
     from core.measuring.baselines import baseline_levels
     from core.model.loading import retain_only_identity
     from core.worker import share_work
@@ -275,31 +278,34 @@ def _prepare_all(warm: Any, group: Any, trials: list[TrialConfig]) -> dict[str, 
     for trial in trials:
         share_work(trial, warm=warm, group=group)
     model, data = warm.model(trials[0]), warm.data(trials[0])
-    facts: dict[str, Any] = {
-        "dtype": "bf16" if "bfloat16" in str(model.dtype) else "fp32",
-        "device": model.device.type,
-        "identity": {"model": model.identity}
-        | {f"data.{part}": value for part, value in data.identity.items()},
-        "rows": {part: len(rows) for part, rows in data.parts.items()},
-    }
+    identity = {"model": model.identity}
+    identity |= {f"data.{part}": value for part, value in data.identity.items()}
     other = retain_only_identity(trials[0].model)
     if other is not None:
-        facts["identity"]["model.retain_only"] = other
-    for part, name in (("probe", "baseline"), ("report", "report_baseline")):
+        identity["model.retain_only"] = other
+    baselines = {}
+    for part in ("probe", "report"):
         levels = baseline_levels(trials[0], warm, group, part=part)
-        facts[name] = {f"{k}_nll": v.nll for k, v in levels.items()} | {
+        baselines[part] = {f"{k}_nll": v.nll for k, v in levels.items()} | {
             f"{k}_accuracy": v.accuracy for k, v in levels.items()
         }
-    return facts
+    facts = RunFacts(
+        identity=identity,
+        rows={part: len(rows) for part, rows in data.parts.items()},
+        baseline=baselines["probe"],
+        report_baseline=baselines["report"],
+    )
+    dtype = "bf16" if "bfloat16" in str(model.dtype) else "fp32"
+    return facts, {"dtype": dtype, "device": model.device.type}
 
 
 def _report_finalists(spec: SweepSpec, run_dir: Path, ledger: Ledger, log: EventLog) -> None:
     """Measure the best trials on the split that neither losses nor probes saw."""
-    run = records.load_run(run_dir)
+    run = load_run(run_dir)
     finalists = [
         t
-        for t in ranked(run)[: spec.budget.finalists]
-        if t.adapter is not None and ledger.note(f"report:{t.number}") is None
+        for t in ranked(run.trials)[: spec.budget.finalists]
+        if t.adapter is not None and not ledger.has_report_metrics(t.number)
     ]
     if not finalists:
         return
@@ -310,7 +316,7 @@ def _report_finalists(spec: SweepSpec, run_dir: Path, ledger: Ledger, log: Event
     ]
     measured = _on_a_rank(spec, _measure_finalists, work)
     for trial, metrics in zip(finalists, measured, strict=True):
-        ledger.set_note(f"report:{trial.number}", metrics)
+        ledger.set_report_metrics(trial.number, metrics)
 
 
 def _measure_finalists(
@@ -328,8 +334,7 @@ def _on_a_rank(spec: SweepSpec, function: Any, argument: Any) -> Any:
         UserError: What the function raised, as itself.
     """
     rank = start_rank(spec.resources)
-    trial = bind(spec, next(iter(corner_proposals(spec))), where="sweep")
-    alone = trial.model_copy(update={"engine": trial.engine.model_copy(update={"ranks": 1})})
+    alone = spec.trial_engine().model_copy(update={"ranks": 1})
     try:
         host, port = ray.get(rank.open.remote(1))
         ray.get(rank.join.remote(0, 1, host, port, alone))
@@ -370,10 +375,9 @@ def _ray(spec: SweepSpec, launch: Launch) -> Iterator[int]:
             _knock(launch.address)
             ray.init(address=launch.address, runtime_env=_code(), **common)
         except (OSError, ValueError, RuntimeError) as err:
-            first = (str(err).strip().splitlines() or [type(err).__name__])[0]
             raise UserError(
-                f"--address {launch.address}: the cluster does not answer: {first}; check the address, that "
-                "`ray status` works there, and that the authentication token is the cluster's"
+                f"--address {launch.address}: the cluster does not answer: {first_line(err)}; check the address, "
+                "that `ray status` works there, and that the authentication token is the cluster's"
             ) from err
         fitting = concurrent_trials(
             spec.resources, Cluster.from_ray(ray.cluster_resources()), may_grow=True

@@ -11,8 +11,8 @@ from ray import tune
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from core.config import TrialConfig
-from core.errors import UserError
+from core.config import EngineConfig, TrialConfig
+from core.errors import UserError, first_line
 from core.measuring.selection import Probe
 from core.store.durable import commit_json
 from tuning.config import ResourcesSpec
@@ -45,12 +45,12 @@ class Rank:
         self._meeting = Rendezvous(size, host=ray.util.get_node_ip_address())
         return self._meeting.host, self._meeting.port
 
-    def join(self, rank: int, size: int, host: str, port: int, config: TrialConfig) -> None:
+    def join(self, rank: int, size: int, host: str, port: int, engine: EngineConfig) -> None:
         """Join the trial's other ranks; Ray shows this process only its own GPU."""
         from core.training.ranks import join
 
         local = 0 if os.environ.get("CUDA_VISIBLE_DEVICES") else rank
-        self._group = join(rank, size, host, port, config.engine, local_rank=local)
+        self._group = join(rank, size, host, port, engine, local_rank=local)
 
     def begin(self, config: TrialConfig, folder: Path) -> None:
         """Begin a trial; the one before must be closed."""
@@ -165,7 +165,8 @@ class UnlearningTrial(tune.Trainable):
         group = ray.util.get_current_placement_group()
         ranks = [start_rank(self._resources, group, bundle=i) for i in range(size)]
         host, port = ray.get(ranks[0].open.remote(size))
-        ray.get([r.join.remote(i, size, host, port, self._config) for i, r in enumerate(ranks)])
+        engine = self._config.engine
+        ray.get([r.join.remote(i, size, host, port, engine) for i, r in enumerate(ranks)])
         return ranks
 
     def _on_all(self, method: str, *args: Any) -> list[Any]:
@@ -173,12 +174,11 @@ class UnlearningTrial(tune.Trainable):
 
     def _record_failure(self, err: Exception) -> None:
         cause = getattr(err, "cause", None) or err
-        lines = str(cause).strip().splitlines() or [type(cause).__name__]
         commit_json(
             self._folder / "failure.json",
             {
                 "kind": type(cause).__name__,
-                "message": lines[0] if not isinstance(cause, UserError) else str(cause),
+                "message": str(cause) if isinstance(cause, UserError) else first_line(cause),
                 "is_user_error": isinstance(cause, UserError),
                 "traceback": traceback.format_exc(),
             },

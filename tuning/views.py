@@ -7,8 +7,10 @@ from rich.table import Table
 from rich.text import Text
 
 from core.errors import UserError
-from tuning.records import Run, TrialRecord
-from tuning.results import best, counts, eta_s, pareto_front, ranked, savings
+from tuning.ranking import best, pareto_front, ranked
+from tuning.records import TrialRecord
+from tuning.results import counts, eta_s, savings
+from tuning.run import Run
 from tuning.wording import decimals, duration, heading, parameters
 
 _SPARKS = "▁▂▃▄▅▆▇█"
@@ -22,7 +24,7 @@ def pick_trial(run: Run, name: str) -> TrialRecord:
         UserError: If there is none.
     """
     if name == "best":
-        found = best(run)
+        found = best(run.trials)
         if found is None:
             raise UserError(
                 f"{run.path}: no trial is feasible yet; look at `unlearn-tune best {run.path}` for the nearest"
@@ -36,7 +38,7 @@ def pick_trial(run: Run, name: str) -> TrialRecord:
 
 def status_text(run: Run) -> str:
     """A few lines: state, counts, savings, best."""
-    c, saved, first = counts(run), savings(run), best(run)
+    c, saved, first = counts(run), savings(run), best(run.trials)
     lines = [
         f"{run.name}: {run.state}, {c['complete'] + c['pruned'] + c['failed']} of {run.target} trials "
         f"({c['complete']} complete, {c['pruned']} pruned, {c['failed']} failed, {c['running']} running, "
@@ -69,7 +71,7 @@ def savings_text(run: Run) -> str:
 def ending_text(run: Run) -> str:
     """How a sweep ended, and what to do next."""
     lines = [savings_text(run)]
-    first = best(run)
+    first = best(run.trials)
     if first is None:
         lines.append(
             "no trial kept every constraint: look at the reasons with "
@@ -77,7 +79,7 @@ def ending_text(run: Run) -> str:
         )
     else:
         lines.append(f"export it with: unlearn-tune export {run.path} --out {run.name}-best")
-    lines.append(f"finished in {duration(run.notes.get('elapsed_s'), unknown='?')}")
+    lines.append(f"finished in {duration(run.driver.elapsed_s, unknown='?')}")
     return "\n".join(lines)
 
 
@@ -91,7 +93,7 @@ def best_table(run: Run, *, top: int) -> Group:
     for name in (heading(run.spec.objective.metric), "step", *beside):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("parameters", overflow="fold")
-    shown = ranked(run)[:top]
+    shown = ranked(run.trials)[:top]
     for trial in shown:
         m = trial.metrics
         mark = "*" if trial.number in front else ("" if trial.feasible else "!")
@@ -103,7 +105,7 @@ def best_table(run: Run, *, top: int) -> Group:
             *(decimals(m.get(k)) for k in _BESIDE_OBJECTIVE),
             parameters(trial.params),
         )
-    base = run.notes.get("baseline", {})
+    base = run.facts.baseline
     legend = (
         "* on the Pareto front of objective and largest constraint excess   ! breaks a constraint"
     )

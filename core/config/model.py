@@ -6,14 +6,17 @@ from pydantic import Field
 
 from core.config.section import Section
 
+ModelSource = Annotated[str, Field(min_length=1)]
+"""What a model is found by; :func:`core.model.source.problem` judges it, wherever one is given."""
+
 
 class ModelConfig(Section):
     """The target model, before unlearning."""
 
-    source: Annotated[str, Field(min_length=1)]
+    source: ModelSource
     """``package:smollm2``, ``hub:ORG/NAME`` (or ``ORG/NAME``), or a folder written by ``save_pretrained``."""
     revision: str | None = None
     """Commit hash, tag or branch of a hub model; a commit hash makes the run repeatable."""
-    retain_only: Annotated[str, Field(min_length=1)] | None = None
+    retain_only: ModelSource | None = None
     """A model of the same kind that never saw the forget set (``prepare`` makes one); its level on the forget
     set is then the target of forgetting, instead of the approximate set's."""

@@ -13,7 +13,7 @@ from typing import Any
 from core.config import SourceConfig
 from core.data.benchmarks import BENCHMARKS, NAMED, name_problem, named_fields
 from core.data.token_files import read_token_array
-from core.errors import DataError
+from core.errors import DataError, first_line
 
 EMBEDDED = Path(__file__).parent / "embedded"
 """Folder of the shipped texts; ``embedded:NAME`` is its ``NAME.jsonl``."""
@@ -226,7 +226,7 @@ def _hub_records(
     try:
         data = datasets.load_dataset(path, subset, split=split, revision=revision)
     except (OSError, ValueError, DatasetsError, HfHubHTTPError, OfflineModeIsEnabled) as err:
-        first = (str(err.__cause__ or err).strip().splitlines() or [type(err).__name__])[0]
+        first = first_line(err.__cause__ or err)
         what = f"{config.source!r} (subset {subset}, split {split})"
         if config.mirror is not None:
             raise DataError(

@@ -96,7 +96,7 @@ def _baseline(config: TrialConfig, warm: Warm, part: str) -> dict[str, float]:
         return found | {f"target_{k}": found[f"approximate_{k}"] for k in ("nll", "accuracy")}
 
     def measure_target() -> dict[str, float]:
-        other = load_model(ModelConfig(source=source), config.engine)
+        other = load_model(ModelConfig(source=source), config.engine, field="model.retain_only")
         sizes = [vocabulary_size(m.network) for m in (model, other)]
         if sizes[0] != sizes[1] or model.tokenizer.get_vocab() != other.tokenizer.get_vocab():
             raise ModelError(

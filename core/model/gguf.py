@@ -1,4 +1,4 @@
-"""Door to transformers: convert a GGUF file."""
+"""Door to transformers: convert a GGUF file. Lies below the packaged models and knows nothing of them."""
 
 from pathlib import Path
 

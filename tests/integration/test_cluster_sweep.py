@@ -12,7 +12,7 @@ import psutil
 import pytest
 import yaml
 
-from tuning.records import load_run
+from tuning.run import load_run
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
@@ -118,7 +118,7 @@ def test_a_sweep_runs_on_the_worker_node_of_an_existing_cluster(
     assert done.returncode == 0, done.stderr
     run = load_run(tmp_path / "runs" / "far")
     assert [t.state for t in run.trials] == ["COMPLETE", "COMPLETE"]
-    assert run.notes["concurrent"] == 1
+    assert run.driver.concurrent == 1
     assert time.monotonic() > began
 
 

@@ -19,7 +19,7 @@ import yaml
 
 from core.config import ModelConfig
 from core.model.source import model_identity
-from tuning.records import Run, load_run
+from tuning.run import Run, load_run
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 

@@ -16,17 +16,16 @@ from core.config.method import METHODS, ForgetLossId, MethodConfig
 from core.measuring.reporting import GuardReporter
 from core.training.warm import Warm
 from core.worker import run_trial
-from tuning.config import (
-    FIXED_SECTIONS,
-    Choice,
-    Dimension,
-    SweepSpec,
+from tuning.config import FIXED_SECTIONS, Choice, Dimension, SweepSpec
+from tuning.files import load_sweep, parse_sweep, read_yaml
+from tuning.space import (
+    Proposal,
+    bind,
+    corner_proposals,
+    is_active,
     leaf_fields,
-    load_sweep,
-    parse_sweep,
-    read_yaml,
+    ordered_dimensions,
 )
-from tuning.space import Proposal, bind, corner_proposals, is_active, ordered_dimensions
 from tuning.validate import validate_file
 
 ROOT = Path(__file__).resolve().parents[2]

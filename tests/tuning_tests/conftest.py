@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -16,10 +16,12 @@ from core.measuring.selection import Probe, StoppedBy, is_past_target
 from core.store.durable import append_line, commit_yaml
 from core.store.place import CACHE_VARIABLE
 from tuning import cli
-from tuning.config import SweepSpec, parse_sweep
+from tuning.config import SweepSpec
+from tuning.files import parse_sweep
 from tuning.ledger import Ledger
 from tuning.objective import conclude
-from tuning.records import Run, attempt_folder, load_run
+from tuning.records import Note, attempt_folder
+from tuning.run import Run, load_run
 from tuning.space import bind
 
 FORGET_BEFORE, FORGET_TARGET = 1.0, 3.0
@@ -240,6 +242,8 @@ NOTES: Mapping[str, Any] = {
     "report:7": probe_metrics(2.2, -0.08, -0.07, REPORT_BASELINE),
 }
 
+"""What a driver records: facts in ``spec.yaml``, its own notes and finalists in the ledger."""
+
 RunBuilder = Callable[..., Run]
 
 
@@ -253,12 +257,17 @@ def write_run(
     """Make a run folder whose trials went as ``scripts`` say, and read it."""
     run_dir.mkdir(parents=True)
     spec = parse_sweep(sweep_values() | dict(changes or {}), where="sample")
-    commit_yaml(run_dir / "spec.yaml", {"sweep": spec.plain()})
+    facts = {k: v for k, v in notes.items() if k not in get_args(Note) and ":" not in k}
+    commit_yaml(run_dir / "spec.yaml", {"sweep": spec.plain(), **facts})
     ledger = Ledger(run_dir, spec, create=True)
     for script in scripts:
         _play(ledger, spec, run_dir, script)
+    for note in get_args(Note):
+        if note in notes:
+            ledger.set_note(note, notes[note])
     for key, value in notes.items():
-        ledger.set_note(key, value)
+        if key.startswith("report:"):
+            ledger.set_report_metrics(int(key.removeprefix("report:")), value)
     return load_run(run_dir)
 
 
@@ -270,6 +279,12 @@ def build_run(tmp_path: Path) -> RunBuilder:
         return write_run(tmp_path / "runs" / name, **arguments)
 
     return build
+
+
+@pytest.fixture
+def sample_notes() -> Mapping[str, Any]:
+    """What the driver of the sample recorded."""
+    return NOTES
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ from typing import Any
 from command_line import Command, changed, is_refused, write
 
 from core.store.durable import commit_yaml
-from tuning.records import LOCK_FILE, SPEC_FILE, Run
+from tuning.records import LOCK_FILE, SPEC_FILE
+from tuning.run import Run
 
 
 def specification(run: Run) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from command_line import Command, is_refused
 
 from core.config import parse_trial
 from core.store.durable import commit_yaml
-from tuning.config import read_yaml
-from tuning.records import Run
+from tuning.files import read_yaml
+from tuning.run import Run
 from tuning.space import bind
 
 

@@ -15,7 +15,7 @@ import yaml
 from command_line import ROOT, Command, is_refused
 
 from core.store.durable import append_line
-from tuning.records import Run
+from tuning.run import Run
 
 # Results
 

@@ -11,7 +11,8 @@ import optuna
 import pytest
 from analytic_study import SPACE, WHY, closure, run_trial, spec_of
 
-from tuning.ledger import Ledger, make_sampler
+from tuning.ledger import Ledger
+from tuning.samplers import make_sampler
 from tuning.space import bind
 
 

@@ -9,7 +9,9 @@ import optuna
 import pytest
 from analytic_study import GRID, SPACE, outcome_of, probe, run_trial, spec_of, study_in
 
-from tuning.ledger import Ledger, make_sampler
+from tuning.ledger import Ledger
+from tuning.records import DriverFacts
+from tuning.samplers import make_sampler
 
 
 def test_a_complete_trial_holds_value_constraints_and_reason(tmp_path: Path) -> None:
@@ -109,12 +111,12 @@ def test_a_trial_whose_driver_died_while_asking_is_completed_under_its_number(
 def test_notes_are_kept(tmp_path: Path) -> None:
     spec = spec_of()
     ledger = Ledger(tmp_path, spec, create=True)
-    ledger.set_note("identity", {"model": "sha256:1", "loss": math.nan})
-    assert Ledger(tmp_path, spec, create=False).note("identity") == {
-        "model": "sha256:1",
-        "loss": "nan",
-    }
-    assert ledger.note("nothing") is None
+    ledger.set_note("concurrent", 2)
+    ledger.set_report_metrics(3, {"retain_drop": math.nan})
+    again = Ledger(tmp_path, spec, create=False)
+    assert again.driver_facts() == DriverFacts(concurrent=2)
+    assert study_in(tmp_path).user_attrs["report:3"] == {"retain_drop": "nan"}
+    assert again.has_report_metrics(3) and not again.has_report_metrics(2)
 
 
 def test_a_second_study_of_the_same_name_is_refused(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 
 from tuning import plots
 from tuning.plots import drawing
-from tuning.records import Run, attempt_folder
+from tuning.records import attempt_folder
+from tuning.run import Run
 
 Built = Callable[..., Run]
 

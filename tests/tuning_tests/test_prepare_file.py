@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from core.config import PreparationConfig
 from core.errors import ConfigError
-from tuning.config import set_dotted
+from tuning.files import set_dotted
 from tuning.prepare import load_preparation
 
 pytestmark = pytest.mark.usefixtures("own_cache")

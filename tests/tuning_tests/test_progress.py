@@ -18,7 +18,7 @@ from tuning.events import (
 )
 from tuning.objective import Outcome
 from tuning.progress import Progress
-from tuning.records import Run
+from tuning.run import Run
 
 
 class Clock:

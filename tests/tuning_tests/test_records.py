@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import optuna
 import pytest
@@ -20,7 +20,8 @@ import yaml
 from core.errors import ConfigError, UserError
 from core.store.durable import finite
 from tuning.ledger import Ledger
-from tuning.records import LEDGER_FILE, LOCK_FILE, SPEC_FILE, Run, is_driven, load_run
+from tuning.records import LEDGER_FILE, LOCK_FILE, SPEC_FILE, Ending, Note, is_driven
+from tuning.run import Run, load_run
 
 
 def study_of(run: Run) -> optuna.Study:
@@ -53,7 +54,11 @@ def test_records_say_what_the_ledger_was_told(sample_run: Run) -> None:
 
 
 def test_notes_are_what_the_driver_recorded(sample_run: Run) -> None:
-    assert dict(sample_run.notes) == study_of(sample_run).user_attrs
+    told = study_of(sample_run).user_attrs
+    assert vars(sample_run.driver) == {name: told.get(name) for name in get_args(Note)}
+    beside = yaml.safe_load((sample_run.path / SPEC_FILE).read_text(encoding="utf-8"))
+    del beside["sweep"]
+    assert beside and vars(sample_run.facts) == {"rows": {}} | beside
     assert (sample_run.target, sample_run.name, sample_run.state) == (10, "sample", "done")
 
 
@@ -94,7 +99,7 @@ def test_a_copied_run_reads_the_same(sample_run: Run, tmp_path: Path) -> None:
 
 def test_reading_needs_no_framework(sample_run: Run) -> None:
     script = (
-        "import sys; from pathlib import Path; from tuning.records import load_run;"
+        "import sys; from pathlib import Path; from tuning.run import load_run;"
         "run = load_run(Path(sys.argv[1])); print(len(run.trials));"
         "heavy = {'optuna', 'sqlalchemy', 'torch', 'ray', 'pandas'} & set(sys.modules);"
         "assert not heavy, heavy"
@@ -249,7 +254,7 @@ def test_a_run_is_driven_while_another_process_holds_its_lock(sample_run: Run) -
     [("done", "done"), ("no_feasible", "no_feasible"), ("failed", "failed"), (None, "interrupted")],
 )
 def test_a_run_that_nobody_drives_is_as_it_ended(
-    sample_run: Run, ended: str | None, state: str
+    sample_run: Run, ended: Ending | None, state: str
 ) -> None:
     Ledger(sample_run.path, sample_run.spec, create=False).set_note("ended", ended)
     assert load_run(sample_run.path).state == state

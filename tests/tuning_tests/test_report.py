@@ -5,15 +5,15 @@ import math
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tuning.records import Run, load_run
 from tuning.report import markdown, verdict, write_report
+from tuning.run import Run, load_run
 
 Built = Callable[..., Run]
 HOSTILE = '<script>alert(1)</script> | [x](javascript:alert(2)) "><img src=x onerror=alert(3)>'
@@ -178,8 +178,10 @@ def test_baseline_is_read_from_the_history_if_it_was_not_noted(build_run: Built)
     assert "The sweep was interrupted" in text
 
 
-def test_finalists_are_also_shown_at_equal_utility(build_run: Built, sample_run: Run) -> None:
-    notes = dict(sample_run.notes) | {
+def test_finalists_are_also_shown_at_equal_utility(
+    build_run: Built, sample_run: Run, sample_notes: Mapping[str, Any]
+) -> None:
+    notes = dict(sample_notes) | {
         f"report:{n}": dict(t.report_metrics) | {"forget_closure_at_utility": 0.4321}
         for n, t in enumerate(sample_run.trials)
         if t.report_metrics is not None

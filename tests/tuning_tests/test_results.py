@@ -13,19 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tuning.ledger import Ledger
-from tuning.records import Run, TrialRecord, load_run
-from tuning.results import (
-    best,
-    best_json,
-    counts,
-    eta_s,
-    excess,
-    pareto_front,
-    ranked,
-    savings,
-    status_json,
-    to_dataframe,
-)
+from tuning.ranking import best, excess, pareto_front, ranked
+from tuning.records import DriverFacts, TrialRecord
+from tuning.results import best_json, counts, eta_s, savings, status_json
+from tuning.run import Run, load_run
 
 TRIAL_KEYS = [
     "number",
@@ -82,30 +73,30 @@ def test_excess_is_the_largest_violation() -> None:
 
 
 def test_feasible_trials_come_first_by_value_then_the_others_by_penalty(sample_run: Run) -> None:
-    assert numbers(ranked(sample_run)) == [0, 3, 7, 2, 6, 4, 1]
-    values = [t.value for t in ranked(sample_run) if not t.feasible]
+    assert numbers(ranked(sample_run.trials)) == [0, 3, 7, 2, 6, 4, 1]
+    values = [t.value for t in ranked(sample_run.trials) if not t.feasible]
     assert values == sorted(values, key=lambda v: -(v or 0.0))
 
 
 def test_a_tie_goes_to_the_earlier_trial(sample_run: Run) -> None:
     run = replace(sample_run, trials=(record(0, 0.5), record(1, 0.7), record(2, 0.7)))
-    assert numbers(ranked(run)) == [1, 2, 0]
+    assert numbers(ranked(run.trials)) == [1, 2, 0]
 
 
 def test_a_trial_that_a_ranking_pruner_stopped_is_never_the_best(sample_run: Run) -> None:
     stopped = record(0, 0.9, state="PRUNED", stopped_by="ranking_pruner")
     run = replace(sample_run, trials=(stopped, record(1, 0.1), record(2, -1.3, 0.3)))
-    assert numbers(ranked(run)) == [1, 0, 2]
-    assert best(run) == run.trials[1]
-    assert best(replace(run, trials=(stopped,))) is None
+    assert numbers(ranked(run.trials)) == [1, 0, 2]
+    assert best(run.trials) == run.trials[1]
+    assert best((stopped,)) is None
 
 
 def test_the_best_trial_is_feasible_or_none(sample_run: Run) -> None:
-    first = best(sample_run)
+    first = best(sample_run.trials)
     assert first is not None and first.number == 0 and first.value == pytest.approx(0.9)
     hopeless = replace(sample_run, trials=(record(0, -1.2, 0.2), record(1, None)))
-    assert best(hopeless) is None
-    assert best(replace(sample_run, trials=())) is None
+    assert best(hopeless.trials) is None
+    assert best(()) is None
 
 
 def test_the_front_of_the_sample(sample_run: Run) -> None:
@@ -200,9 +191,9 @@ def test_nothing_is_saved_where_nothing_ran(sample_run: Run) -> None:
 
 
 def test_time_left_is_that_of_the_trials_left(sample_run: Run) -> None:
-    notes = {"target": 6, "concurrent": 2}
+    driver = DriverFacts(target=6, concurrent=2)
     running = record(2, None, state="RUNNING", feasible=False, duration_s=None)
-    run = replace(sample_run, notes=notes, trials=(record(0, 0.5), record(1, 0.4), running))
+    run = replace(sample_run, driver=driver, trials=(record(0, 0.5), record(1, 0.4), running))
     assert eta_s(run) == pytest.approx(10.0 * (3 + 0.5) / 2)
     assert eta_s(replace(run, trials=(running,))) is None
     done = tuple(record(n, 0.5) for n in range(6))
@@ -292,7 +283,7 @@ def test_a_run_without_notes_falls_back_to_its_file(build_run: Callable[..., Run
 
 
 def test_a_dataframe_has_a_row_for_each_trial(sample_run: Run) -> None:
-    frame = to_dataframe(sample_run).set_index("number")
+    frame = sample_run.to_dataframe().set_index("number")
     assert list(frame.index) == list(range(9))
     assert frame.loc[0, "value"] == pytest.approx(0.9)
     assert frame.loc[0, "params.adapter.rank"] == sample_run.trials[0].params["adapter.rank"]

@@ -15,7 +15,8 @@ from small_sweep import WHY, conditional, spec_of
 
 from core.config import TrialConfig
 from core.errors import ConfigError
-from tuning.config import SweepSpec, load_sweep, parse_sweep, read_yaml, specification_changes
+from tuning.config import SweepSpec, specification_changes
+from tuning.files import load_sweep, parse_sweep, read_yaml
 from tuning.space import bind, corner_proposals
 
 ROOT = Path(__file__).resolve().parents[2]

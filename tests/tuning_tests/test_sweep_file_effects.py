@@ -10,7 +10,7 @@ from command_line import WriteSpec
 from small_sweep import fixed_rate_values
 
 from core.errors import ConfigError
-from tuning.config import load_sweep
+from tuning.files import load_sweep
 from tuning.space import corner_proposals
 
 BETA = {"float": {"low": 0.05, "high": 0.5}}

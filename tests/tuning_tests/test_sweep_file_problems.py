@@ -10,7 +10,7 @@ import pytest
 from small_sweep import ABSENT, WHY, problems, spec_of, values
 
 from core.errors import ConfigError
-from tuning.config import parse_sweep
+from tuning.files import parse_sweep
 
 
 def test_the_base_file_of_these_tests_is_valid() -> None:

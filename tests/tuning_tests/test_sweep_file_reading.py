@@ -9,7 +9,7 @@ import pytest
 from small_sweep import problems, spec_of, values, write
 
 from core.errors import ConfigError
-from tuning.config import MAX_FILE_BYTES, load_sweep
+from tuning.files import MAX_FILE_BYTES, load_sweep
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from small_sweep import fixed_rate_values
 
 from core.config import StopRule
 from core.errors import ConfigError
-from tuning.config import load_sweep
+from tuning.files import load_sweep
 from tuning.space import bind, corner_proposals
 from tuning.validate import validate_file
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from rich.console import Console, Group
 
-from tuning.records import Run
+from tuning.records import DriverFacts
+from tuning.run import Run
 from tuning.views import best_table, sparkline, status_text, trial_text
 
 
@@ -50,7 +51,7 @@ def test_the_objective_stands_under_its_label(
 def test_time_left_stands_in_the_status_of_a_running_sweep(sample_run: Run) -> None:
     run = replace(sample_run, is_driven=True)
     assert status_text(run).endswith("left: about 9 s")  # 11.4 s each, 1.5 trials, two at a time
-    unknown = replace(run, trials=(), notes={"target": 3})
+    unknown = replace(run, trials=(), driver=DriverFacts(target=3))
     assert status_text(unknown).endswith("left: about ?")
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from core.config import metric_facts
 from tuning.plots.reading import ending_of, kind_of, n_by_ending, n_by_kind, number_or_nan
 from tuning.plots.style import Ending, Kind
-from tuning.records import Run
-from tuning.results import best
+from tuning.ranking import best
+from tuning.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +89,7 @@ def curves_data(run: Run) -> CurvesData:
         Panel(metric=m, limit=limits.get(m, guard.limit if guard else None), top=1.2 * hard)
         for m in watched
     ]
-    first = best(run)
+    first = best(run.trials)
     curves = []
     for trial in run.trials:
         lines = run.history(trial.number)

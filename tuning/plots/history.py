@@ -6,8 +6,8 @@ from typing import Final
 
 from tuning.plots.reading import kind_of, n_by_kind
 from tuning.plots.style import Kind
-from tuning.records import Run
-from tuning.results import best
+from tuning.ranking import best
+from tuning.run import Run
 
 LOWEST_SHOWN: Final = -2.0
 """Penalised values below this are drawn here, so that one wild trial does not flatten the others."""
@@ -66,7 +66,7 @@ def history_data(run: Run) -> HistoryData:
         if kind == "feasible" and value is not None:
             so_far = value if so_far is None else max(so_far, value)
         points.append(HistoryPoint(number=trial.number, kind=kind, value=value, best_so_far=so_far))
-    first = best(run)
+    first = best(run.trials)
     return HistoryData(
         metric=run.spec.objective.metric,
         points=tuple(points),

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from tuning.plots.reading import ending_of, kind_of, n_by_ending
 from tuning.plots.style import Ending
-from tuning.records import Run
+from tuning.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)

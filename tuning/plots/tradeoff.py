@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from tuning.plots.reading import kind_of, n_by_kind, number_or_nan
 from tuning.plots.style import Kind
-from tuning.records import Run
-from tuning.results import best, excess, pareto_front
+from tuning.ranking import best, excess, pareto_front
+from tuning.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +82,7 @@ def tradeoff_data(run: Run) -> TradeoffData:
                 is_on_front=trial.number in front,
             )
         )
-    first = best(run)
+    first = best(run.trials)
     return TradeoffData(
         metric=metric,
         points=tuple(points),

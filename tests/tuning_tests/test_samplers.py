@@ -1,0 +1,191 @@
+"""Every sampler and every ranking pruner that a sweep file can name, and what each must keep to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from core.measuring.selection import Probe
+from tuning.config import PruningSpec, RankingName, SamplerName, SweepSpec
+from tuning.dry_run import sample_proposals
+from tuning.files import parse_sweep
+from tuning.ledger import Ledger
+from tuning.objective import conclude
+from tuning.pruning import RANKINGS
+from tuning.samplers import SAMPLERS, is_fitted, make_sampler, n_points, propose
+from tuning.space import bind
+
+NAMES = get_args(SamplerName)
+WHY = {"why": "it matters"}
+SPACE: Mapping[str, Any] = {
+    "optimizer.learning_rate": {"float": {"low": 0.1, "high": 0.3, "step": 0.1}} | WHY,
+    "adapter.rank": {"int": {"low": 4, "high": 8, "step": 4}} | WHY,
+}
+START = {"source": "a paper", "values": {"optimizer.learning_rate": 0.2, "adapter.rank": 8}}
+
+
+def spec_of(sampler: str, **changes: Any) -> SweepSpec:
+    values: dict[str, Any] = {
+        "schema": 1,
+        "name": "small",
+        "model": {"source": "package:smollm2"},
+        "data": {
+            role: {"source": f"embedded:{role}"}
+            for role in ("forget", "retain", "approximate", "general")
+        },
+        "method": {"forget_loss": "ihl"},
+        "space": SPACE,
+        "budget": {"trials": 6, "max_steps": 2},
+        "sampler": {"name": sampler, "seed": 5, "n_startup_trials": 2},
+    }
+    return parse_sweep(values | changes, where="test")
+
+
+def run_trial(ledger: Ledger, spec: SweepSpec) -> int:
+    """A trial of two probes, better at small rates."""
+    number, params = ledger.ask()
+    attempt = ledger.begin_attempt(number)
+    reached = 1.0 - float(params["optimizer.learning_rate"])
+    probes: list[Probe] = []
+    for step in (1, 2):
+        metrics = {"forget_closure": reached * step / 2, "forget_nll": 1.0 + step}
+        metrics |= {"retain_drop": 0.0, "general_drop": 0.0}
+        ends = "budget" if step == 2 else None
+        probes.append(Probe(step=step, metrics=metrics, seconds=1.0, stopped_by=ends))  # type: ignore[arg-type]
+        verdict = ledger.report(number, attempt, probes)
+        if verdict is not None:
+            break
+    outcome = conclude(probes, spec.trial_selection(), verdict)
+    ledger.finish(number, outcome, adapter=None, duration_s=1.0)
+    return number
+
+
+def test_every_name_of_a_sweep_file_has_an_entry() -> None:
+    assert SAMPLERS.keys() == set(NAMES)
+    assert RANKINGS.keys() == set(get_args(RankingName))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_sweep_goes_through_and_extends(tmp_path: Path, name: str) -> None:
+    spec = spec_of(name, start_from=[START])
+    ledger = Ledger(tmp_path, spec, create=True)
+    for number in range(3):
+        assert run_trial(ledger, spec) == number
+    again = Ledger(tmp_path, spec, create=False)
+    assert [run_trial(again, spec) for _ in range(3)] == [3, 4, 5]
+    study = optuna.load_study(study_name="sweep", storage=f"sqlite:///{tmp_path / 'ledger.db'}")
+    assert {t.state for t in study.trials} <= {TrialState.COMPLETE, TrialState.PRUNED}
+    assert study.trials[0].params == START["values"]
+    for trial in study.trials:
+        bind(spec, trial.user_attrs["params"], where="test")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_proposal_depends_on_study_and_number_alone(name: str) -> None:
+    spec = spec_of(name)
+
+    def proposals() -> list[Mapping[str, Any]]:
+        study = optuna.create_study(direction="maximize")
+        found: list[Mapping[str, Any]] = []
+        for number in range(4):
+            study.sampler = make_sampler(spec, number=number)
+            trial = study.ask()
+            found.append(propose(trial, spec))
+            study.tell(trial, 0.5)
+        return found
+
+    first = proposals()
+    assert first == proposals()
+    assert all(set(p) == set(SPACE) for p in first)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_dry_run_shows_what_the_sweep_begins_with(tmp_path: Path, name: str) -> None:
+    spec = spec_of(name, start_from=[START])
+    shown = sample_proposals(spec, count=2)
+    ledger = Ledger(tmp_path, spec, create=True)
+    assert [ledger.ask()[1] for _ in range(2)] == shown
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_is_fitted_after_the_startup_trials_or_never(name: str) -> None:
+    spec = spec_of(name)
+    study = optuna.create_study(direction="maximize")
+    told = []
+    for state in (TrialState.FAIL, TrialState.COMPLETE, TrialState.PRUNED, TrialState.COMPLETE):
+        trial = study.ask()
+        study.tell(trial, 0.5 if state is TrialState.COMPLETE else None, state=state)
+        told.append(is_fitted(spec.sampler, study))
+    assert told == [False, False, name in ("tpe", "nsga2"), name in ("tpe", "nsga2", "gp")]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_only_a_grid_ends(tmp_path: Path, name: str) -> None:
+    spec = spec_of(name, start_from=[START])
+    ledger = Ledger(tmp_path, spec, create=True)
+    expected = (6, 7) if name == "grid" else (None, None)
+    assert (n_points(spec), ledger.n_points()) == expected
+
+
+@pytest.mark.parametrize("name", get_args(RankingName))
+def test_a_ranking_pruner_does_not_stop_the_only_trial(tmp_path: Path, name: RankingName) -> None:
+    spec = spec_of("random", pruning={"ranking": name, "startup_trials": 1, "warmup_steps": 1})
+    ledger = Ledger(tmp_path, spec, create=True)
+    run_trial(ledger, spec)
+    study = optuna.load_study(study_name="sweep", storage=f"sqlite:///{tmp_path / 'ledger.db'}")
+    assert [t.state for t in study.trials] == [TrialState.COMPLETE]
+
+
+def test_each_ranking_is_a_pruner_of_its_own() -> None:
+    kinds = {type(make(PruningSpec(ranking=name), 2)) for name, make in RANKINGS.items()}
+    assert len(kinds) == len(RANKINGS)
+
+
+# What writing costs
+
+
+@pytest.mark.parametrize("name", ["tpe", "gp"])
+def test_only_a_proposal_asks_the_sampler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Optuna's handle of a trial asks the sampler when it is made, or first read, over the whole study."""
+    kind = type(make_sampler(spec_of(name), number=0))
+    asked: list[str] = []
+    for method in ("before_trial", "infer_relative_search_space"):
+        original = getattr(kind, method)
+
+        def counted(self: Any, *args: Any, original: Any = original, method: str = method) -> Any:
+            asked.append(method)
+            return original(self, *args)
+
+        monkeypatch.setattr(kind, method, counted)
+    spec = spec_of(name)
+    ledger = Ledger(tmp_path, spec, create=True)
+    for _ in range(4):
+        run_trial(ledger, spec)
+    assert asked.count("before_trial") == 4
+    assert asked.count("infer_relative_search_space") == 4
+
+
+def test_a_trial_of_another_driver_asks_the_sampler_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = spec_of("tpe")
+    number, _ = Ledger(tmp_path, spec, create=True).ask()
+    asked: list[int] = []
+    original = optuna.samplers.TPESampler.before_trial
+
+    def counted(self: Any, *args: Any) -> None:
+        asked.append(number)
+        original(self, *args)
+
+    monkeypatch.setattr(optuna.samplers.TPESampler, "before_trial", counted)
+    ledger = Ledger(tmp_path, spec, create=False)
+    assert [ledger.begin_attempt(number) for _ in range(3)] == [1, 2, 3]
+    ledger.fail(number, "it broke")
+    assert asked == [number]

@@ -1,0 +1,118 @@
+"""A run as whoever looks at it sees it: its folder, read. Needs neither Optuna, Ray nor torch."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from core.errors import ConfigError, UserError
+from tuning.config import SweepSpec
+from tuning.files import parse_sweep, read_yaml
+from tuning.ranking import trial_rows
+from tuning.records import (
+    LEDGER_FILE,
+    SPEC_FILE,
+    DriverFacts,
+    RunFacts,
+    RunState,
+    TrialRecord,
+    is_driven,
+    read_history,
+    read_ledger,
+)
+
+if TYPE_CHECKING:
+    import pandas
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run folder, read.
+
+    Attributes:
+        path: The folder.
+        spec: Its sweep.
+        trials: All trials, by number.
+        facts: What was recorded beside the sweep when the run began.
+        driver: What the driver keeps in the ledger.
+        is_driven: Whether a driver holds the run at this moment.
+    """
+
+    path: Path
+    spec: SweepSpec
+    trials: tuple[TrialRecord, ...]
+    facts: RunFacts
+    driver: DriverFacts
+    is_driven: bool
+
+    @property
+    def name(self) -> str:
+        """Name of the run folder."""
+        return self.path.name
+
+    @property
+    def target(self) -> int:
+        """Trials that the sweep is to reach."""
+        noted = self.driver.target
+        return self.spec.budget.trials if noted is None else noted
+
+    @property
+    def state(self) -> RunState:
+        """What the sweep is doing, or how it ended."""
+        return "running" if self.is_driven else self.driver.ended or "interrupted"
+
+    @property
+    def elapsed_s(self) -> float | None:
+        """Seconds that drivers have worked on the run, also while one does; ``None`` before the first."""
+        before, began = self.driver.elapsed_s, self.driver.session_began
+        if not self.is_driven or began is None:
+            return before
+        return round((before or 0.0) + time.time() - began, 1)
+
+    def to_dataframe(self) -> "pandas.DataFrame":
+        """One row for each trial; parameters and metrics as columns ``params.*``, ``metrics.*``."""
+        import pandas
+
+        rows = []
+        for row in trial_rows(self.trials, among=self.trials):
+            for group in ("params", "metrics", "report_metrics"):
+                values = row.pop(group) or {}
+                row |= {f"{group}.{key}": value for key, value in values.items()}
+            rows.append(row)
+        return pandas.DataFrame(rows)
+
+    def history(self, number: int) -> list[dict[str, Any]]:
+        """History lines of a trial's latest attempt, the untouched model's first."""
+        return read_history(self.path, number, self.trials[number].attempt)
+
+
+def load_run(run_dir: Path) -> Run:
+    """Read a run folder.
+
+    Raises:
+        UserError: If there is no run, or its ledger cannot be read.
+    """
+    ledger = run_dir / LEDGER_FILE
+    if not ledger.is_file() or not (run_dir / SPEC_FILE).is_file():
+        raise UserError(
+            f"{run_dir}: no run is there ({LEDGER_FILE} and {SPEC_FILE} are expected); "
+            "give the folder of a sweep, such as runs/demo"
+        )
+    trials, driver = read_ledger(ledger)
+    spec, facts = _read_spec(run_dir / SPEC_FILE)
+    return Run(
+        path=run_dir,
+        spec=spec,
+        trials=trials,
+        facts=facts,
+        driver=driver,
+        is_driven=is_driven(run_dir),
+    )
+
+
+def _read_spec(path: Path) -> tuple[SweepSpec, RunFacts]:
+    """The sweep, and the facts that were recorded beside it when the run began."""
+    values = read_yaml(path)
+    if not isinstance(values.get("sweep"), dict):
+        raise ConfigError(str(path), ["sweep: required, but absent; restore the file from a copy"])
+    return parse_sweep(values["sweep"], where=str(path)), RunFacts.read(values)
