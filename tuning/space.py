@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticUndefined
 
 from core.config import TrialConfig, describe_problems, parse_trial
-from core.config.method import RetainLossId
+from core.config.method import FORGET_LOSS_FACTS, RETAIN_LOSS_FACTS, LossFacts
 from core.errors import ConfigError
 from tuning.config import FIXED_SECTIONS, Choice, Dimension, SweepSpec
 
@@ -268,8 +268,8 @@ def _condition_problems(name: str, dimension: Dimension, spec: SweepSpec) -> lis
 def _idle_problems(name: str, spec: SweepSpec) -> list[str]:
     """A searched field that no trial of the sweep would look at."""
     problems = []
-    if name == "method.rmu.layer" and "activation" in (_possible("method.retain_loss", spec) or ()):
-        return []  # also where activations are compared
+    if _readers(name, RETAIN_LOSS_FACTS) & (_possible("method.retain_loss", spec) or frozenset()):
+        return []  # a field of a forget loss that a retain loss reads, too
     for field, (working, rule) in _what_makes_it_work(name).items():
         possible = _possible(field, spec)
         if possible is not None and not working & possible:
@@ -280,17 +280,27 @@ def _idle_problems(name: str, spec: SweepSpec) -> list[str]:
 def _what_makes_it_work(name: str) -> dict[str, tuple[frozenset[str], str]]:
     """Fields that must have one of some values for ``name`` to matter, and those values in words."""
     needs: dict[str, tuple[frozenset[str], str]] = {}
-    section, _, loss = name.rpartition(".")[0].partition(".")
-    if section == "method" and loss:
-        needs["method.forget_loss"] = (frozenset({loss}), repr(loss))
+    section, readers = name.partition(".")[0], _readers(name, FORGET_LOSS_FACTS)
+    if readers:
+        needs["method.forget_loss"] = (readers, " or ".join(map(repr, sorted(readers))))
     if name in ("method.retain_weight", "method.retain_source"):
-        losses = frozenset(get_args(RetainLossId)) - {"none"}
+        losses = frozenset(loss for loss, facts in RETAIN_LOSS_FACTS.items() if facts is not None)
         needs["method.retain_loss"] = (losses, "other than 'none'")
     if section == "fisher":
         needs["method.adapter_init"] = (frozenset({"fila", "vila"}), "'fila' or 'vila'")
     if section == "fisher" or name in ("adapter.rank", "adapter.scaling", "adapter.targets"):
         needs["adapter.kind"] = (frozenset({"lora"}), "'lora'")
     return needs
+
+
+def _readers(name: str, losses: Mapping[Any, LossFacts | None]) -> frozenset[str]:
+    """Losses that look at a field of the method."""
+    section, _, field = name.partition(".")
+    if section != "method":
+        return frozenset()
+    return frozenset(
+        str(loss) for loss, facts in losses.items() if facts is not None and field in facts.fields
+    )
 
 
 def _possible(field: str, spec: SweepSpec) -> frozenset[str] | None:

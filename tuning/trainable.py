@@ -108,7 +108,7 @@ class UnlearningTrial(tune.Trainable):
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next trial with the ranks kept warm; after ZeRO 3, which leaks a model copy, with new ones."""
         self._close()
-        if self._config.engine.zero_stage == 3:
+        if self._config.partitions != "nothing":
             self._kill_ranks()
         self._assign(new_config)
         return True

@@ -15,7 +15,7 @@ from core.measuring.baselines import baseline_levels
 from core.model.loading import load_model
 from core.model.source import locate, problem
 from core.training.ranks import Group
-from core.training.warm import Bench
+from core.training.warm import Warm
 from tuning.files import parse_sweep
 from tuning.validate import refuse_missing
 
@@ -124,4 +124,4 @@ def test_a_retain_only_model_that_cannot_be_read_is_not_taken_for_the_target(
     trial = make_trial({"model.retain_only": str(folder / "model")})
     group = Group(rank=0, size=1)
     with pytest.raises(ModelError, match=r"^model\.retain_only: cannot load '"):
-        baseline_levels(trial, Bench(), group, part="probe")
+        baseline_levels(trial, Warm(), group, part="probe")
