@@ -36,7 +36,6 @@ from tuning.config import SweepSpec, specification_changes
 from tuning.events import EventLog, Prepared, Reporting, Silent, Warned, Watcher
 from tuning.ledger import Ledger
 from tuning.ranking import ranked
-from tuning.records import RunFacts
 from tuning.resources import Cluster, concurrent_trials
 from tuning.run import Run, load_run
 from tuning.space import bind, corner_proposals
@@ -256,7 +255,7 @@ def _execute(spec: SweepSpec, dispatcher: Dispatcher, concurrent: int) -> None:
         tuner.fit()
 
 
-def _prepare(spec: SweepSpec, watcher: Watcher) -> tuple[SweepSpec, RunFacts]:
+def _prepare(spec: SweepSpec, watcher: Watcher) -> tuple[SweepSpec, records.RunFacts]:
     """Do what all trials share, once, in a process of its own; resolve what depends on the hardware."""
     began = time.monotonic()
     trials = [bind(spec, proposal, where="sweep") for proposal in corner_proposals(spec)]
@@ -269,7 +268,7 @@ def _prepare(spec: SweepSpec, watcher: Watcher) -> tuple[SweepSpec, RunFacts]:
 
 def _prepare_all(
     warm: Any, group: Any, trials: list[TrialConfig]
-) -> tuple[RunFacts, dict[str, str]]:
+) -> tuple[records.RunFacts, dict[str, str]]:
     """Runs on a rank: shared work of all trials, what is recorded of it, and the engine's precision and device."""
     from core.measuring.baselines import baseline_levels
     from core.model.loading import retain_only_identity
@@ -289,7 +288,7 @@ def _prepare_all(
         baselines[part] = {f"{k}_nll": v.nll for k, v in levels.items()} | {
             f"{k}_accuracy": v.accuracy for k, v in levels.items()
         }
-    facts = RunFacts(
+    facts = records.RunFacts(
         identity=identity,
         rows={part: len(rows) for part, rows in data.parts.items()},
         baseline=baselines["probe"],

@@ -8,61 +8,29 @@ from typing import Any, get_args
 
 import optuna
 import pytest
+from analytic_study import GRID, Params, run_trial, study_in
+from analytic_study import spec_of as analytic_spec
 from optuna.trial import TrialState
 
-from core.measuring.selection import Probe
 from tuning.config import PruningSpec, RankingName, SamplerName, SweepSpec
 from tuning.dry_run import sample_proposals
-from tuning.files import parse_sweep
 from tuning.ledger import Ledger
-from tuning.objective import conclude
 from tuning.pruning import RANKINGS
 from tuning.samplers import SAMPLERS, is_fitted, make_sampler, n_points, propose
 from tuning.space import bind
 
 NAMES = get_args(SamplerName)
-WHY = {"why": "it matters"}
-SPACE: Mapping[str, Any] = {
-    "optimizer.learning_rate": {"float": {"low": 0.1, "high": 0.3, "step": 0.1}} | WHY,
-    "adapter.rank": {"int": {"low": 4, "high": 8, "step": 4}} | WHY,
-}
-START = {"source": "a paper", "values": {"optimizer.learning_rate": 0.2, "adapter.rank": 8}}
+START = {"source": "a paper", "values": {"optimizer.weight_decay": 0.2, "adapter.rank": 8}}
 
 
 def spec_of(sampler: str, **changes: Any) -> SweepSpec:
-    values: dict[str, Any] = {
-        "schema": 1,
-        "name": "small",
-        "model": {"source": "package:smollm2"},
-        "data": {
-            role: {"source": f"embedded:{role}"}
-            for role in ("forget", "retain", "approximate", "general")
-        },
-        "method": {"forget_loss": "ihl"},
-        "space": SPACE,
-        "budget": {"trials": 6, "max_steps": 2},
-        "sampler": {"name": sampler, "seed": 5, "n_startup_trials": 2},
-    }
-    return parse_sweep(values | changes, where="test")
+    """A sweep over a space that every sampler takes."""
+    chosen = {"name": sampler, "seed": 5, "n_startup_trials": 2}
+    return analytic_spec(space=GRID, sampler=chosen, **changes)
 
 
-def run_trial(ledger: Ledger, spec: SweepSpec) -> int:
-    """A trial of two probes, better at small rates."""
-    number, params = ledger.ask()
-    attempt = ledger.begin_attempt(number)
-    reached = 1.0 - float(params["optimizer.learning_rate"])
-    probes: list[Probe] = []
-    for step in (1, 2):
-        metrics = {"forget_closure": reached * step / 2, "forget_nll": 1.0 + step}
-        metrics |= {"retain_drop": 0.0, "general_drop": 0.0}
-        ends = "budget" if step == 2 else None
-        probes.append(Probe(step=step, metrics=metrics, seconds=1.0, stopped_by=ends))  # type: ignore[arg-type]
-        verdict = ledger.report(number, attempt, probes)
-        if verdict is not None:
-            break
-    outcome = conclude(probes, spec.trial_selection(), verdict)
-    ledger.finish(number, outcome, adapter=None, duration_s=1.0)
-    return number
+def value(params: Params) -> float:
+    return 1.0 - float(params["optimizer.weight_decay"])
 
 
 def test_every_name_of_a_sweep_file_has_an_entry() -> None:
@@ -74,15 +42,15 @@ def test_every_name_of_a_sweep_file_has_an_entry() -> None:
 def test_a_sweep_goes_through_and_extends(tmp_path: Path, name: str) -> None:
     spec = spec_of(name, start_from=[START])
     ledger = Ledger(tmp_path, spec, create=True)
-    for number in range(3):
-        assert run_trial(ledger, spec) == number
+    found = [run_trial(ledger, spec, value) for _ in range(3)]
     again = Ledger(tmp_path, spec, create=False)
-    assert [run_trial(again, spec) for _ in range(3)] == [3, 4, 5]
-    study = optuna.load_study(study_name="sweep", storage=f"sqlite:///{tmp_path / 'ledger.db'}")
-    assert {t.state for t in study.trials} <= {TrialState.COMPLETE, TrialState.PRUNED}
-    assert study.trials[0].params == START["values"]
-    for trial in study.trials:
-        bind(spec, trial.user_attrs["params"], where="test")
+    found += [run_trial(again, spec, value) for _ in range(3)]
+    assert found[0] == START["values"]
+    trials = study_in(tmp_path).trials
+    assert [t.params for t in trials] == found
+    assert {t.state for t in trials} <= {TrialState.COMPLETE, TrialState.PRUNED}
+    for params in found:
+        bind(spec, params, where="test")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -101,7 +69,7 @@ def test_a_proposal_depends_on_study_and_number_alone(name: str) -> None:
 
     first = proposals()
     assert first == proposals()
-    assert all(set(p) == set(SPACE) for p in first)
+    assert all(set(p) == set(GRID) for p in first)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -136,9 +104,8 @@ def test_only_a_grid_ends(tmp_path: Path, name: str) -> None:
 def test_a_ranking_pruner_does_not_stop_the_only_trial(tmp_path: Path, name: RankingName) -> None:
     spec = spec_of("random", pruning={"ranking": name, "startup_trials": 1, "warmup_steps": 1})
     ledger = Ledger(tmp_path, spec, create=True)
-    run_trial(ledger, spec)
-    study = optuna.load_study(study_name="sweep", storage=f"sqlite:///{tmp_path / 'ledger.db'}")
-    assert [t.state for t in study.trials] == [TrialState.COMPLETE]
+    run_trial(ledger, spec, value)
+    assert [t.state for t in study_in(tmp_path).trials] == [TrialState.COMPLETE]
 
 
 def test_each_ranking_is_a_pruner_of_its_own() -> None:
@@ -167,7 +134,7 @@ def test_only_a_proposal_asks_the_sampler(
     spec = spec_of(name)
     ledger = Ledger(tmp_path, spec, create=True)
     for _ in range(4):
-        run_trial(ledger, spec)
+        run_trial(ledger, spec, value)
     assert asked.count("before_trial") == 4
     assert asked.count("infer_relative_search_space") == 4
 
