@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch.multiprocessing.spawn import spawn
 
-from core.config import TrialConfig
+from core.config import EngineConfig, TrialConfig
+from core.errors import UserError
 from core.measuring.reporting import Decision, GuardReporter, Reporter
 from core.measuring.selection import Probe
 from core.training.ranks import Group, Rendezvous, join
@@ -40,6 +41,7 @@ def launch_trial(
     Raises:
         UserError: If model or data are not as the configuration says.
     """
+    refuse_shared_gpu(config.engine, n_gpus=torch.cuda.device_count())
     os.environ["OMP_NUM_THREADS"] = str(config.engine.threads)
     torch.set_num_threads(config.engine.threads)
     warm = Warm()
@@ -65,6 +67,24 @@ def launch_trial(
             if not is_finished:
                 process.terminate()  # it waits for this rank
             process.join()
+
+
+def refuse_shared_gpu(engine: EngineConfig, *, n_gpus: int) -> None:
+    """Refuse ranks that would share a GPU, which NCCL does not take.
+
+    Args:
+        engine: Ranks and device.
+        n_gpus: GPUs that this process sees.
+
+    Raises:
+        UserError: If there are fewer GPUs than ranks, and the ranks would compute on GPUs.
+    """
+    if engine.device == "cpu" or n_gpus == 0 or engine.ranks <= n_gpus:
+        return
+    raise UserError(
+        f"engine.ranks: each rank needs a GPU of its own, got {engine.ranks} ranks for {n_gpus} GPUs; lower "
+        "engine.ranks, or set engine.device: cpu"
+    )
 
 
 def _other_rank(index: int, config: TrialConfig, host: str, port: int) -> None:

@@ -117,6 +117,8 @@ def probes(
         history.begin(initial_rms=trained.initial_rms(), base_checksum=warm.checksum)
         for step in range(1, config.selection.max_steps + 1):
             steps.train(engine, group)
+            if step == 1:
+                steps.refuse_unmoved(trained.unmoved(engine.full_value))
             is_last = step == config.selection.max_steps
             if step % config.selection.probe_every and not is_last:
                 continue

@@ -211,6 +211,15 @@ class ResourcesSpec(Section):
     max_concurrent: Positive | Literal["auto"] = "auto"
     """Trials at the same time; ``auto``: as many as fit."""
 
+    @model_validator(mode="after")
+    def _one_rank_on_a_gpu(self) -> Self:
+        if self.ranks_per_trial > 1 and 0.0 < self.gpus_per_rank < 1.0:
+            raise ValueError(
+                "gpus_per_rank: NCCL takes one rank of a trial on a GPU, so several ranks need a whole GPU each "
+                f"(1) or none (0), got {self.gpus_per_rank:g} with ranks_per_trial={self.ranks_per_trial}"
+            )
+        return self
+
 
 class SweepSpec(Section):
     """A sweep file, validated."""

@@ -213,6 +213,7 @@ class LossFacts:
         fields: Fields of :class:`MethodConfig` below the weights and the ids that it looks at.
         adapter_kinds: Kinds of ``adapter.kind`` that it can train.
         needs_whole_weights: Whether ZeRO 3, which leaves each rank a part of every weight, rules it out.
+        ends_at_block: Whether it looks at one block's output only, so that no gradient reaches later layers.
         because: Why, in words that follow its id; for messages.
         title: What it is called in messages; its id if empty.
     """
@@ -222,6 +223,7 @@ class LossFacts:
     fields: tuple[str, ...] = ()
     adapter_kinds: tuple[AdapterKind, ...] = ("lora", "full")
     needs_whole_weights: bool = False
+    ends_at_block: bool = False
     because: str = ""
     title: str = ""
 
@@ -276,6 +278,7 @@ FORGET_LOSS_FACTS: Mapping[ForgetLossId, ForgetLossFacts] = {
         reduction="sequence",
         needs=frozenset({"hidden", "control"}),
         fields=("rmu.layer", "rmu.steering"),
+        ends_at_block=True,
     ),
     "pdu": ForgetLossFacts(
         reduction="token",
@@ -304,6 +307,7 @@ RETAIN_LOSS_FACTS: Mapping[RetainLossId, LossFacts | None] = {
         reduction="sequence",
         needs=frozenset({"hidden", "reference_hidden"}),
         fields=("rmu.layer",),
+        ends_at_block=True,
     ),
     "residual": LossFacts(
         reduction="token",

@@ -1,7 +1,9 @@
 """The layers of a model: which of them carry an adapter, and how their weights lie."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import cast
 
 from torch import Tensor, nn
@@ -63,6 +65,58 @@ def n_blocks(network: nn.Module) -> int:
         ModelError: If the model has no list of blocks.
     """
     return len(_blocks(network)[1])
+
+
+def blocks_up_to(network: nn.Module, last: int) -> tuple[str, ...]:
+    """Beginnings of the names of all that lies in the blocks from 0 to ``last``.
+
+    Raises:
+        ModelError: If the model has no list of blocks.
+    """
+    path, _ = _blocks(network)
+    return tuple(f"{path}.{i}." for i in range(last + 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coverage:
+    """How much of what a target group means carries an adapter.
+
+    Attributes:
+        share: Share of the weights in matrices of the group, experts included.
+        left_out: Names of the weights that carry none, without their place; the largest first.
+    """
+
+    share: float
+    left_out: tuple[str, ...]
+
+
+def coverage(network: nn.Module, group: TargetGroup, targets: Sequence[str]) -> Coverage:
+    """What part of a group's weights ``targets`` adapts.
+
+    Experts of many models are parameters of three dimensions in one module, not linear layers, and an
+    adapter does not fit on them.
+
+    Args:
+        network: A causal language model.
+        group: The group that was asked for.
+        targets: Names of the layers that carry an adapter.
+    """
+    patterns = [p for g, p in _GROUP_PATTERNS.items() if group in (g, "all")]
+    weights = {
+        name: parameter.numel()
+        for name, parameter in network.named_parameters()
+        if parameter.ndim >= 2 and any(p.search(name) for p in patterns)
+    }
+    covered = {f"{name}.weight" for name in targets}
+    left: Counter[str] = Counter()
+    for name, size in weights.items():
+        if name not in covered:
+            left[".".join(part for part in name.split(".")[-3:] if not part.isdecimal())] += size
+    total = sum(weights.values())
+    return Coverage(
+        share=1.0 - sum(left.values()) / total if total else 1.0,
+        left_out=tuple(name for name, _ in left.most_common()),
+    )
 
 
 def _blocks(network: nn.Module) -> tuple[str, nn.ModuleList]:

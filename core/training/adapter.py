@@ -213,6 +213,14 @@ class DifferenceAdapter:
             tensors[f"base_model.model.{name}.lora_B.weight"] = b.contiguous()
         return tensors
 
+    def unmoved(self, gather: Gather) -> list[str]:
+        """Layers whose increments are still zero: the first gradient of a layer moves at least one of the two."""
+        moved = {
+            name: [bool(gather(increment).any()) for increment in increments]
+            for name, *increments in self.increments()
+        }
+        return [name for name, either in moved.items() if not any(either)]
+
     def initial_rms(self) -> tuple[float, float]:
         """Root mean square of all entries of A0 and of B0 (0 where B0 = 0)."""
         a = _rms([layer.initial_a for _, layer in self._layers()])

@@ -81,6 +81,10 @@ class FullParameters:
         """Write a model folder with these weights."""
         save_network(self._target, weights, folder)
 
+    def unmoved(self, gather: Gather) -> list[str]:
+        """No adapted layers; rows of an embedding that no text names stay where they are."""
+        return []
+
     def detach(self) -> None:
         """Let the copy go."""
         del self.model

@@ -4,6 +4,7 @@ A step is the same whatever the micro-batches and ranks: each micro-batch gives 
 loss. The engine runs the model.
 """
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -17,10 +18,17 @@ from core.config.method import Need, Reduction
 from core.data.batches import reading_order
 from core.data.splits import refuse_small_retain
 from core.data.tokens import TokenRow, TokenSplits
-from core.errors import DataError
+from core.errors import DataError, ModelError
 from core.losses import FORGET_LOSSES, RETAIN_LOSSES, ForgetLoss, Outputs, RetainLoss
+from core.model.layers import blocks_up_to
 from core.model.loading import LoadedModel
-from core.training.needs import PROVIDERS, Alternatives, NeedProvider, Surroundings
+from core.training.needs import (
+    PROVIDERS,
+    Alternatives,
+    NeedProvider,
+    Surroundings,
+    steered_block,
+)
 from core.training.passes import Forwarded, MicroBatch, Part, Runner, Wanted
 from core.training.ranks import Group
 from core.training.reference import Reference
@@ -140,6 +148,32 @@ class Steps:
         engine.step(micro_batch(slice(start, start + size)) for start in starts)
         # the whole batch's, the same on every rank
         self._retain_weight.after_step(lambda: float(group.sum(kept_sum)))
+
+    def refuse_unmoved(self, layers: Sequence[str]) -> None:
+        """Refuse a trial of which some adapted layers got no gradient in its first step.
+
+        Layers after the block that every loss ends at get none, and neither need experts and their routers:
+        a batch may choose others.
+
+        Args:
+            layers: Names of the adapted layers that the first step has not moved.
+
+        Raises:
+            ModelError: If there are others.
+        """
+        losses = [loss.facts for loss in (self._forget_loss, self._retain_loss) if loss is not None]
+        is_free = re.compile(r"(^|\.)[^.]*(expert|router|gate)s?(\.|$)").search
+        missed = [name for name in layers if not is_free(name)]
+        if all(facts.ends_at_block for facts in losses):
+            reached = blocks_up_to(self._model.network, steered_block(self._config, self._model))
+            missed = [name for name in missed if name.startswith(reached)]
+        if missed:
+            more = f" and {len(missed) - 3} more" if len(missed) > 3 else ""
+            raise ModelError(
+                f"adapter.targets: no gradient reached {', '.join(missed[:3])}{more} in the first step, so these "
+                "layers would never be trained; leave them out with adapter.targets or adapter.layers, or check "
+                "that method.forget_weight, the losses and the model use them"
+            )
 
     def state(self) -> dict[str, float]:
         """What a probe records of the training itself."""

@@ -45,6 +45,10 @@ class Trained(Protocol):
         """Root mean square of all entries of the initial factors A0 and B0; 0 where there are none."""
         ...
 
+    def unmoved(self, gather: Gather) -> list[str]:
+        """Adapted layers that no step has moved, read with ``gather``; every rank must take part."""
+        ...
+
     def detach(self) -> None:
         """Let go of what is trained; the target model is as before."""
         ...
