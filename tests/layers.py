@@ -92,7 +92,7 @@ TUNING: Layers = {
         "tuning/train.py",
         "tuning/validate.py",
     ),
-    "trial on Ray": ("tuning/trainable.py",),
+    "trial on Ray": ("tuning/shared_folder.py", "tuning/trainable.py"),
     "bridge": ("tuning/bridge.py",),
     "sweep": ("tuning/sweep.py",),
     "command line": ("tuning/cli.py",),

@@ -20,7 +20,9 @@ PACKAGES = ("core", "tuning", "search_spaces")
 DRAWINGS = ("canvas", "history", "tradeoff", "curves", "steps")
 
 DOORS: Mapping[str, frozenset[str]] = {
-    "ray": frozenset(f"tuning/{n}.py" for n in ("trainable", "bridge", "sweep", "cluster")),
+    "ray": frozenset(
+        f"tuning/{n}.py" for n in ("trainable", "bridge", "sweep", "cluster", "shared_folder")
+    ),
     "optuna": frozenset(f"tuning/{n}.py" for n in ("ledger", "samplers", "pruning", "dry_run")),
     "sqlite3": frozenset({"tuning/records.py"}),
     "plotly": frozenset(f"tuning/plots/drawing/{n}.py" for n in DRAWINGS),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from core.config import METRICS
 from core.errors import UserError
-from core.store.durable import commit, commit_yaml
+from core.store.durable import commit_text, commit_yaml
 from tuning.files import read_yaml
 from tuning.records import TrialRecord, attempt_folder
 from tuning.run import Run
@@ -52,7 +52,7 @@ def export_trial(run: Run, trial: TrialRecord, out: Path, *, base: str | None) -
         header=f"# Trial {trial.number} of {run.name}. Run it again: unlearn-tune train trial.yaml --out FOLDER\n",
     )
     card = model_card(run, trial, original, is_whole=is_whole)
-    commit(out / "README.md", lambda p: _write(p, card))
+    commit_text(out / "README.md", card)
 
 
 def _copy_adapter(source: Path, out: Path, base: str | None) -> str:
@@ -63,7 +63,7 @@ def _copy_adapter(source: Path, out: Path, base: str | None) -> str:
     if base is not None:
         config["base_model_name_or_path"] = base
     text = json.dumps(config, indent=1) + "\n"
-    commit(out / "adapter_config.json", lambda p: _write(p, text))
+    commit_text(out / "adapter_config.json", text)
     return str(config["base_model_name_or_path"])
 
 
@@ -128,7 +128,3 @@ def _target(run: Run) -> str:
 
 def _cell(value: float | None) -> str:
     return decimals(value, missing="-")
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

@@ -38,6 +38,7 @@ from tuning.ledger import Ledger
 from tuning.ranking import ranked
 from tuning.resources import Cluster, concurrent_trials
 from tuning.run import Run, load_run
+from tuning.shared_folder import refuse_unshared
 from tuning.space import bind, corner_proposals
 from tuning.trainable import UnlearningTrial, placement, start_rank
 
@@ -88,6 +89,7 @@ def run_sweep(
         try:
             with _ray(spec, launch) as concurrent:
                 signals.install()  # Ray put its own in their place
+                refuse_unshared(run_dir)
                 spec, facts = _prepare(spec, watcher)
                 commit_yaml(run_dir / records.SPEC_FILE, {"sweep": spec.plain(), **asdict(facts)})
                 ledger = Ledger(run_dir, spec, create=True)
@@ -131,6 +133,7 @@ def resume_sweep(
         )
     with _signals() as signals, _lock(run_dir), _ray(run.spec, launch) as concurrent:
         signals.install()  # Ray put its own in their place
+        refuse_unshared(run_dir)
         ledger = Ledger(run_dir, run.spec, create=False)
         _, facts = _prepare(run.spec, watcher)
         for name, now in facts.versions.items():
@@ -159,7 +162,7 @@ def refuse_existing(spec: SweepSpec, run_dir: Path) -> None:
     """
     if not run_dir.exists():
         return
-    found = {p.name for p in run_dir.iterdir()}
+    found = {p.name for p in run_dir.iterdir() if not p.name.startswith(".")}  # half-written ones
     if found <= _BEFORE_LEDGER and not records.is_driven(run_dir):
         return  # its driver was killed before anything was tried
     message = f"{run_dir} exists already; go on with `unlearn-tune resume {run_dir}`, or give another --name"

@@ -50,16 +50,25 @@ def commit_folder(path: Path, write: Callable[[Path], None]) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def commit_text(path: Path, text: str) -> None:
+    """Commit ``text`` in UTF-8."""
+
+    def write(temporary: Path) -> None:
+        temporary.write_text(text, encoding="utf-8")
+
+    commit(path, write)
+
+
 def commit_json(path: Path, value: Mapping[str, Any]) -> None:
     """Commit ``value`` as indented JSON; non-finite numbers are written as strings."""
     text = json.dumps(finite(value), indent=1, allow_nan=False) + "\n"
-    commit(path, lambda p: _write(p, text))
+    commit_text(path, text)
 
 
 def commit_yaml(path: Path, value: Mapping[str, Any], *, header: str = "") -> None:
     """Commit ``value`` as YAML in the order of its keys, below ``header`` lines."""
     text = header + yaml.safe_dump(dict(value), sort_keys=False, allow_unicode=True, width=100)
-    commit(path, lambda p: _write(p, text))
+    commit_text(path, text)
 
 
 def append_line(path: Path, value: Mapping[str, Any]) -> None:
@@ -99,10 +108,6 @@ def _cut_torn_line(path: Path) -> None:
     with path.open("rb+") as file:
         complete = file.read().rfind(b"\n") + 1
         file.truncate(complete)
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
 
 
 def _sync_all(path: Path) -> None:

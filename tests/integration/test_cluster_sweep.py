@@ -19,10 +19,14 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 PORT = 26381  # outside 10002 to 19999, Ray's range for workers
 
 
-def ray_command(*arguments: str, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-    """Run Ray's own command line."""
+def ray_command(
+    *arguments: str, env: Mapping[str, str], hidden: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run Ray's own command line, in a mount namespace of its own in which a folder is another one."""
+    own_mounts = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"']
+    within = [] if hidden is None else [*own_mounts, str(hidden)]
     return subprocess.run(
-        [sys.executable, "-m", "ray.scripts.scripts", *arguments],
+        [*within, sys.executable, "-m", "ray.scripts.scripts", *arguments],
         env=dict(env),
         capture_output=True,
         text=True,
@@ -32,8 +36,16 @@ def ray_command(*arguments: str, env: Mapping[str, str]) -> subprocess.Completed
 
 
 @pytest.fixture
-def two_nodes(tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+def sees_the_runs() -> bool:
+    """Whether the worker node sees the folder of runs."""
+    return True
+
+
+@pytest.fixture
+def two_nodes(tmp_path: Path, sees_the_runs: bool) -> Iterator[tuple[str, dict[str, str]]]:
     """Address of a cluster: a head without CPUs, and one worker node; token authentication on."""
+    runs = tmp_path / "runs"
+    runs.mkdir()
     before = set(psutil.pids())
     (tmp_path / "token").write_text("0" * 64, encoding="utf-8")
     env = {
@@ -63,7 +75,8 @@ def two_nodes(tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
         env=env,
     )
     assert head.returncode == 0, head.stderr + head.stdout
-    worker = ray_command("start", "--address", f"{host}:{PORT}", "--num-cpus", "1", *store, env=env)
+    joining = ["start", "--address", f"{host}:{PORT}", "--num-cpus", "1", *store]
+    worker = ray_command(*joining, env=env, hidden=None if sees_the_runs else runs)
     assert worker.returncode == 0, worker.stderr + worker.stdout
     yield f"{host}:{PORT}", env
     started = [p for p in psutil.process_iter() if p.pid not in before and _is_ray(p)]
@@ -80,13 +93,10 @@ def _is_ray(process: psutil.Process) -> bool:
     return "ray" in line and (str(PORT) in line or "ray::" in line or "/ray/" in line)
 
 
-def test_a_sweep_runs_on_the_worker_node_of_an_existing_cluster(
-    two_nodes: tuple[str, dict[str, str]],
-    tmp_path: Path,
-    tiny_model: Path,
-    tiny_data: Mapping[str, Path],
-) -> None:
-    address, env = two_nodes
+def far_sweep(
+    folder: Path, tiny_model: Path, tiny_data: Mapping[str, Path], *, address: str, env: Any
+) -> subprocess.CompletedProcess[str]:
+    """A small sweep on the cluster, from the command line in ``folder``."""
     data: dict[str, Any] = {r: {"source": str(p), "max_tokens": 64} for r, p in tiny_data.items()}
     values = {
         "schema": 1,
@@ -104,17 +114,27 @@ def test_a_sweep_runs_on_the_worker_node_of_an_existing_cluster(
         },
         "budget": {"trials": 2, "max_steps": 2},
     }
-    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
-    began = time.monotonic()
-    done = subprocess.run(
+    (folder / "sweep.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    return subprocess.run(
         [sys.executable, "-m", "tuning.cli", "sweep", "sweep.yaml", "--address", address],
-        cwd=tmp_path,
+        cwd=folder,
         env=env,
         capture_output=True,
         text=True,
         timeout=400,
         check=False,
     )
+
+
+def test_a_sweep_runs_on_the_worker_node_of_an_existing_cluster(
+    two_nodes: tuple[str, dict[str, str]],
+    tmp_path: Path,
+    tiny_model: Path,
+    tiny_data: Mapping[str, Path],
+) -> None:
+    address, env = two_nodes
+    began = time.monotonic()
+    done = far_sweep(tmp_path, tiny_model, tiny_data, address=address, env=env)
     assert done.returncode == 0, done.stderr
     run = load_run(tmp_path / "runs" / "far")
     assert [t.state for t in run.trials] == ["COMPLETE", "COMPLETE"]
@@ -149,3 +169,22 @@ def test_a_cluster_that_does_not_answer_is_refused_with_the_address(
     assert "127.0.0.1:26399: the cluster does not answer" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "runs" / "nobody").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="hiding a folder from a node needs root")
+@pytest.mark.parametrize("sees_the_runs", [False])
+def test_a_node_that_does_not_share_the_run_folder_is_named_before_anything_is_tried(
+    two_nodes: tuple[str, dict[str, str]],
+    tmp_path: Path,
+    tiny_model: Path,
+    tiny_data: Mapping[str, Path],
+) -> None:
+    address, env = two_nodes
+    done = far_sweep(tmp_path, tiny_model, tiny_data, address=address, env=env)
+    assert done.returncode == 2, done.stderr
+    host = address.partition(":")[0]
+    expected = f"error: runs/far: node {host} does not share the run folder: "
+    assert expected in done.stderr
+    assert "all nodes mount under one path" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list((tmp_path / "runs").iterdir())
