@@ -124,6 +124,9 @@ def test_a_sweep_ends_with_a_best_trial_that_can_be_exported_and_repeated(sweepe
     sweeper.call("sweep", "sweep.yaml")
     run = sweeper.run("tiny")
     assert run.state == "done"
+    assert {part: counts.rows for part, counts in run.facts.data_counts.items()} == run.facts.rows
+    assert run.facts.data_counts["forget"].read_rows == 8
+    assert not any(counts.leaves_out for counts in run.facts.data_counts.values())
     assert len(run.trials) == 6
     assert ended(sweeper, "tiny") == Counter(range(6))
     pruned = [t for t in run.trials if t.state == "PRUNED"]
