@@ -69,7 +69,8 @@ def evaluate(request: EvaluationRequest, *, tell: Callable[[str], None]) -> dict
 
     Returns:
         What goes into the file: ``model``, ``adapter``, ``retain_only``, ``initial``, ``suites`` (name to
-        ``metrics``, ``notes`` and ``samples``), ``data`` (role to source), ``identity`` and ``versions``.
+        ``metrics``, ``notes`` and ``samples``), ``data`` (role to source), ``data_counts`` (role to what was read
+        and left out), ``identity`` and ``versions``.
         JSON can hold it: numbers that are not finite are the strings ``nan``, ``inf`` and ``-inf``.
 
     Raises:
@@ -120,6 +121,7 @@ def evaluate(request: EvaluationRequest, *, tell: Callable[[str], None]) -> dict
             "adapter": None if request.adapter is None else _adapter_identity(request.adapter),
             "rows": rows.identity,
         },
+        "data_counts": {role: vars(counts) for role, counts in rows.counts.items()},
         "versions": {name: version(name) for name in _PACKAGES}
         | {"python": platform.python_version()},
         "dtype": str(model.dtype).removeprefix("torch."),

@@ -1,7 +1,7 @@
 """Run one trial in this process, or in as many processes as it has ranks, without Ray."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from torch.multiprocessing.spawn import spawn
 
 from core.config import EngineConfig, TrialConfig
+from core.data.counts import Counts
 from core.errors import UserError
 from core.measuring.reporting import Decision, GuardReporter, Reporter
 from core.measuring.selection import Probe
@@ -29,7 +30,11 @@ class _Telling:
 
 
 def launch_trial(
-    config: TrialConfig, folder: Path, *, tell: Callable[[Probe], None]
+    config: TrialConfig,
+    folder: Path,
+    *,
+    tell: Callable[[Probe], None],
+    tell_data: Callable[[Mapping[str, Counts]], None],
 ) -> TrialResult:
     """Run a trial under its own retain guard, on the recorded number of ranks and threads.
 
@@ -37,6 +42,7 @@ def launch_trial(
         config: The trial.
         folder: Where its history and adapter are committed.
         tell: Called with each probe, in this process.
+        tell_data: Called once before, with what was read and left out of each part.
 
     Raises:
         UserError: If model or data are not as the configuration says.
@@ -46,6 +52,7 @@ def launch_trial(
     torch.set_num_threads(config.engine.threads)
     warm = Warm()
     share_work(config, warm=warm, group=Group(rank=0, size=1))  # before others wait for this rank
+    tell_data(warm.data(config).counts)
     meeting = Rendezvous(config.engine.ranks)
     others: Any = None
     if config.engine.ranks > 1:

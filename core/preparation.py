@@ -7,7 +7,7 @@ folders, cached by content.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -16,8 +16,10 @@ from torch import Tensor
 
 from core.config import BatchPlan, ModelConfig, PreparationConfig
 from core.data.batches import reading_order
+from core.data.counts import Counts
 from core.data.sources import read_rows
-from core.data.tokens import TokenRow, token_rows
+from core.data.splits import count, refuse_overlap
+from core.data.tokens import TokenisedRow, TokenRow, tokenise_row
 from core.errors import DataError, ModelError
 from core.losses import nll_loss
 from core.measuring.meter import Meter
@@ -44,12 +46,14 @@ class PreparedModel:
         folder: An ordinary model folder.
         forget: Level on the forget rows.
         retain: Level on the retain rows.
+        counts: Role to what was read of it and what is left out; equal rows are all trained on.
     """
 
     which: Which
     folder: Path
     forget: Level
     retain: Level
+    counts: dict[str, Counts] = field(default_factory=dict)
 
 
 def prepare_model(
@@ -66,12 +70,14 @@ def prepare_model(
         The folder, and how well its model predicts both sets.
 
     Raises:
-        DataError: If rows are missing or fewer than a batch.
+        DataError: If rows are missing or fewer than a batch, or the two sets share a row of token ids.
         ModelError: If the base model cannot be loaded, or training diverges.
     """
     group, _meeting = join_alone(config.engine)
     base = load_model(config.model, config.engine)
-    rows = {role: _tokenised(config, role, base) for role in ("forget", "retain")}
+    read = {role: _tokenised(config, role, base) for role in ("forget", "retain")}
+    refuse_overlap(read)  # the retain-only model must never see the forget set
+    rows = {role: [p for row in found for p in row.pieces] for role, found in read.items()}
     n_rows, batch_rows = len(rows["retain"]), config.batch_plan().global_batch_size
     if n_rows < batch_rows:  # also for the target: the two belong together
         raise DataError(
@@ -103,18 +109,16 @@ def prepare_model(
         folder=folder,
         forget=meter.level(forward, rows["forget"]),
         retain=meter.level(forward, rows["retain"]),
+        counts={role: count(found, rows[role]) for role, found in read.items()},
     )
 
 
-def _tokenised(config: PreparationConfig, role: str, base: LoadedModel) -> tuple[TokenRow, ...]:
+def _tokenised(config: PreparationConfig, role: str, base: LoadedModel) -> list[TokenisedRow]:
     vocabulary = vocabulary_size(base.network)
-    return tuple(
-        piece
+    return [
+        tokenise_row(row, base.tokenizer, config=config.data, role=role, vocabulary=vocabulary)
         for row in read_rows(getattr(config.data, role), role=role)
-        for piece in token_rows(
-            row, base.tokenizer, config=config.data, role=role, vocabulary=vocabulary
-        )
-    )
+    ]
 
 
 def _train(

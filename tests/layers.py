@@ -71,7 +71,7 @@ TUNING: Layers = {
     ),
     "machines": ("tuning/cluster.py", "tuning/resources.py"),
     "judgement": ("tuning/objective.py", "tuning/pruning.py", "tuning/samplers.py"),
-    "wording": ("tuning/time_left.py", "tuning/wording.py"),
+    "wording": ("tuning/data_words.py", "tuning/time_left.py", "tuning/wording.py"),
     "records": (
         "tuning/ranking.py",
         "tuning/records.py",

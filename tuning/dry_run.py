@@ -9,9 +9,13 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from core.config import DataConfig, ModelConfig, SourceConfig
+from core.data.benchmarks import NAMED
+from core.data.counts import Counts
 from core.errors import ModelError
 from core.model.packaged import cached_folder
 from tuning.config import SweepSpec
+from tuning.data_words import count_lines, data_warnings
 from tuning.resources import Cluster, concurrent_trials, estimate, free_disk_gib, largest_rank
 from tuning.samplers import make_sampler, propose
 from tuning.space import describe
@@ -24,13 +28,18 @@ _FLOPS_PER_GPU = 1e14
 
 
 def show_dry_run(spec: SweepSpec, run_dir: Path, *, as_json: bool) -> None:
-    """Print what the sweep would do; nothing is started or written."""
+    """Print what the sweep would do; nothing is started or written.
+
+    Raises:
+        DataError: If the data is on this machine and cannot be read or split.
+    """
     here = Cluster.this_machine()
     concurrent = concurrent_trials(spec.resources, here)
     samples = sample_proposals(spec)
     shape = model_shape(spec)
     seconds = None if shape is None else seconds_per_step(spec, shape["parameters"])
     needs = estimate(spec, here, shape=shape, seconds_per_step=seconds)
+    counts = data_counts(spec, shape)
     if as_json:
         record = {
             "run": str(run_dir),
@@ -38,6 +47,7 @@ def show_dry_run(spec: SweepSpec, run_dir: Path, *, as_json: bool) -> None:
             "samples": samples,
             "estimate": vars(needs),
             "spec": spec.plain(),
+            "data_counts": None if counts is None else {k: vars(v) for k, v in counts.items()},
         }
         print(json.dumps(record, indent=1))  # noqa: T201
         return
@@ -57,8 +67,8 @@ def show_dry_run(spec: SweepSpec, run_dir: Path, *, as_json: bool) -> None:
     console.print(f"{len(samples)} sample configurations (start_from first):")
     for sample in samples:
         console.print("  " + parameters(sample), highlight=False)
-    for line in _needs_lines(spec, run_dir, needs):
-        console.print(line, highlight=False)
+    for line in [*_data_lines(counts), *_needs_lines(spec, run_dir, needs)]:
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 def sample_proposals(spec: SweepSpec, *, count: int = SAMPLES) -> list[dict[str, Any]]:
@@ -75,16 +85,49 @@ def sample_proposals(spec: SweepSpec, *, count: int = SAMPLES) -> list[dict[str,
 
 def model_shape(spec: SweepSpec) -> dict[str, int] | None:
     """Size of the sweep's model, from its configuration alone; ``None`` if that is not on this machine."""
-    from core.config import ModelConfig
     from core.model.loading import model_shape as shape_of
 
-    kind, _, name = str(spec.model.get("source")).partition(":")
-    if kind == "package" and cached_folder(name) is None:
-        return None  # a dry run downloads nothing
+    if not _is_here(spec):
+        return None
     try:
         return shape_of(ModelConfig.model_validate(spec.model))
     except ModelError:
         return None
+
+
+def data_counts(spec: SweepSpec, shape: dict[str, int] | None) -> dict[str, Counts] | None:
+    """What the sweep reads and leaves out, by part; ``None`` if tokenizer or data are not on this machine.
+
+    Raises:
+        DataError: As the sweep would.
+    """
+    from core.data.splits import split_data
+    from core.model.loading import local_tokenizer
+
+    data = DataConfig.model_validate(spec.data)
+    if not _is_here(spec) or any(
+        source.mirror is None and _is_of_hub(source)
+        for _, source in data
+        if isinstance(source, SourceConfig)
+    ):
+        return None
+    try:
+        tokenizer = local_tokenizer(ModelConfig.model_validate(spec.model))
+    except ModelError:
+        return None
+    vocabulary = None if shape is None else shape["vocabulary"]
+    return split_data(data, tokenizer, vocabulary=vocabulary).counts
+
+
+def _is_here(spec: SweepSpec) -> bool:
+    """Whether the model can be read without converting a package: a dry run downloads nothing."""
+    kind, _, name = str(spec.model.get("source")).partition(":")
+    return kind != "package" or cached_folder(name) is not None
+
+
+def _is_of_hub(source: SourceConfig) -> bool:
+    kind = source.source.partition(":")[0]
+    return kind == "hub" or (kind in NAMED and kind != "authors")
 
 
 def seconds_per_step(spec: SweepSpec, n_parameters: int) -> float:
@@ -99,6 +142,13 @@ def seconds_per_step(spec: SweepSpec, n_parameters: int) -> float:
     if spec.resources.gpus_per_rank:
         return flops / (_FLOPS_PER_GPU * spec.resources.gpus_per_rank * ranks)
     return flops / (_FLOPS_PER_CORE * spec.resources.cpus_per_rank * ranks)
+
+
+def _data_lines(counts: dict[str, Counts] | None) -> list[str]:
+    if counts is None:
+        return ["data: not counted before tokenizer and data are on this machine"]
+    lines = [f"data, {line}" for line in count_lines(counts)]
+    return lines + [f"warning: {text}" for text in data_warnings(counts)]
 
 
 def _needs_lines(spec: SweepSpec, run_dir: Path, needs: Any) -> list[str]:

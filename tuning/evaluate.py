@@ -10,6 +10,7 @@ from rich.text import Text
 
 from core.errors import ConfigError, UserError
 from core.suites.evaluation_rows import EvaluationData, parse_data
+from tuning.data_words import count_words, read_counts
 from tuning.files import read_yaml
 from tuning.wording import score
 
@@ -49,7 +50,7 @@ def without_samples(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def evaluation_tables(result: Mapping[str, Any]) -> Group:
-    """A table of metrics for each suite, its notes below."""
+    """A table of metrics for each suite, its notes below; at the end what was left out of roles."""
     parts: list[Table | Text] = []
     for name, found in result["suites"].items():
         table = Table("metric", "value", title=name, title_justify="left")
@@ -58,4 +59,6 @@ def evaluation_tables(result: Mapping[str, Any]) -> Group:
             table.add_row(metric, score(value))
         parts.append(table)
         parts += [Text(f"  {note}") for note in found["notes"]]
+    counts = read_counts(result["data_counts"])
+    parts += [Text(f"{role}: {count_words(c)}") for role, c in counts.items() if c.leaves_out]
     return Group(*parts)

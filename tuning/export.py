@@ -7,6 +7,7 @@ from pathlib import Path
 from core.config import METRICS
 from core.errors import UserError
 from core.store.durable import commit_text, commit_yaml
+from tuning.data_words import count_lines, data_warnings
 from tuning.files import read_yaml
 from tuning.records import TrialRecord, attempt_folder
 from tuning.run import Run
@@ -79,6 +80,8 @@ def model_card(run: Run, trial: TrialRecord, base: str, *, is_whole: bool = Fals
     versions = ", ".join(f"{k} {v}" for k, v in run.facts.versions.items())
     parameters = "\n".join(f"- `{name}`: {value}" for name, value in trial.params.items())
     identity = run.facts.identity.get("model", "unknown")
+    counts = run.facts.data_counts
+    data = "\n".join(f"- {line}" for line in [*count_lines(counts), *data_warnings(counts)])
     what = (
         "A model whose weights were trained to forget a set of texts. "
         "`AutoModelForCausalLM.from_pretrained(folder)` loads it."
@@ -112,6 +115,10 @@ The target of forgetting is cross-entropy {_cell(baseline.get("target_nll"))} an
 ## Hyperparameters
 
 {parameters}
+
+## Data
+
+{data or "What was read and left out is not recorded."}
 
 ## Limits
 

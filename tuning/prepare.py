@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from core.config import PreparationConfig, describe_problems
 from core.errors import ConfigError, UserError
 from core.store.place import cache_root
+from tuning.data_words import count_lines
 from tuning.files import read_specification
 
 if TYPE_CHECKING:
@@ -65,6 +66,9 @@ def prepare_models(
                 say(f"{name}: step {step}/{of}  loss {loss:.3f} nats per token")
 
         made = prepare_model(config, name, tell=tell)
+        if not found:  # both models are about the same rows
+            for line in count_lines(made.counts):
+                say(line)
         found[name] = {
             "folder": str(made.folder),
             "forget": _plain(made.forget),

@@ -14,8 +14,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from core.data.counts import Counts
 from core.errors import UserError
 from core.store.durable import read_lines
+from tuning.data_words import read_counts
 
 LEDGER_FILE = "ledger.db"
 SPEC_FILE = "spec.yaml"
@@ -77,6 +79,7 @@ class RunFacts:
     Attributes:
         identity: What names the model's weights and each part of the data; hashes, or commits of a hub.
         rows: Rows of each part of the data.
+        data_counts: What was read for each part and what of it is left out; empty if it was not recorded.
         baseline: Level of each set before unlearning, on the probe split; empty if it was not recorded.
         report_baseline: The same on the reporting split.
         versions: Of our packages and Python.
@@ -85,6 +88,7 @@ class RunFacts:
 
     identity: Mapping[str, Any] = field(default_factory=dict)
     rows: Mapping[str, int] = field(default_factory=dict)
+    data_counts: Mapping[str, Counts] = field(default_factory=dict)
     baseline: Mapping[str, float] = field(default_factory=dict)
     report_baseline: Mapping[str, float] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -95,7 +99,9 @@ class RunFacts:
         """From plain values; what an older or a damaged run does not have is empty."""
         groups = ("identity", "rows", "baseline", "report_baseline", "versions")
         return cls(
-            **{name: values.get(name) or {} for name in groups}, created=values.get("created")
+            **{name: values.get(name) or {} for name in groups},
+            data_counts=read_counts(values.get("data_counts")),
+            created=values.get("created"),
         )
 
 

@@ -19,6 +19,7 @@ from markupsafe import Markup, escape
 from core.config import METRICS
 from core.store.durable import commit
 from tuning import plots
+from tuning.data_words import by_role, count_words, data_warnings
 from tuning.plots import drawing
 from tuning.plots.reading import number_or_nan
 from tuning.ranking import best, excess, pareto_front, ranked
@@ -145,6 +146,7 @@ def report_content(run: Run) -> dict[str, Any]:
         "spec": run.spec,
         "verdict": verdict(run),
         "state_words": _STATE_WORDS.get(run.state),
+        "data_warnings": data_warnings(run.facts.data_counts),
         "counts": counts(run),
         "saved": saved,
         "best": first,
@@ -309,6 +311,7 @@ def environment(run: Run) -> list[tuple[str, str]]:
         ("sampler", f"{run.spec.sampler.name}, seed {run.spec.sampler.seed}"),
         ("begun", run.facts.created),
         ("time taken", duration(run.driver.elapsed_s)),
+        *((f"data {k}", count_words(c)) for k, c in by_role(run.facts.data_counts).items()),
         *_flat(run.facts.versions, "version"),
         *_flat(run.facts.identity, "identity"),
     ]

@@ -33,6 +33,7 @@ from tuning.bridge import (
     reconcile,
 )
 from tuning.config import SweepSpec, specification_changes
+from tuning.data_words import data_warnings
 from tuning.events import EventLog, Prepared, Reporting, Silent, Warned, Watcher
 from tuning.ledger import Ledger
 from tuning.ranking import ranked
@@ -264,6 +265,8 @@ def _prepare(spec: SweepSpec, watcher: Watcher) -> tuple[SweepSpec, records.RunF
     trials = [bind(spec, proposal, where="sweep") for proposal in corner_proposals(spec)]
     facts, hardware = _on_a_rank(spec, _prepare_all, one_for_each_work(trials))
     watcher.show(Prepared(baseline=dict(facts.baseline), seconds=time.monotonic() - began))
+    for text in data_warnings(facts.data_counts):
+        watcher.show(Warned(text=text))
     versions = {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()}
     facts = replace(facts, versions=versions, created=records.now())
     return spec.model_copy(update={"engine": dict(spec.engine) | hardware}), facts
@@ -294,6 +297,7 @@ def _prepare_all(
     facts = records.RunFacts(
         identity=identity,
         rows={part: len(rows) for part, rows in data.parts.items()},
+        data_counts=data.counts,
         baseline=baselines["probe"],
         report_baseline=baselines["report"],
     )

@@ -1,14 +1,16 @@
 """One configuration without a sweep: the same worker, guard and selection."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from core.config import TrialConfig
+from core.data.counts import Counts
 from core.launch import launch_trial
 from core.measuring.selection import Probe
 from core.store.durable import commit_json, commit_yaml, finite
+from tuning.data_words import count_lines, data_warnings
 from tuning.objective import conclude
 
 
@@ -27,8 +29,12 @@ def train_trial(config: TrialConfig, out: Path, *, say: Callable[[str], None]) -
             f"general_drop {m['general_drop']:.4f}  {probe.seconds:.0f} s"
         )
 
+    def tell_data(counts: Mapping[str, Counts]) -> None:
+        for line in [*count_lines(counts), *(f"warning: {w}" for w in data_warnings(counts))]:
+            say(line)
+
     commit_yaml(out / "trial.yaml", config.model_dump(mode="json"))
-    finished = launch_trial(config, out, tell=tell)
+    finished = launch_trial(config, out, tell=tell, tell_data=tell_data)
     outcome = conclude(finished.probes, config.selection, finished.decision.verdict)
     result = finite({k: v for k, v in asdict(outcome).items() if k != "violations"})
     commit_json(out / "result.json", result)

@@ -48,8 +48,14 @@ class SourceConfig(Section):
     """Use at most this many rows, the first ones in the file's order; all if absent."""
     max_tokens: Annotated[int, Field(ge=2, le=1_000_000)] = 256
     """Longer rows are cut after this many tokens, or into rows of this many."""
-    overlong: Literal["cut", "chunk"] = "cut"
-    """``chunk``: a longer document becomes several rows (a last one under 5 tokens is dropped), as Yao et al. do."""
+    overlong: Literal["cut", "chunk"] | None = None
+    """``chunk``: a longer document becomes several rows (a last one under 5 tokens is dropped), as Yao et al. do;
+    ``cut``: what follows is left out. If absent, ``chunk`` for the forget set, so that all of it is forgotten, and
+    ``cut`` for the others. An answer belongs to its prompt: it is always cut."""
+
+    def is_chunked(self, role: str) -> bool:
+        """Whether long documents become several rows where this is the source of ``role``."""
+        return (self.overlong or ("chunk" if role == "forget" else "cut")) == "chunk"
 
 
 class DataConfig(Section):

@@ -12,7 +12,7 @@ from core.config import DataConfig
 from core.config.method import Alternatives
 from core.data.prompts import continuation
 from core.data.sources import Row
-from core.data.tokens import TokenRow, cut_row, token_rows, tokenise
+from core.data.tokens import TokenRow, cut_row, tokenise
 from core.errors import DataError
 from core.seeding import derive_seed
 
@@ -23,6 +23,7 @@ _REFUSALS = Path(__file__).parent / "embedded" / "refusals.jsonl"
 
 
 def alternative_rows(
+    pieces: Sequence[TokenRow],
     rows: Sequence[Row],
     tokenizer: Any,
     config: DataConfig,
@@ -33,18 +34,19 @@ def alternative_rows(
     """An alternative for each tokenised forget row, at the same index.
 
     A row with a prompt keeps its prompt and gets the alternative as its answer. Of a document, or of each
-    chunk of it under ``overlong: chunk``, the first quarter of the tokens (at least one) is context, and
+    chunk of a long one, the first quarter of the tokens (at least one) is context, and
     the alternative and the end of text follow; what the document says there is gone.
 
     Args:
-        rows: The forget set, as in :attr:`core.data.tokens.TokenSplits.forget_rows`.
+        pieces: The forget set, ``parts["forget"]`` of :class:`core.data.tokens.TokenSplits`.
+        rows: The row that each was made of, its ``forget_rows``.
         tokenizer: A tokenizer of transformers.
         config: The data of the trial; ``forget.max_tokens`` holds for alternatives too.
         alternatives: ``idk`` draws a shipped refusal for each row; ``field`` takes the row's own.
         seed: Seed of the draw.
 
     Returns:
-        As many rows as ``tokenise_splits`` makes of ``rows``, in the same order.
+        As many rows as there are pieces, in the same order.
 
     Raises:
         DataError: If ``field`` is asked for and a row has no alternative, or nothing of one would be predicted.
@@ -55,11 +57,9 @@ def alternative_rows(
     """
     draw = random.Random(derive_seed(seed, "alternatives"))  # noqa: S311
     found: list[TokenRow] = []
-    for row in rows:
-        pieces = token_rows(row, tokenizer, config=config, role="forget")
-        for piece in pieces:
-            text = draw.choice(refusals()) if alternatives == "idk" else _own(row, config)
-            found.append(_alternative(row, piece, text, tokenizer, config))
+    for piece, row in zip(pieces, rows, strict=True):
+        text = draw.choice(refusals()) if alternatives == "idk" else _own(row, config)
+        found.append(_alternative(row, piece, text, tokenizer, config))
     return tuple(found)
 
 

@@ -39,13 +39,6 @@ class Row:
     token_ids: tuple[int, ...] | None = None
     place: str = field(default="", compare=False)
 
-    @property
-    def normalised(self) -> str:
-        """Letters and digits in lower case, or the token ids: what two rows are compared by."""
-        if self.token_ids is not None:
-            return " ".join(map(str, self.token_ids))
-        return re.sub(r"\W+", " ", f"{self.prompt or ''} {self.answer}".lower()).strip()
-
 
 def source_problem(config: SourceConfig) -> str | None:
     """What is wrong with a source as far as can be told without reading it, or ``None``."""

@@ -1,50 +1,64 @@
-"""Splits by role: what is trained on, what is probed, what is only reported. No row is in two of them."""
+"""Splits by role: what is trained on, what is probed, what is only reported.
 
+Documents are what is split. What may not occur twice is a row of token ids, as the model reads it: none is in
+two roles or in two parts, and each is in its part once.
+"""
+
+import hashlib
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from core.config import DataConfig, SourceConfig
-from core.data.sources import Row, read_rows
+from core.config import DataConfig
+from core.data.counts import Counts
+from core.data.sources import read_rows
+from core.data.tokens import TokenisedRow, TokenRow, TokenSplits, tokenise_row
 from core.errors import DataError
 from core.seeding import derive_seed
 
 ROLES = ("forget", "retain", "approximate", "general")
 
-
-@dataclass(frozen=True, kw_only=True)
-class Splits:
-    """Rows of every part.
-
-    ``forget`` is trained on and judged whole. ``*_probe`` is measured during a trial, ``*_report`` only
-    at the end of a sweep. ``retain_train`` and ``general_train`` feed the retain loss.
-    """
-
-    forget: tuple[Row, ...]
-    retain_train: tuple[Row, ...]
-    retain_probe: tuple[Row, ...]
-    retain_report: tuple[Row, ...]
-    approximate_probe: tuple[Row, ...]
-    approximate_report: tuple[Row, ...]
-    general_train: tuple[Row, ...]
-    general_probe: tuple[Row, ...]
-    general_report: tuple[Row, ...]
+Document = list[TokenisedRow]
+"""What is never split: a row of a source, with all that share a row of token ids with it."""
 
 
-def split_data(config: DataConfig) -> Splits:
-    """Read all sources and split them; the same configuration and contents give the same splits.
+def split_data(config: DataConfig, tokenizer: Any, *, vocabulary: int | None = None) -> TokenSplits:
+    """Read all sources, tokenise them and split them; the same configuration and contents give the same splits.
 
-    Rows that occur twice in a role are kept once.
+    Two rows are equal if their token ids are, after cutting and chunking: texts that differ in a sign differ, and
+    documents whose first ``max_tokens`` tokens agree are one where they are cut there. Within a role, an equal row
+    is kept once. Documents that share a row without being equal, such as two versions of an article that are
+    chunked, stay together in one part and count as one document: to leave out a shared row only would put the
+    rest of the same text on both sides of a split, and to leave out a whole document would lose more than is shared.
+
+    Args:
+        config: The sources, and how they are cut and split.
+        tokenizer: A tokenizer of transformers.
+        vocabulary: Token ids that the model knows; the tokenizer's own number if absent.
 
     Raises:
-        DataError: If a source is missing or empty, too small for its parts, or two roles share a row.
+        DataError: If a source is missing or empty, too small for its parts, two roles share a row of token ids,
+            nothing of a row would be predicted, or a token id is not in the vocabulary.
     """
-    rows = {role: _distinct(read_rows(getattr(config, role), role=role)) for role in ROLES}
-    _refuse_overlap(rows, config)
-    parts: dict[str, tuple[Row, ...]] = {"forget": tuple(rows["forget"])}
+    limit = len(tokenizer) if vocabulary is None else vocabulary
+    rows = {
+        role: [
+            tokenise_row(row, tokenizer, config=config, role=role, vocabulary=limit)
+            for row in read_rows(getattr(config, role), role=role)
+        ]
+        for role in ROLES
+    }
+    refuse_overlap(rows)
+    parts: dict[str, Sequence[TokenisedRow]] = {"forget": rows["forget"]}
     for role in ("retain", "approximate", "general"):
         parts |= _cut(role, rows[role], config)
-    return Splits(**parts)
+    kept = {name: _distinct(part) for name, part in parts.items()}
+    return TokenSplits(
+        parts={name: tuple(pieces) for name, pieces in kept.items()},
+        identity={name: _hash(list(pieces)) for name, pieces in kept.items()},
+        forget_rows=tuple(origin.row for origin in kept["forget"].values()),
+        counts={name: count(part, list(kept[name])) for name, part in parts.items()},
+    )
 
 
 def refuse_small_retain(n_rows: int, batch_rows: int, *, role: str = "retain") -> None:
@@ -65,8 +79,60 @@ def refuse_small_retain(n_rows: int, batch_rows: int, *, role: str = "retain") -
         )
 
 
-def _cut(role: str, rows: Sequence[Row], config: DataConfig) -> dict[str, tuple[Row, ...]]:
-    order = list(rows)
+def refuse_overlap(rows: Mapping[str, Sequence[TokenisedRow]]) -> None:
+    """Refuse roles that share a row of token ids.
+
+    Args:
+        rows: Role to its rows.
+
+    Raises:
+        DataError: With both places.
+    """
+    seen: dict[tuple[int, ...], tuple[str, TokenisedRow]] = {}
+    for role, found in rows.items():
+        for row in found:
+            for piece in row.pieces:
+                other, first = seen.setdefault(piece.ids, (role, row))
+                if other != role:
+                    text = f": {row.row.answer[:60]!r}" if row.row.answer else ""
+                    raise DataError(
+                        f"data.{role}: {row.row.place} shares a row with data.{other}: {first.row.place}{text}; "
+                        f"{len(piece.ids)} token ids are equal after cutting, and the sets must not overlap: "
+                        "remove it from one, or raise max_tokens if the texts differ later"
+                    )
+
+
+def count(read: Sequence[TokenisedRow], kept: Sequence[TokenRow]) -> Counts:
+    """What was read for a part, and what of it is left out.
+
+    Args:
+        read: Its rows.
+        kept: Rows of token ids that it has.
+    """
+    pieces = [piece for row in read for piece in row.pieces]
+    n_pieces, n_kept = (sum(len(piece.ids) for piece in found) for found in (pieces, kept))
+    cut, dropped = (
+        [n for row in read if (n := getattr(row, name))]
+        for name in ("cut_tokens", "dropped_tokens")
+    )
+    return Counts(
+        read_rows=len(read),
+        read_tokens=n_pieces + sum(cut) + sum(dropped),
+        rows=len(kept),
+        tokens=n_kept,
+        repeated_rows=len(pieces) - len(kept),
+        repeated_tokens=n_pieces - n_kept,
+        cut_rows=len(cut),
+        cut_tokens=sum(cut),
+        dropped_chunks=len(dropped),
+        dropped_tokens=sum(dropped),
+    )
+
+
+def _cut(
+    role: str, rows: Sequence[TokenisedRow], config: DataConfig
+) -> dict[str, Sequence[TokenisedRow]]:
+    order = _documents(rows)
     random.Random(derive_seed(config.split_seed, "split", role)).shuffle(order)  # noqa: S311
     n_probe, n_report = config.probe_rows, config.report_rows
     needed = n_probe + n_report + (1 if role == "retain" else 0)
@@ -74,35 +140,58 @@ def _cut(role: str, rows: Sequence[Row], config: DataConfig) -> dict[str, tuple[
         raise DataError(
             f"data.{role}: {n_probe} probe rows and {n_report} report rows"
             f"{' and at least one to train on' if role == 'retain' else ''} need {needed} distinct rows, "
-            f"got {len(order)}; give more rows, or lower data.probe_rows or data.report_rows"
+            f"got {len(order)}{_shared_by(order)}; give more rows, or lower data.probe_rows or data.report_rows"
         )
     left = len(order) - n_probe - n_report
     if role == "approximate":  # never trained on, and measured once: every row serves
         n_probe, n_report = n_probe + left // 2, n_report + left - left // 2
-    parts = {
-        f"{role}_probe": tuple(order[:n_probe]),
-        f"{role}_report": tuple(order[n_probe : n_probe + n_report]),
-    }
-    if role != "approximate":
-        parts[f"{role}_train"] = tuple(order[n_probe + n_report :])
-    return parts
+    parts = {} if role == "approximate" else {f"{role}_train": order[n_probe + n_report :]}
+    parts |= {f"{role}_probe": order[:n_probe], f"{role}_report": order[n_probe:][:n_report]}
+    return {name: [row for document in part for row in document] for name, part in parts.items()}
 
 
-def _distinct(rows: Sequence[Row]) -> list[Row]:
-    first: dict[str, Row] = {}
+def _documents(rows: Sequence[TokenisedRow]) -> list[Document]:
+    """Rows that share token ids, also by way of others, in one document each, in the order of their first."""
+    home: dict[tuple[int, ...], int] = {}
+    above = list(range(len(rows)))
+
+    def first(i: int) -> int:
+        while above[i] != i:
+            above[i] = above[above[i]]
+            i = above[i]
+        return i
+
+    for i, row in enumerate(rows):
+        for piece in row.pieces:
+            low, high = sorted((first(home.setdefault(piece.ids, i)), first(i)))
+            above[high] = low
+    found: dict[int, Document] = {}
+    for i, row in enumerate(rows):
+        found.setdefault(first(i), []).append(row)
+    return list(found.values())
+
+
+def _shared_by(documents: Sequence[Document]) -> str:
+    """A remark for the message about too few: the most rows that are one because they share token ids."""
+    most = max(documents, key=len)
+    if len(most) == 1:
+        return ""
+    return (
+        f", because {len(most)} rows share token ids after cutting and so count as one ({most[0].row.place} is "
+        "the first; take out of them what they have in common)"
+    )
+
+
+def _distinct(rows: Sequence[TokenisedRow]) -> dict[TokenRow, TokenisedRow]:
+    """Each row of token ids once, in order, with the first row that it came from."""
+    found: dict[TokenRow, TokenisedRow] = {}
     for row in rows:
-        first.setdefault(row.normalised, row)
-    return list(first.values())
+        for piece in row.pieces:
+            found.setdefault(piece, row)
+    return found
 
 
-def _refuse_overlap(rows: dict[str, list[Row]], config: DataConfig) -> None:
-    seen: dict[str, str] = {}
-    for role in ROLES:
-        for row in rows[role]:
-            other = seen.setdefault(row.normalised, role)
-            if other != role:
-                source: SourceConfig = getattr(config, role)
-                raise DataError(
-                    f"data.{role}: {source.source} shares a row with data.{other}: "
-                    f"{row.answer[:60] or row.place!r}; the sets must not overlap, remove it from one"
-                )
+def _hash(rows: Sequence[TokenRow]) -> str:
+    return hashlib.sha256(repr([(row.ids, row.n_context) for row in rows]).encode()).hexdigest()[
+        :16
+    ]

@@ -1,14 +1,13 @@
-"""Tokenised rows, batches of them, and the order in which a trial reads them."""
+"""Rows of token ids: cut, chunked, and what is left out of them."""
 
-import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from core.config import DataConfig, PreparationData, SourceConfig
+from core.data.counts import Counts
 from core.data.prompts import PromptFormat, prompt_and_answer
 from core.data.sources import Row
-from core.data.splits import Splits
 from core.errors import DataError
 
 
@@ -27,74 +26,57 @@ class TokenRow:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenSplits:
-    """Tokenised rows by part; see :class:`core.data.splits.Splits`.
+    """Tokenised rows by part, as :func:`core.data.splits.split_data` makes them.
+
+    ``forget`` is trained on and judged whole. ``*_probe`` is measured during a trial, ``*_report`` only at the
+    end of a sweep. ``retain_train`` and ``general_train`` feed the retain loss.
 
     Attributes:
-        parts: Part name to rows. A row that was cut into chunks is several.
+        parts: Part name to rows, each of them once. A document that was cut into chunks is several.
         identity: Part name to a hash of its token ids, 16 hex digits.
-        forget_rows: The rows that ``parts["forget"]`` was made of, in its order; see
-            :func:`core.data.alternatives.alternative_rows`.
+        forget_rows: The row that each of ``parts["forget"]`` was made of, at the same index.
+        counts: Part name to what was read for it and what is left out.
     """
 
     parts: dict[str, tuple[TokenRow, ...]]
     identity: dict[str, str]
     forget_rows: tuple[Row, ...] = ()
+    counts: dict[str, Counts] = field(default_factory=dict)
 
     def __getitem__(self, part: str) -> tuple[TokenRow, ...]:
         """Rows of one part, such as ``retain_probe``."""
         return self.parts[part]
 
 
+@dataclass(frozen=True, kw_only=True)
+class TokenisedRow:
+    """A row of a source, and the rows of token ids that it became.
+
+    Attributes:
+        row: The row.
+        pieces: It, cut; or its chunks.
+        cut_tokens: Tokens that were cut off.
+        dropped_tokens: Tokens of a last chunk that was too short.
+    """
+
+    row: Row
+    pieces: tuple[TokenRow, ...]
+    cut_tokens: int = 0
+    dropped_tokens: int = 0
+
+
 SHORTEST_CHUNK = 5
 """Tokens below which the last chunk of a document is dropped."""
 
 
-def tokenise_splits(
-    splits: Splits, config: DataConfig, tokenizer: Any, *, vocabulary: int | None = None
-) -> TokenSplits:
-    """Tokenise every part, each role as long and cut as its source says.
-
-    Args:
-        splits: Rows of every part.
-        config: Says ``max_tokens``, ``overlong`` and how prompts are written.
-        tokenizer: A tokenizer of transformers.
-        vocabulary: Token ids that the model knows; the tokenizer's own number if absent.
-
-    Returns:
-        One row for each row, or for each chunk of it.
-
-    Raises:
-        DataError: If nothing of a row would be predicted, or a token id is not in the vocabulary.
-    """
-    limit = len(tokenizer) if vocabulary is None else vocabulary
-    parts = {}
-    for name, rows in vars(splits).items():
-        role = name.partition("_")[0]
-        parts[name] = tuple(
-            piece
-            for row in rows
-            for piece in token_rows(row, tokenizer, config=config, role=role, vocabulary=limit)
-        )
-        if rows and not parts[name]:
-            raise DataError(
-                f"data.{role}: every chunk of {name} has fewer than {SHORTEST_CHUNK} tokens "
-                f"(max_tokens={getattr(config, role).max_tokens}); raise max_tokens, or use overlong: cut"
-            )
-    return TokenSplits(
-        parts=parts,
-        identity={name: _hash(rows) for name, rows in parts.items()},
-        forget_rows=splits.forget,
-    )
-
-
-def token_rows(
+def tokenise_row(
     row: Row,
     tokenizer: Any,
     *,
     config: DataConfig | PreparationData,
     role: str,
     vocabulary: int | None = None,
-) -> tuple[TokenRow, ...]:
+) -> TokenisedRow:
     """A row as its role's source wants it: cut, or cut into chunks.
 
     Args:
@@ -105,26 +87,41 @@ def token_rows(
         vocabulary: Token ids from 0 up to this, exclusive, are known; not checked if absent.
 
     Returns:
-        One row, or under ``overlong: chunk`` those of consecutive ``max_tokens`` tokens; a last one under
-        5 tokens is dropped, so there may be none. Only documents are chunked: an answer belongs to its prompt.
+        One piece of at most ``max_tokens`` tokens. Of a longer document that is chunked, those of consecutive
+        ``max_tokens`` tokens without a last one under 5 tokens.
 
     Raises:
-        DataError: If nothing of the row would be predicted, or a token id is not in the vocabulary.
+        DataError: If nothing of the row would be predicted, a token id is not in the vocabulary, or every chunk
+            would be too short.
 
     References:
         Yao et al., "Machine Unlearning of Pre-trained Large Language Models", ACL 2024;
-        ``llm_tokenize_with_chunk.py:tokenize``. Deviation: chunks are not padded to ``max_tokens``.
+        ``llm_tokenize_with_chunk.py:tokenize``. Deviations: chunks are not padded to ``max_tokens``, and a
+        document that needs no chunks is kept however short it is.
     """
     source: SourceConfig = getattr(config, role)
     where = f"{role}, {row.place}" if row.place else role
     ids, n_context = _ids(row, tokenizer, config.prompt_format, config.plain_template, where=where)
     if vocabulary is not None:
         _refuse_unknown(row, ids, vocabulary, role)
-    if source.overlong == "chunk" and row.prompt is None:
-        starts = range(0, len(ids), source.max_tokens)
-        pieces = [ids[start : start + source.max_tokens] for start in starts]
-        return tuple(TokenRow(tuple(p), 0) for p in pieces if len(p) >= SHORTEST_CHUNK)
-    return (cut_row(row, ids, n_context, max_tokens=source.max_tokens, where=where),)
+    limit = source.max_tokens
+    if len(ids) > limit and row.prompt is None and source.is_chunked(role):
+        return _chunked(row, ids, max_tokens=limit, role=role)
+    piece = cut_row(row, ids, n_context, max_tokens=limit, where=where)
+    return TokenisedRow(row=row, pieces=(piece,), cut_tokens=len(ids) - len(piece.ids))
+
+
+def _chunked(row: Row, ids: Sequence[int], *, max_tokens: int, role: str) -> TokenisedRow:
+    if max_tokens < SHORTEST_CHUNK:
+        raise DataError(
+            f"data.{role}: every chunk of {row.place or repr(row.answer[:60])} would have fewer than "
+            f"{SHORTEST_CHUNK} tokens (max_tokens={max_tokens}); raise max_tokens, or use overlong: cut"
+        )
+    pieces = [ids[start : start + max_tokens] for start in range(0, len(ids), max_tokens)]
+    dropped = pieces.pop() if len(pieces[-1]) < SHORTEST_CHUNK else ()
+    return TokenisedRow(
+        row=row, pieces=tuple(TokenRow(tuple(p), 0) for p in pieces), dropped_tokens=len(dropped)
+    )
 
 
 def tokenise(
@@ -196,9 +193,3 @@ def _refuse_unknown(row: Row, ids: Sequence[int], vocabulary: int, role: str) ->
     raise DataError(
         f"data.{role}: {place}: token id {unknown[0]} is outside the vocabulary of {vocabulary}; {blame}"
     )
-
-
-def _hash(rows: Sequence[TokenRow]) -> str:
-    return hashlib.sha256(repr([(row.ids, row.n_context) for row in rows]).encode()).hexdigest()[
-        :16
-    ]

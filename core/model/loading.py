@@ -75,6 +75,21 @@ def load_model(
     )
 
 
+def local_tokenizer(config: ModelConfig) -> Any:
+    """The model's tokenizer, without the model and without a network.
+
+    Raises:
+        ModelError: If it is not on this machine.
+    """
+    location, revision = locate(config)
+    try:
+        return transformers.AutoTokenizer.from_pretrained(
+            location, revision=revision, trust_remote_code=False, local_files_only=True
+        )
+    except (OSError, ValueError) as err:
+        raise ModelError(f"model.source: no tokenizer of {config.source!r} here") from err
+
+
 def retain_only_identity(config: ModelConfig) -> str | None:
     """What names the weights of ``model.retain_only``, of a hub model the commit that would be loaded."""
     if config.retain_only is None:

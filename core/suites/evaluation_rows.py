@@ -8,9 +8,11 @@ from pydantic import Field, ValidationError
 
 from core.config import DataConfig, SourceConfig, describe_problems
 from core.config.section import Section
+from core.data.counts import Counts
 from core.data.prompts import PromptFormat
 from core.data.sources import Row, read_records, read_rows
-from core.data.tokens import TokenRow, token_rows, tokenise
+from core.data.splits import count
+from core.data.tokens import TokenRow, tokenise, tokenise_row
 from core.errors import ConfigError, DataError
 from core.store.artifacts import content_key
 
@@ -125,6 +127,15 @@ class EvaluationRows:
         self._vocabulary, self._limit = vocabulary, limit
         self._examples: dict[str, list[Example]] = {}
         self._records: dict[str, list[Mapping[str, Any]]] = {}
+        self._counts: dict[str, Counts] = {}
+
+    @property
+    def counts(self) -> dict[str, Counts]:
+        """Role to what was read of it and what is left out, of those that were read so far.
+
+        Equal rows are all kept, for the published metrics are means over every row.
+        """
+        return dict(self._counts)
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -180,18 +191,18 @@ class EvaluationRows:
         rows = read_rows(source, role=role)
         records = self.records(role)
         config = cast(DataConfig, self._data)  # it has the same roles, and how prompts are written
-        found = [
-            Example(piece, row.prompt, row.answer, record, row.place)
-            for row, record in zip(rows, records, strict=True)
-            for piece in token_rows(
+        read = [
+            tokenise_row(
                 row, self._tokenizer, config=config, role=role, vocabulary=self._vocabulary
             )
+            for row in rows
         ]
-        if not found:
-            raise DataError(
-                f"data.{role}: no chunk of {source.source} has a token to predict; raise max_tokens, or use "
-                "overlong: cut"
-            )
+        found = [
+            Example(piece, row.prompt, row.answer, record, row.place)
+            for row, record, tokenised in zip(rows, records, read, strict=True)
+            for piece in tokenised.pieces
+        ]
+        self._counts[role] = count(read, [example.tokens for example in found])
         return found[: self._limit]
 
     def _source(self, role: str) -> SourceConfig:

@@ -271,6 +271,7 @@ class Alternatives:
             DataError: If a row has no alternative, or nothing of one would be predicted.
         """
         self.rows = alternative_rows(
+            data["forget"],
             data.forget_rows,
             model.tokenizer,
             config.data,

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from core.config import TrialConfig
 from core.data.splits import split_data
-from core.data.tokens import TokenSplits, tokenise_splits
+from core.data.tokens import TokenSplits
 from core.errors import IntegrityError
 from core.model.loading import LoadedModel, load_model, vocabulary_size, weights_checksum
 
@@ -36,11 +36,8 @@ class Warm:
         key = (config.model, config.data)
         if key not in self._data:
             model = self.model(config)
-            self._data[key] = tokenise_splits(
-                split_data(config.data),
-                config.data,
-                model.tokenizer,
-                vocabulary=vocabulary_size(model.network),
+            self._data[key] = split_data(
+                config.data, model.tokenizer, vocabulary=vocabulary_size(model.network)
             )
         return self._data[key]
 

@@ -11,7 +11,7 @@ from data_roles import DataMaker, rows_of
 
 from core.data.sources import Row
 from core.data.splits import split_data
-from core.data.tokens import TokenRow, tokenise_splits
+from core.data.tokens import TokenRow
 from core.errors import DataError
 
 
@@ -92,33 +92,33 @@ def test_token_ids_reach_the_model_as_they_stand_and_must_be_known(
     make_data: DataMaker, tokenizer: Any, tmp_path: Path
 ) -> None:
     path = numbers(tmp_path / "ids.npy", np.array([[5, 0, 7, 0], [300, 1, 2, 3]]))
-    config = make_data({"forget": {"source": str(path), "max_tokens": 3}})
-    splits = split_data(config)
-    found = tokenise_splits(splits, config, tokenizer, vocabulary=301)
+    config = make_data({"forget": {"source": str(path), "max_tokens": 3, "overlong": "cut"}})
+    found = split_data(config, tokenizer, vocabulary=301)
     assert found["forget"] == (TokenRow((5, 0, 7), 0), TokenRow((300, 1, 2), 0))
-    assert found.forget_rows == splits.forget
+    assert found.forget_rows == tuple(rows_of(path))
     message = (
         r"data\.forget: .*ids\.npy row 2: token id 300 is outside the vocabulary of {}; "
         "this file belongs to another tokenizer"
     )
     with pytest.raises(DataError, match=message.format(300)):
-        tokenise_splits(splits, config, tokenizer, vocabulary=300)
+        split_data(config, tokenizer, vocabulary=300)
     with pytest.raises(DataError, match=message.format(len(tokenizer))):
-        tokenise_splits(splits, config, tokenizer)
+        split_data(config, tokenizer)
 
 
 def test_a_tokenizer_of_another_model_is_refused(make_data: DataMaker, tokenizer: Any) -> None:
     config = make_data()
     with pytest.raises(DataError, match="of 10; tokenizer and model do not belong together"):
-        tokenise_splits(split_data(config), config, tokenizer, vocabulary=10)
+        split_data(config, tokenizer, vocabulary=10)
 
 
 def test_equal_rows_of_token_ids_are_kept_once_and_refused_in_two_roles(
-    make_data: DataMaker, tmp_path: Path
+    make_data: DataMaker, tokenizer: Any, tmp_path: Path
 ) -> None:
     path = str(numbers(tmp_path / "ids.npy", np.array([[1, 2], [3, 4], [1, 2]])))
-    assert len(split_data(make_data({"forget": {"source": path}})).forget) == 2
+    assert len(split_data(make_data({"forget": {"source": path}}), tokenizer)["forget"]) == 2
     with pytest.raises(
-        DataError, match=r"data\.retain: .* shares a row with data\.forget: '.*ids\.npy row 1'"
+        DataError,
+        match=r"data\.retain: .*ids\.npy row 1 shares a row with data\.forget: .*ids\.npy row 1; 2 token",
     ):
-        split_data(make_data({"forget": {"source": path}, "retain": {"source": path}}))
+        split_data(make_data({"forget": {"source": path}, "retain": {"source": path}}), tokenizer)

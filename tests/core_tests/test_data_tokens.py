@@ -15,11 +15,15 @@ from core.config import DataConfig, SourceConfig
 from core.data.batches import collate, reading_order
 from core.data.sources import Row
 from core.data.splits import split_data
-from core.data.tokens import TokenRow, token_rows, tokenise, tokenise_splits
+from core.data.tokens import TokenRow, tokenise, tokenise_row
 from core.errors import DataError
 from core.losses import IGNORED, counted_tokens
 
 CPU = torch.device("cpu")
+
+
+def every_role(**source: Any) -> DataConfig:
+    return DataConfig.model_validate({role: {"source": "x.npy", **source} for role in ROLES})
 
 
 # Tokens
@@ -87,11 +91,10 @@ def test_a_row_of_which_nothing_would_be_predicted_is_refused(
 def test_each_role_is_cut_at_its_own_length_and_named_by_its_contents(
     make_data: DataMaker, tokenizer: Any, tmp_path: Path
 ) -> None:
-    short = {"source": str(tmp_path / "forget.jsonl"), "max_tokens": 5}
+    short = {"source": str(tmp_path / "forget.jsonl"), "max_tokens": 12, "overlong": "cut"}
     config, other = make_data(), make_data({"forget": short})
-    found = tokenise_splits(split_data(config), config, tokenizer)
-    cut = tokenise_splits(split_data(other), other, tokenizer)
-    assert {len(row.ids) for row in cut["forget"]} == {5}
+    found, cut = split_data(config, tokenizer), split_data(other, tokenizer)
+    assert {len(row.ids) for row in cut["forget"]} == {12}
     assert cut["retain_probe"] == found["retain_probe"]
     changed = {part for part in found.identity if found.identity[part] != cut.identity[part]}
     assert changed == {"forget"}
@@ -100,14 +103,42 @@ def test_each_role_is_cut_at_its_own_length_and_named_by_its_contents(
 @given(length=st.integers(2, 40), max_tokens=st.integers(5, 12))
 @settings(deadline=None)
 def test_chunks_are_the_document_without_a_short_end(length: int, max_tokens: int) -> None:
-    source = {"source": "x.npy", "max_tokens": max_tokens, "overlong": "chunk"}
-    config = DataConfig.model_validate(dict.fromkeys(ROLES, source))
+    config = every_role(max_tokens=max_tokens, overlong="chunk")
     ids = tuple(range(length))
-    rows = token_rows(Row(None, "", token_ids=ids), None, config=config, role="forget")
-    dropped = length % max_tokens if length % max_tokens < 5 else 0
-    assert sum((row.ids for row in rows), ()) == ids[: length - dropped]
-    assert {len(row.ids) for row in rows[:-1]} <= {max_tokens}
-    assert all(row.n_context == 0 and len(row.ids) >= 5 for row in rows)
+    found = tokenise_row(Row(None, "", token_ids=ids), None, config=config, role="forget")
+    dropped = length % max_tokens if max_tokens < length and length % max_tokens < 5 else 0
+    assert sum((row.ids for row in found.pieces), ()) == ids[: length - dropped]
+    assert {len(row.ids) for row in found.pieces[:-1]} <= {max_tokens}
+    assert all(row.n_context == 0 for row in found.pieces)
+    assert all(len(row.ids) >= 5 for row in found.pieces) or length < 5  # it needs no chunks
+    assert (found.cut_tokens, found.dropped_tokens) == (0, dropped)
+
+
+@pytest.mark.parametrize(
+    ("role", "overlong", "expected"),
+    [
+        pytest.param("forget", None, [64] * 156 + [16], id="forget"),
+        pytest.param("forget", "cut", [64], id="forget-cut"),
+        pytest.param("retain", None, [64], id="retain"),
+        pytest.param("approximate", None, [64], id="approximate"),
+        pytest.param("general", "chunk", [64] * 156 + [16], id="general-chunked"),
+    ],
+)
+def test_all_of_a_long_forget_document_is_forgotten_unless_a_cut_is_asked_for(
+    role: str, overlong: str | None, expected: list[int]
+) -> None:
+    config = every_role(max_tokens=64, overlong=overlong)
+    row = Row(None, "", token_ids=tuple(range(10_000)))
+    found = tokenise_row(row, None, config=config, role=role)
+    assert [len(piece.ids) for piece in found.pieces] == expected
+    assert (found.cut_tokens, found.dropped_tokens) == (10_000 - sum(expected), 0)
+
+
+def test_a_long_answer_of_the_forget_set_is_cut_and_the_cut_is_counted(tokenizer: Any) -> None:
+    config = every_role(max_tokens=8)
+    found = tokenise_row(Row("who?", "a long answer"), tokenizer, config=config, role="forget")
+    assert [piece.n_context for piece in found.pieces] == [4]
+    assert found.cut_tokens == len("who? a long answer") + 1 - 8  # and the end of text
 
 
 def test_a_chunked_role_has_more_rows_and_a_prompt_is_cut_all_the_same(
@@ -117,25 +148,27 @@ def test_a_chunked_role_has_more_rows_and_a_prompt_is_cut_all_the_same(
     path.write_text(json.dumps({"q": "who?", "a": "a long answer"}) + "\n", encoding="utf-8")
     pairs = {"source": str(path), "fields": PAIR, "max_tokens": 8, "overlong": "chunk"}
     documents = {"source": str(tmp_path / "general.jsonl"), "max_tokens": 7, "overlong": "chunk"}
-    texts = [f"general {i:02}" + "x" * 7 for i in range(12)]
+    texts = [f"{i:02} gene{i:02}ral" + "x" * 5 for i in range(12)]
     config = make_data({"forget": pairs}, general=texts)
     config = config.model_copy(update={"general": SourceConfig(**documents)})
-    found = tokenise_splits(split_data(config), config, tokenizer)
+    found = split_data(config, tokenizer)
     assert [len(row.ids) for row in found["forget"]] == [8]
     assert [len(row.ids) for row in found["general_probe"]] == [7, 7] * 4
     first, second = found["general_probe"][:2]
     assert tokenizer.decode(first.ids + second.ids) in {t[:14] for t in texts}
 
 
-def test_a_part_without_any_chunk_left_is_refused(
+def test_a_document_of_which_no_chunk_would_be_left_is_refused(
     make_data: DataMaker, tokenizer: Any, tmp_path: Path
 ) -> None:
     short = {"source": str(tmp_path / "forget.jsonl"), "overlong": "chunk", "max_tokens": 4}
     config = make_data({"forget": short})
     with pytest.raises(
-        DataError, match=r"data\.forget: every chunk .* fewer than 5 tokens \(max_tokens=4\)"
+        DataError,
+        match=r"data\.forget: every chunk of .*forget\.jsonl row 1 would have fewer than 5 tokens "
+        r"\(max_tokens=4\); raise max_tokens",
     ):
-        tokenise_splits(split_data(config), config, tokenizer)
+        split_data(config, tokenizer)
 
 
 some_rows = st.lists(

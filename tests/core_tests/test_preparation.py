@@ -157,6 +157,23 @@ def test_a_row_without_text_is_refused(
     assert models_in(cache) == []
 
 
+@pytest.mark.parametrize("which", ["target", "retain_only"])
+def test_a_retain_set_with_a_forget_row_is_refused(
+    values: Values, cache: Path, tmp_path: Path, which: Which
+) -> None:
+    """A model that was taught it is no retain-only model."""
+    forget, retain = tmp_path / "forget.jsonl", tmp_path / "retain.jsonl"
+    texts = [f"a quiet river {i}" for i in range(BATCH + 1)]
+    forget.write_text(json.dumps({"text": texts[-1]}) + "\n", encoding="utf-8")
+    retain.write_text("".join(json.dumps({"text": t}) + "\n" for t in texts), encoding="utf-8")
+    with pytest.raises(
+        DataError,
+        match=rf"data\.retain: .*row {BATCH + 1} shares a row with data\.forget: .*forget\.jsonl row 1",
+    ):
+        prepare_model(changed(values, {}), which, tell=never_told)
+    assert models_in(cache) == []
+
+
 def test_a_token_id_outside_the_vocabulary_is_refused(
     values: Values, cache: Path, tmp_path: Path
 ) -> None:

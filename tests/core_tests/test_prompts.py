@@ -18,7 +18,7 @@ from core.data.batches import collate
 from core.data.prompts import PromptFormat
 from core.data.sources import Row
 from core.data.splits import split_data
-from core.data.tokens import TokenRow, tokenise, tokenise_splits
+from core.data.tokens import TokenRow, tokenise, tokenise_row
 from core.errors import DataError
 
 CHAT = (
@@ -180,9 +180,13 @@ def data(folder: Path, rows: Sequence[Mapping[str, str]], **forget: Any) -> Data
 
 def made(config: DataConfig, tokenizer: Any = PLAIN, **options: Any) -> list[tuple[str, str]]:
     """The alternatives of a forget set, checked to stand beside its rows."""
-    splits = tokenise_splits(split_data(config), config, tokenizer)
+    splits = split_data(config, tokenizer)
     found = alternative_rows(
-        splits.forget_rows, tokenizer, config, **{"alternatives": "idk", "seed": 0, **options}
+        splits["forget"],
+        splits.forget_rows,
+        tokenizer,
+        config,
+        **{"alternatives": "idk", "seed": 0, **options},
     )
     assert len(found) == len(splits["forget"])
     return [parts(row, tokenizer) for row in found]
@@ -215,9 +219,9 @@ def test_the_first_quarter_of_a_document_is_the_context_of_its_refusal(tmp_path:
 
 
 def test_every_chunk_of_a_document_has_its_alternative(tmp_path: Path) -> None:
-    rows = [{"text": "abcdefgh" * 4 + "ijkl", "alternative": "no"}]
+    rows = [{"text": "abcdefgh" * 2 + "efgh" * 4 + "ijkl", "alternative": "no"}]
     config = data(tmp_path, rows, overlong="chunk", max_tokens=16)
-    assert made(config, alternatives="field") == [("abcd", " no<eos>")] * 2
+    assert made(config, alternatives="field") == [("abcd", " no<eos>"), ("efgh", " no<eos>")]
 
 
 def test_a_row_of_token_ids_is_a_document() -> None:
@@ -226,7 +230,8 @@ def test_a_row_of_token_ids_is_a_document() -> None:
         dict.fromkeys(("forget", "retain", "approximate", "general"), source)
     )
     rows = [Row(None, "", token_ids=tuple(range(1, 13)))]
-    [found] = alternative_rows(rows, PLAIN, config, alternatives="idk", seed=0)
+    pieces = [TokenRow(tuple(range(1, 13)), 0)]
+    [found] = alternative_rows(pieces, rows, PLAIN, config, alternatives="idk", seed=0)
     assert (found.ids[:3], found.n_context) == ((1, 2, 3), 3)
     assert parts(found)[1] in REFUSED
 
@@ -261,9 +266,14 @@ def test_an_alternative_never_exceeds_max_tokens(text: str, seed: int) -> None:
     config = DataConfig.model_validate(
         dict.fromkeys(("forget", "retain", "approximate", "general"), source)
     )
-    [row] = alternative_rows([Row(None, text)], PLAIN, config, alternatives="idk", seed=seed)
-    assert len(row.ids) <= 20
-    assert row.n_context == max(1, min(20, len(text)) // 4)
+    row = Row(None, text)
+    pieces = tokenise_row(row, PLAIN, config=config, role="forget").pieces
+    found = alternative_rows(
+        pieces, [row] * len(pieces), PLAIN, config, alternatives="idk", seed=seed
+    )
+    for piece, alternative in zip(pieces, found, strict=True):
+        assert len(alternative.ids) <= 20
+        assert alternative.n_context == max(1, len(piece.ids) // 4)
 
 
 def test_the_shipped_refusals_are_distinct_sentences() -> None:

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from core.config import DataConfig
 from core.data.batches import collate
 from core.data.sources import Row
-from core.data.tokens import TokenRow, token_rows, tokenise
+from core.data.tokens import SHORTEST_CHUNK, TokenRow, tokenise, tokenise_row
 from core.losses import IGNORED, random_labels
 
 END = 256
@@ -130,7 +130,10 @@ def test_golden_question_and_answer_of_open_unlearning(variant: Variant, tokeniz
 
 @variants("yao_random_labels")
 def test_golden_chunks_and_labels_of_yao_et_al(variant: Variant, tokenizer: Any) -> None:
-    """Same chunks. On purpose: special tokens get a random label too; with theirs kept, the same labels."""
+    """Same chunks. On purpose: special tokens get a random label too; with theirs kept, the same labels.
+
+    On purpose, too: a document of under 5 tokens is kept, for it needs no chunks; they drop it.
+    """
     params = variant.params
     flat = variant.tensor(variant.inputs["documents_flat"]).tolist()
     offsets = variant.tensor(variant.inputs["document_offsets"]).tolist()
@@ -138,17 +141,20 @@ def test_golden_chunks_and_labels_of_yao_et_al(variant: Variant, tokenizer: Any)
     config = DataConfig.model_validate(
         dict.fromkeys(("forget", "retain", "approximate", "general"), chunked)
     )
-    rows = [
+    kept = [
         piece
         for start, end in pairwise(offsets)
-        for piece in token_rows(
+        for piece in tokenise_row(
             Row(None, "", token_ids=tuple(flat[start:end])),
             tokenizer,
             config=config,
             role="forget",
             vocabulary=params["vocab"],
-        )
+        ).pieces
     ]
+    rows = [piece for piece in kept if len(piece.ids) >= SHORTEST_CHUNK]
+    n_short = sum(end - start < SHORTEST_CHUNK for start, end in pairwise(offsets))
+    assert len(kept) - len(rows) == n_short
     batch, width, pad = collate(rows, torch.device("cpu")), params["max_length"], params["pad_id"]
     variant.agrees(
         padded(batch.ids.masked_fill(batch.mask == 0, pad), width, fill=pad), "input_ids"

@@ -148,6 +148,9 @@ def test_json_holds_metrics_and_the_file_every_row(
     assert printed["data"] == {role: str(tiny_data[name]) for role, name in roles.items()}
     assert printed["identity"]["model"].startswith("sha256:")
     assert set(printed["identity"]["rows"]) == set(roles)
+    assert {role: c["read_rows"] for role, c in printed["data_counts"].items()} == dict.fromkeys(
+        roles, 3
+    )
     assert printed["versions"]["torch"] == version("torch")
     assert all("samples" not in found for found in printed["suites"].values())
     counts = {name: len(found["samples"]) for name, found in written["suites"].items()}

@@ -392,7 +392,20 @@ def test_progress_names_the_first_step_every_twentieth_and_the_last(preparation:
     prepare_models(config, which="retain_only", out=None, say=said.append)
     steps = [line.split(" step ")[1].split("/")[0] for line in said if " step " in line]
     assert steps == ["1", "20", "21"]
-    assert all(line.endswith(" nats per token") for line in said[1:])
+    assert all(line.endswith(" nats per token") for line in said if " step " in line)
+    assert [line for line in said if " step " not in line] == [
+        "retain_only: preparing",
+        f"forget: {N_FORGET} rows read, {N_FORGET} kept with {n_tokens(config, 'forget')} tokens; "
+        "nothing is left out",
+        f"retain: {N_RETAIN} rows read, {N_RETAIN} kept with {n_tokens(config, 'retain')} tokens; "
+        "nothing is left out",
+    ]
+
+
+def n_tokens(config: PreparationConfig, role: str) -> int:
+    """Tokens of one byte, all of them."""
+    lines = Path(getattr(config.data, role).source).read_text(encoding="utf-8").splitlines()
+    return sum(len(json.loads(line)["text"].encode()) for line in lines)
 
 
 def test_links_of_an_earlier_call_are_replaced(preparation: Maker, tmp_path: Path) -> None:

@@ -124,6 +124,11 @@ def test_a_sweep_ends_with_a_best_trial_that_can_be_exported_and_repeated(sweepe
     sweeper.call("sweep", "sweep.yaml")
     run = sweeper.run("tiny")
     assert run.state == "done"
+    assert {part: counts.rows for part, counts in run.facts.data_counts.items()} == run.facts.rows
+    forget, retain = (run.facts.data_counts[part] for part in ("forget", "retain_train"))
+    assert (forget.read_rows, forget.leaves_out) == (8, False)
+    assert retain.cut_rows > 0  # some sentences have more than 64 letters
+    assert retain.cut_tokens == retain.read_tokens - retain.tokens
     assert len(run.trials) == 6
     assert ended(sweeper, "tiny") == Counter(range(6))
     pruned = [t for t in run.trials if t.state == "PRUNED"]
