@@ -28,7 +28,11 @@ class _Telling:
 
 
 def launch_trial(
-    config: TrialConfig, folder: Path, *, tell: Callable[[Probe], None]
+    config: TrialConfig,
+    folder: Path,
+    *,
+    tell: Callable[[Probe], None],
+    warn: Callable[[str], None] = lambda _: None,
 ) -> TrialResult:
     """Run a trial under its own retain guard, on the recorded number of ranks and threads.
 
@@ -36,6 +40,7 @@ def launch_trial(
         config: The trial.
         folder: Where its history and adapter are committed.
         tell: Called with each probe, in this process.
+        warn: Called with what a person should know and what stops nothing.
 
     Raises:
         UserError: If model or data are not as the configuration says.
@@ -44,6 +49,8 @@ def launch_trial(
     torch.set_num_threads(config.engine.threads)
     warm = Warm()
     share_work(config, warm=warm, group=Group(rank=0, size=1))  # before others wait for this rank
+    for notice in warm.notices(config):
+        warn(notice)
     meeting = Rendezvous(config.engine.ranks)
     others: Any = None
     if config.engine.ranks > 1:

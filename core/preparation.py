@@ -17,6 +17,7 @@ from torch import Tensor
 from core.config import BatchPlan, ModelConfig, PreparationConfig
 from core.data.batches import reading_order
 from core.data.sources import read_rows
+from core.data.taught import record_wording
 from core.data.tokens import TokenRow, token_rows
 from core.errors import DataError, ModelError
 from core.losses import nll_loss
@@ -150,6 +151,8 @@ def _train(
                 config, f"{reached:.3f} nats per token, worse than guessing, are reached"
             )
         copy.write(folder, copy.exported(engine.full_value))
+        if any(row.n_context for row in rows):
+            record_wording(config.data, folder)
     finally:
         engine.destroy()
         copy.detach()

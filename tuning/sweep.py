@@ -259,6 +259,8 @@ def _prepare(spec: SweepSpec, watcher: Watcher) -> tuple[SweepSpec, dict[str, An
     trials = [bind(spec, proposal, where="sweep") for proposal in corner_proposals(spec)]
     facts = _on_a_rank(spec, _prepare_all, one_for_each_work(trials))
     watcher.show(Prepared(baseline=facts["baseline"], seconds=time.monotonic() - began))
+    for notice in facts.pop("notices"):
+        watcher.show(Warned(text=notice))
     facts["versions"] = {name: version(name) for name in _PACKAGES} | {
         "python": platform.python_version()
     }
@@ -281,6 +283,7 @@ def _prepare_all(warm: Any, group: Any, trials: list[TrialConfig]) -> dict[str, 
         "identity": {"model": model.identity}
         | {f"data.{part}": value for part, value in data.identity.items()},
         "rows": {part: len(rows) for part, rows in data.parts.items()},
+        "notices": warm.notices(trials[0]),
     }
     other = retain_only_identity(trials[0].model)
     if other is not None:

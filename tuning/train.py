@@ -28,7 +28,7 @@ def train_trial(config: TrialConfig, out: Path, *, say: Callable[[str], None]) -
         )
 
     commit_yaml(out / "trial.yaml", config.model_dump(mode="json"))
-    finished = launch_trial(config, out, tell=tell)
+    finished = launch_trial(config, out, tell=tell, warn=lambda text: say(f"warning: {text}"))
     outcome = conclude(finished.probes, config.selection, finished.decision.verdict)
     result = finite({k: v for k, v in asdict(outcome).items() if k != "violations"})
     commit_json(out / "result.json", result)

@@ -7,9 +7,11 @@ from torch import Tensor
 
 from core.config import TrialConfig
 from core.data.splits import split_data
+from core.data.taught import wording_notice
 from core.data.tokens import TokenSplits, tokenise_splits
 from core.errors import IntegrityError
 from core.model.loading import LoadedModel, load_model, vocabulary_size, weights_checksum
+from core.model.source import locate
 
 
 @dataclass
@@ -43,6 +45,18 @@ class Warm:
                 vocabulary=vocabulary_size(model.network),
             )
         return self._data[key]
+
+    def notices(self, config: TrialConfig) -> list[str]:
+        """What a person should know of model and data, and what stops nothing."""
+        rows = (row for part in self.data(config).parts.values() for row in part)
+        notice = wording_notice(
+            config.data,
+            self.model(config).tokenizer,
+            rows,
+            source=config.model.source,
+            location=locate(config.model)[0],
+        )
+        return [] if notice is None else [notice]
 
     @property
     def checksum(self) -> str:
