@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from core.config.prompting import Prompting
-from core.data.prompts import asked
+from core.data.prompts import asked, uses_chat_template
 from core.data.tokens import TokenRow
 from core.store.durable import commit_json
 
@@ -48,12 +48,12 @@ def wording_notice(
     if record.is_file():
         taught = asked(_PROBE, tokenizer, _read(record))
         return None if now == taught else _notice(source, f"was taught prompts as {taught!r}", now)
-    if getattr(tokenizer, "chat_template", None) is None:
+    without_template = getattr(tokenizer, "chat_template", None) is None
+    if without_template or uses_chat_template(prompting, tokenizer):
         return None
-    taught = asked(_PROBE, tokenizer, Prompting())
-    if taught is None or now is None or now.strip() in taught:
-        return None
-    return _notice(source, "has a chat template", now)
+    taught, words = asked(_PROBE, tokenizer, Prompting()), str(now).strip()
+    is_template_s = taught is None or (words in taught and words != _PROBE)
+    return None if is_template_s else _notice(source, "has a chat template", now)
 
 
 def _read(path: Path) -> Prompting:
