@@ -9,7 +9,7 @@ import signal
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -22,6 +22,7 @@ from ray import tune
 
 from core.config import TrialConfig
 from core.errors import UserError
+from core.model.source import CONTENT
 from core.store.durable import commit_yaml
 from core.training.shared_work import one_for_each_work
 from tuning import records
@@ -138,17 +139,36 @@ def resume_sweep(
             if before not in (None, now):
                 watcher.show(Warned(text=f"{name} was {before} when the run began, is {now} now"))
         known = run.notes.get("identity", {})
-        changed = [k for k, v in facts["identity"].items() if known.get(k, v) != v]
-        if changed:
-            raise UserError(
-                f"{run_dir}: {', '.join(changed)} changed since the run began; restore the old contents "
-                "(for prompts, data.prompt_format too), or start a new run"
-            )
+        refuse_other_contents(known, facts["identity"], run_dir)
         if trials is not None:
             ledger.set_note("target", trials)
         with _driver_log(run_dir):
             _drive(run.spec, run_dir, ledger, concurrent, watcher, signals)
     return records.load_run(run_dir)
+
+
+def refuse_other_contents(before: Mapping[str, str], now: Mapping[str, str], run_dir: Path) -> None:
+    """Refuse to go on with another model or other rows than those of a run.
+
+    Raises:
+        UserError: With what changed; or that the run names a model folder by the hash of its files, as
+            releases did that counted bytes which compute nothing.
+    """
+    changed = [k for k, v in now.items() if before.get(k, v) != v]
+    by_files = [
+        k for k in changed if before[k].startswith("sha256:") and now[k].startswith(CONTENT)
+    ]
+    if changed and changed == by_files:
+        raise UserError(
+            f"{run_dir}: an earlier release began this run and named {' and '.join(by_files)} by the bytes of "
+            "all files; this one names it by what computes (weights, tokenizer, templates), and cannot tell "
+            "whether it is the same; go on with the release that began it, or start a new run"
+        )
+    if changed:
+        raise UserError(
+            f"{run_dir}: {', '.join(changed)} changed since the run began; restore the old contents "
+            "(for prompts, data.prompt_format too), or start a new run"
+        )
 
 
 def refuse_existing(spec: SweepSpec, run_dir: Path) -> None:
