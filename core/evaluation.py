@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from core.config import EngineConfig, ModelConfig, SourceConfig
+from core.data.taught import wording_notice
 from core.errors import DataError, ModelError, UserError, first_line
 from core.model.loading import LoadedModel, load_model, vocabulary_size
 from core.model.source import locate
@@ -100,9 +101,14 @@ def evaluate(request: EvaluationRequest, *, tell: Callable[[str], None]) -> dict
         load_initial=_loader("--initial", initial, request, model),
     )
     found = {}
+    notice: str | None = None
     for name in names:
         tell(f"suite {name}")
         findings = SUITES[name].run(given)
+        if notice is None:
+            notice = _wording_notice(request, data, rows, model)
+            if notice is not None:
+                tell(f"warning: {notice}")
         found[name] = {
             "metrics": dict(findings.metrics),
             "notes": list(findings.notes),
@@ -128,6 +134,18 @@ def evaluate(request: EvaluationRequest, *, tell: Callable[[str], None]) -> dict
         "device": model.device.type,
     }
     return dict(finite(result))
+
+
+def _wording_notice(
+    request: EvaluationRequest, data: EvaluationData, rows: EvaluationRows, model: LoadedModel
+) -> str | None:
+    return wording_notice(
+        data,
+        model.tokenizer,
+        rows.read,
+        source=request.model,
+        location=locate(ModelConfig(source=request.model))[0],
+    )
 
 
 def compute_threads(n: int | None) -> None:

@@ -35,6 +35,7 @@ def launch_trial(
     *,
     tell: Callable[[Probe], None],
     tell_data: Callable[[Mapping[str, Counts]], None],
+    warn: Callable[[str], None] = lambda _: None,
 ) -> TrialResult:
     """Run a trial under its own retain guard, on the recorded number of ranks and threads.
 
@@ -43,6 +44,7 @@ def launch_trial(
         folder: Where its history and adapter are committed.
         tell: Called with each probe, in this process.
         tell_data: Called once before, with what was read and left out of each part.
+        warn: Called with what a person should know and what stops nothing.
 
     Raises:
         UserError: If model or data are not as the configuration says.
@@ -53,6 +55,8 @@ def launch_trial(
     warm = Warm()
     share_work(config, warm=warm, group=Group(rank=0, size=1))  # before others wait for this rank
     tell_data(warm.data(config).counts)
+    for notice in warm.notices(config):
+        warn(notice)
     meeting = Rendezvous(config.engine.ranks)
     others: Any = None
     if config.engine.ranks > 1:

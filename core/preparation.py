@@ -19,6 +19,7 @@ from core.data.batches import reading_order
 from core.data.counts import Counts
 from core.data.sources import read_rows
 from core.data.splits import count, refuse_overlap
+from core.data.taught import record_wording
 from core.data.tokens import TokenisedRow, TokenRow, tokenise_row
 from core.errors import DataError, ModelError
 from core.losses import nll_loss
@@ -154,6 +155,8 @@ def _train(
                 config, f"{reached:.3f} nats per token, worse than guessing, are reached"
             )
         copy.write(folder, copy.exported(engine.full_value))
+        if any(row.n_context for row in rows):
+            record_wording(config.data, folder)
     finally:
         engine.destroy()
         copy.detach()

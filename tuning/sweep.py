@@ -9,7 +9,7 @@ import signal
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -22,6 +22,7 @@ from ray import tune
 
 from core.config import TrialConfig
 from core.errors import UserError, first_line
+from core.model.source import CONTENT
 from core.store.durable import commit_yaml
 from core.training.shared_work import one_for_each_work
 from tuning import records
@@ -141,18 +142,36 @@ def resume_sweep(
             before = run.facts.versions.get(name)
             if before not in (None, now):
                 watcher.show(Warned(text=f"{name} was {before} when the run began, is {now} now"))
-        known = run.facts.identity
-        changed = [k for k, v in facts.identity.items() if known.get(k, v) != v]
-        if changed:
-            raise UserError(
-                f"{run_dir}: {', '.join(changed)} changed since the run began; restore the old contents "
-                "(for prompts, data.prompt_format too), or start a new run"
-            )
+        refuse_other_contents(run.facts.identity, facts.identity, run_dir)
         if trials is not None:
             ledger.set_note("target", trials)
         with _driver_log(run_dir):
             _drive(run.spec, run_dir, ledger, concurrent, watcher, signals)
     return load_run(run_dir)
+
+
+def refuse_other_contents(before: Mapping[str, str], now: Mapping[str, str], run_dir: Path) -> None:
+    """Refuse to go on with another model or other rows than those of a run.
+
+    Raises:
+        UserError: With what changed; or that the run names a model folder by the hash of its files, as
+            releases did that counted bytes which compute nothing.
+    """
+    changed = [k for k, v in now.items() if before.get(k, v) != v]
+    by_files = [
+        k for k in changed if before[k].startswith("sha256:") and now[k].startswith(CONTENT)
+    ]
+    if changed and changed == by_files:
+        raise UserError(
+            f"{run_dir}: an earlier release began this run and named {' and '.join(by_files)} by the bytes of "
+            "all files; this one names it by what computes (weights, tokenizer, templates), and cannot tell "
+            "whether it is the same; go on with the release that began it, or start a new run"
+        )
+    if changed:
+        raise UserError(
+            f"{run_dir}: {', '.join(changed)} changed since the run began; restore the old contents "
+            "(for prompts, data.prompt_format too), or start a new run"
+        )
 
 
 def refuse_existing(spec: SweepSpec, run_dir: Path) -> None:
@@ -263,9 +282,9 @@ def _prepare(spec: SweepSpec, watcher: Watcher) -> tuple[SweepSpec, records.RunF
     """Do what all trials share, once, in a process of its own; resolve what depends on the hardware."""
     began = time.monotonic()
     trials = [bind(spec, proposal, where="sweep") for proposal in corner_proposals(spec)]
-    facts, hardware = _on_a_rank(spec, _prepare_all, one_for_each_work(trials))
+    facts, hardware, notices = _on_a_rank(spec, _prepare_all, one_for_each_work(trials))
     watcher.show(Prepared(baseline=dict(facts.baseline), seconds=time.monotonic() - began))
-    for text in data_warnings(facts.data_counts):
+    for text in (*notices, *data_warnings(facts.data_counts)):
         watcher.show(Warned(text=text))
     versions = {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()}
     facts = replace(facts, versions=versions, created=records.now())
@@ -274,8 +293,8 @@ def _prepare(spec: SweepSpec, watcher: Watcher) -> tuple[SweepSpec, records.RunF
 
 def _prepare_all(
     warm: Any, group: Any, trials: list[TrialConfig]
-) -> tuple[records.RunFacts, dict[str, str]]:
-    """Runs on a rank: shared work of all trials, what is recorded of it, and the engine's precision and device."""
+) -> tuple[records.RunFacts, dict[str, str], list[str]]:
+    """Runs on a rank: shared work of all trials; what is recorded of it, the engine's precision and device, notices."""
     from core.measuring.baselines import baseline_levels
     from core.model.loading import retain_only_identity
     from core.worker import share_work
@@ -302,7 +321,7 @@ def _prepare_all(
         report_baseline=baselines["report"],
     )
     dtype = "bf16" if "bfloat16" in str(model.dtype) else "fp32"
-    return facts, {"dtype": dtype, "device": model.device.type}
+    return facts, {"dtype": dtype, "device": model.device.type}, warm.notices(trials[0])
 
 
 def _report_finalists(spec: SweepSpec, run_dir: Path, ledger: Ledger, log: EventLog) -> None:

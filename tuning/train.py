@@ -34,7 +34,9 @@ def train_trial(config: TrialConfig, out: Path, *, say: Callable[[str], None]) -
             say(line)
 
     commit_yaml(out / "trial.yaml", config.model_dump(mode="json"))
-    finished = launch_trial(config, out, tell=tell, tell_data=tell_data)
+    finished = launch_trial(
+        config, out, tell=tell, tell_data=tell_data, warn=lambda text: say(f"warning: {text}")
+    )
     outcome = conclude(finished.probes, config.selection, finished.decision.verdict)
     result = finite({k: v for k, v in asdict(outcome).items() if k != "violations"})
     commit_json(out / "result.json", result)

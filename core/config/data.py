@@ -4,6 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from core.config.prompting import Prompting
 from core.config.section import Positive, Section
 
 
@@ -58,7 +59,7 @@ class SourceConfig(Section):
         return (self.overlong or ("chunk" if role == "forget" else "cut")) == "chunk"
 
 
-class DataConfig(Section):
+class DataConfig(Prompting):
     """Forget, retain, approximate and general sets, and how the held-out parts are cut."""
 
     forget: SourceConfig
@@ -76,23 +77,14 @@ class DataConfig(Section):
     """
     report_rows: Positive = 64
     """Rows of each report part; neither losses nor probes see them, finalists are reported on them."""
-    prompt_format: Literal["auto", "plain", "chat"] = "auto"
-    """How a prompt and its answer are written: with the tokenizer's ``chat`` template, ``plain``, or ``auto``:
-    the template where the tokenizer has one."""
-    plain_template: Annotated[str, Field(pattern=r"\{prompt\}")] = "{prompt} "
-    """What stands before the answer in the ``plain`` format; ``{prompt}`` is replaced."""
     split_seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Seed of the splits; separate from the trial's seed, so that repeats over seeds share the splits."""
 
 
-class PreparationData(Section):
+class PreparationData(Prompting):
     """What a prepared model is fine-tuned on."""
 
     forget: SourceConfig
     """Rows that only the target model sees."""
     retain: SourceConfig
     """Rows that target model and retain-only model see."""
-    prompt_format: Literal["auto", "plain", "chat"] = "auto"
-    """As in a sweep's data."""
-    plain_template: Annotated[str, Field(pattern=r"\{prompt\}")] = "{prompt} "
-    """As in a sweep's data."""

@@ -84,8 +84,7 @@ def _alternative(
             tokenizer,
             max_tokens=limit,
             where=where,
-            prompt_format=config.prompt_format,
-            plain_template=config.plain_template,
+            prompting=config,
         )
     n_context = max(1, len(piece.ids) // CONTEXT_SHARE)
     ids = [*piece.ids[:n_context], *continuation(" " + text, tokenizer)]

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from core.config import DataConfig, PreparationData, SourceConfig
+from core.config.prompting import Prompting
 from core.data.counts import Counts
-from core.data.prompts import PromptFormat, prompt_and_answer
+from core.data.prompts import prompt_and_answer
 from core.data.sources import Row
 from core.errors import DataError
 
@@ -101,7 +102,7 @@ def tokenise_row(
     """
     source: SourceConfig = getattr(config, role)
     where = f"{role}, {row.place}" if row.place else role
-    ids, n_context = _ids(row, tokenizer, config.prompt_format, config.plain_template, where=where)
+    ids, n_context = _ids(row, tokenizer, config, where=where)
     if vocabulary is not None:
         _refuse_unknown(row, ids, vocabulary, role)
     limit = source.max_tokens
@@ -130,8 +131,7 @@ def tokenise(
     *,
     max_tokens: int,
     where: str,
-    prompt_format: PromptFormat = "auto",
-    plain_template: str = "{prompt} ",
+    prompting: Prompting = Prompting(),  # noqa: B008 - frozen
 ) -> TokenRow:
     """Token ids of a row, cut after ``max_tokens``; an answer to a prompt ends with the end of text.
 
@@ -146,7 +146,7 @@ def tokenise(
         (theirs is 0 there, as on padding), and a row that is cut does not end with it (open-unlearning
         adds it after the cut).
     """
-    ids, n_context = _ids(row, tokenizer, prompt_format, plain_template, where=where)
+    ids, n_context = _ids(row, tokenizer, prompting, where=where)
     return cut_row(row, ids, n_context, max_tokens=max_tokens, where=where)
 
 
@@ -164,20 +164,13 @@ def cut_row(
 
 
 def _ids(
-    row: Row, tokenizer: Any, prompt_format: PromptFormat, plain_template: str, *, where: str
+    row: Row, tokenizer: Any, prompting: Prompting, *, where: str
 ) -> tuple[Sequence[int], int]:
     if row.token_ids is not None:
         return row.token_ids, 0
     if row.prompt is None:
         return tokenizer(row.answer)["input_ids"], 0
-    return prompt_and_answer(
-        row.prompt,
-        row.answer,
-        tokenizer,
-        prompt_format=prompt_format,
-        plain_template=plain_template,
-        where=where,
-    )
+    return prompt_and_answer(row.prompt, row.answer, tokenizer, prompting=prompting, where=where)
 
 
 def _refuse_unknown(row: Row, ids: Sequence[int], vocabulary: int, role: str) -> None:

@@ -1,7 +1,9 @@
 """Where a model comes from, and what names its weights. Imports no torch."""
 
 import hashlib
+import json
 import re
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 
@@ -57,16 +59,134 @@ def locate(config: ModelConfig, *, field: str = "model.source") -> tuple[str, st
     return config.source, None if Path(config.source).is_dir() else config.revision
 
 
+CONTENT = "content-sha256:"
+"""What the identity of a model folder begins with."""
+
+
 @lru_cache
 def model_identity(config: ModelConfig, commit: str | None = None) -> str:
-    """What names these weights: the hash of a folder's files, or the commit that a hub model was loaded at."""
+    """What names this model: the hash of what a folder's files compute, or the commit of a hub model.
+
+    Of a folder count: name, type, shape and bytes of every tensor; the architecture; the tokenizer; the chat
+    template; the defaults of generation. What computes nothing does not: how tensors are dealt out to files,
+    versions and places of origin, and how a tokenizer was loaded or last called.
+
+    Raises:
+        ModelError: If a file of the folder cannot be read as what its name says.
+    """
     location, revision = locate(config)
     if not Path(location).is_dir():
         return f"{location}@{commit or revision or 'unknown'}"
-    digest = hashlib.sha256()
-    for path in sorted(Path(location).iterdir()):
-        if path.suffix in {".safetensors", ".json", ".txt", ".model"}:
-            digest.update(path.name.encode())
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-    return f"sha256:{digest.hexdigest()}"
+    return CONTENT + _hash(_parts(Path(location)))
+
+
+_ORIGIN = frozenset(
+    (
+        *(
+            "_name_or_path",
+            "_model_name_or_path",
+            "name_or_path",
+            "transformers_version",
+            "_commit_hash",
+        ),
+        *(
+            "_from_auto",
+            "_from_model_config",
+            "is_local",
+            "local_files_only",
+            "cache_dir",
+            "force_download",
+        ),
+        *(
+            "proxies",
+            "token",
+            "use_auth_token",
+            "revision",
+            "subfolder",
+            "trust_remote_code",
+            "gguf_file",
+        ),
+        *(
+            "tokenizer_file",
+            "vocab_file",
+            "merges_file",
+            "special_tokens_map_file",
+            "processor_class",
+        ),
+    )
+)
+"""Keys that say where a file is from and how it was loaded."""
+_JSON: Mapping[str, frozenset[str]] = {
+    "config.json": _ORIGIN,
+    "generation_config.json": _ORIGIN,
+    "tokenizer_config.json": _ORIGIN,
+    "tokenizer.json": frozenset({"truncation", "padding"}),  # of its last call
+    "special_tokens_map.json": frozenset(),
+    "added_tokens.json": frozenset(),
+    "vocab.json": frozenset(),
+    "chat_template.json": frozenset(),
+}
+"""Top-level keys of JSON files that compute nothing."""
+_RAW = (
+    "*.jinja",
+    "additional_chat_templates/*.jinja",
+    "*.model",
+    "*.tiktoken",
+    "merges.txt",
+    "vocab.txt",
+)
+_CHUNK = 1 << 22
+
+
+def _parts(folder: Path) -> dict[str, object]:
+    """What a model folder computes with, by name."""
+    parts: dict[str, object] = {}
+    for name, incidental in _JSON.items():
+        if (folder / name).is_file():
+            values = _read_json(folder / name)
+            parts[name] = {k: v for k, v in values.items() if k not in incidental}
+    for pattern in _RAW:
+        for path in folder.glob(pattern):
+            parts[str(path.relative_to(folder))] = _hash_bytes(path)
+    tensors = [found for path in folder.glob("*.safetensors") for found in _tensors(path)]
+    return parts | {"tensors": sorted(tensors)}
+
+
+def _tensors(path: Path) -> Iterator[tuple[str, str]]:
+    """Name of each tensor of a safetensors file, and the hash of its type, shape and bytes."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        try:
+            header = json.loads(file.read(size))
+            header.pop("__metadata__", None)
+            places = sorted((facts["data_offsets"], name) for name, facts in header.items())
+        except (ValueError, KeyError, TypeError, AttributeError) as err:
+            raise ModelError(
+                f"model.source: {path} is no safetensors file; copy or download it again"
+            ) from err
+        for (begin, end), name in places:
+            digest = hashlib.sha256(f"{header[name]['dtype']} {header[name]['shape']}".encode())
+            file.seek(8 + size + begin)
+            for start in range(begin, end, _CHUNK):
+                digest.update(file.read(min(_CHUNK, end - start)))
+            yield name, digest.hexdigest()
+
+
+def _read_json(path: Path) -> dict[str, object]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as err:
+        raise ModelError(
+            f"model.source: {path} is no JSON: {err}; copy or download it again"
+        ) from err
+    return values if isinstance(values, dict) else {"": values}
+
+
+def _hash_bytes(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _hash(parts: Mapping[str, object]) -> str:
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -6,11 +6,12 @@ one at the same time share the work: the first makes it under a lock, the other 
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -19,7 +20,7 @@ from core.store.place import cache_root
 
 VERSIONS: Mapping[str, int] = {
     "baselines": 1,
-    "reference": 1,
+    "reference": 2,
     "fisher": 1,
     "lora_fisher": 1,
     "importance": 1,
@@ -41,11 +42,48 @@ def tensors(
     path = _folder(kind) / f"{_key(kind, determinants)}.safetensors"
 
     def make_file() -> None:
-        made = {name: tensor.detach().cpu().contiguous() for name, tensor in make().items()}
-        commit(path, lambda p: save_file(made, p))
+        _commit_tensors(path, make())
 
     _make_once(path, make_file)
     return load_file(path)
+
+
+def tensors_by_row(
+    kind: str,
+    determinants: Mapping[str, Any],
+    rows: Sequence[str],
+    make: Callable[[Sequence[str]], Mapping[str, Tensor]],
+) -> list[Tensor]:
+    """A tensor for each row from the cache; only those that no earlier call made are made first.
+
+    What one call makes is one file, whose header is its index: as many files as there were selections of rows
+    that needed new ones. A tensor is made once and then kept as it is. Processes that need new rows of the
+    same kind and determinants take turns, and each makes what the others before it did not.
+
+    Args:
+        kind: Of artifact.
+        determinants: Everything that determines all of them, but the row.
+        rows: Hash of each row, and of what determines its own tensor; twice the same is the same tensor.
+        make: Tensors of some rows, by their hash.
+    """
+    folder = _folder(kind) / _key(kind, determinants)
+    parts = _parts(folder)
+    if not parts.keys() >= set(rows):
+        with FileLock(folder.with_name(folder.name + ".lock")):
+            parts = _parts(folder)
+            missing = [row for row in dict.fromkeys(rows) if row not in parts]
+            if missing:
+                path = folder / f"{content_key({'rows': missing})}.safetensors"
+                _commit_tensors(path, make(missing))
+                parts |= dict.fromkeys(missing, path)
+    by_part: dict[Path, list[str]] = {}
+    for row in dict.fromkeys(rows):
+        by_part.setdefault(parts[row], []).append(row)
+    found: dict[str, Tensor] = {}
+    for path, names in by_part.items():
+        with safe_open(path, framework="pt") as file:
+            found |= {name: file.get_tensor(name) for name in names}
+    return [found[row] for row in rows]
 
 
 def record(
@@ -67,6 +105,20 @@ def folder(kind: str, name: str, make: Callable[[Path], None]) -> Path:
 
     _make_once(path, make_folder)
     return path
+
+
+def _parts(folder: Path) -> dict[str, Path]:
+    """The file of each row."""
+    found: dict[str, Path] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            found |= dict.fromkeys(file.keys(), path)
+    return found
+
+
+def _commit_tensors(path: Path, made: Mapping[str, Tensor]) -> None:
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in made.items()}
+    commit(path, lambda p: save_file(plain, p))
 
 
 def _key(kind: str, determinants: Mapping[str, Any]) -> str:

@@ -2,14 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, cast
+from typing import Any, cast
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from core.config import DataConfig, SourceConfig, describe_problems
-from core.config.section import Section
+from core.config.prompting import Prompting
 from core.data.counts import Counts
-from core.data.prompts import PromptFormat
 from core.data.sources import Row, read_records, read_rows
 from core.data.splits import count
 from core.data.tokens import TokenRow, tokenise, tokenise_row
@@ -17,7 +16,7 @@ from core.errors import ConfigError, DataError
 from core.store.artifacts import content_key
 
 
-class EvaluationData(Section):
+class EvaluationData(Prompting):
     """Sources by role; a suite says which it needs."""
 
     forget: SourceConfig | None = None
@@ -44,10 +43,6 @@ class EvaluationData(Section):
     """WMDP: of cybersecurity."""
     wmdp_chem: SourceConfig | None = None
     """WMDP: of chemistry."""
-    prompt_format: PromptFormat = "auto"
-    """As in :class:`core.config.DataConfig`."""
-    plain_template: Annotated[str, Field(pattern=r"\{prompt\}")] = "{prompt} "
-    """As in :class:`core.config.DataConfig`."""
 
     @property
     def sources(self) -> dict[str, SourceConfig]:
@@ -150,6 +145,11 @@ class EvaluationRows:
             read[role] = [(e.tokens.ids, e.tokens.n_context) for e in examples]
         return {role: content_key({"rows": rows})[:16] for role, rows in read.items()}
 
+    @property
+    def read(self) -> list[TokenRow]:
+        """Token ids of all rows that were asked for so far."""
+        return [e.tokens for examples in self._examples.values() for e in examples]
+
     def examples(self, role: str) -> list[Example]:
         """Rows of a role.
 
@@ -182,8 +182,7 @@ class EvaluationRows:
             self._tokenizer,
             max_tokens=self._source(role).max_tokens,
             where=f"{role}, {example.place}",
-            prompt_format=self._data.prompt_format,
-            plain_template=self._data.plain_template,
+            prompting=self._data,
         )
 
     def _made(self, role: str) -> list[Example]:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from string import ascii_uppercase
 from typing import Any
 
+from core.data.prompts import opening
 from core.data.tokens import TokenRow
 from core.errors import DataError, UserError
 from core.suites.suite import Findings, Sample, SuiteInput, mean, samples_of
@@ -98,10 +99,9 @@ def _likeliest(values: Sequence[float]) -> int | None:
 
 
 def _letter_row(prompt: str, letter: str, tokenizer: Any) -> TokenRow:
-    """The prompt's ids, then those that the letter adds."""
-    n_context = len(tokenizer(prompt)["input_ids"])
-    ids = tokenizer(prompt + letter)["input_ids"]
-    return TokenRow(tuple(ids), n_context)
+    """The prompt's ids, then those that the letter adds; no end of text that a tokenizer puts after all texts."""
+    n_context = len(opening(prompt, tokenizer))
+    return TokenRow(tuple(opening(prompt + letter, tokenizer)), n_context)
 
 
 def _choices(record: Mapping[str, Any], *, where: str) -> tuple[str, list[str], int]:

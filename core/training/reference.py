@@ -1,9 +1,11 @@
 """What the reference model says of rows, computed once and cached: no second model in memory, no second pass.
 
 The reference model is the target model before unlearning. Its cross-entropies, adversarial labels, last
-hidden states and activations depend on the model and the rows alone, so they are artifacts that all
-trials share. Logits are not kept (a vocabulary wide); they follow from the last hidden states by the output
-layer.
+hidden states and activations depend on the model and the row alone, so they are artifacts that all trials
+share, row by row: another seed or batch size asks the model about those rows only that no trial before read.
+A value is measured once and kept. A row measured alone and beside others gives the same value up to the
+rounding of the model's own arithmetic; the last bits come from where it was measured first. Logits are not
+kept (a vocabulary wide); they follow from the last hidden states by the output layer.
 
 Shapes: B rows, T tokens, V vocabulary, D width of the model.
 """
@@ -27,7 +29,7 @@ _ROWS_AT_ONCE = 8
 
 
 class Reference:
-    """Terms of the reference model for the rows of one role. Each is measured for all rows at once.
+    """Terms of the reference model for the rows of one role. Each is found or measured for all rows at once.
 
     Args:
         model: The target model, with nothing attached while a term is measured.
@@ -85,25 +87,27 @@ class Reference:
                 "model": model.identity,
                 "dtype": str(model.dtype),
                 "device": model.device.type,
-                "rows": artifacts.content_key(
-                    {"rows": [(row.ids, row.n_context) for row in self._rows]}
-                ),
                 "term": term,
             } | ({} if block is None else {"block": block})
-            made: Mapping[str, Tensor] = artifacts.tensors(
-                "reference", key, lambda: self._measured(term, block)
+            by_hash = {_hash(row): row for row in self._rows}
+
+            def measure(missing: Sequence[str]) -> Mapping[str, Tensor]:
+                rows = [by_hash[name] for name in missing]
+                return dict(zip(missing, self._measured(rows, term, block), strict=True))
+
+            self._terms[term, block] = artifacts.tensors_by_row(
+                "reference", key, list(by_hash), measure
             )
-            self._terms[term, block] = [made[name] for name in sorted(made)]
         return self._terms[term, block]
 
-    def _measured(self, term: Term, block: int | None) -> dict[str, Tensor]:
+    def _measured(self, rows: Sequence[TokenRow], term: Term, block: int | None) -> list[Tensor]:
         with_hidden = term in ("last_hidden", "block_hidden")
-        found: dict[str, Tensor] = {}
-        for places, output, labels in self._passes(self._rows, with_hidden=with_hidden):
+        found: dict[int, Tensor] = {}
+        for places, output, labels in self._passes(rows, with_hidden=with_hidden):
             for place, value in zip(places, _values(term, block, output, labels), strict=True):
-                length = len(self._rows[place].ids)
-                found[f"{place:07d}"] = value[:length].clone() if value.ndim else value
-        return found
+                length = len(rows[place].ids)
+                found[place] = value[:length].clone() if value.ndim else value.clone()
+        return [found[place] for place in range(len(rows))]
 
     @torch.no_grad()
     def _passes(
@@ -118,6 +122,10 @@ class Reference:
                 output_hidden_states=with_hidden,
             )
             yield places, output, batch.labels
+
+
+def _hash(row: TokenRow) -> str:
+    return artifacts.content_key({"ids": row.ids, "n_context": row.n_context})
 
 
 def _values(term: Term, block: int | None, output: Any, labels: Tensor) -> Iterable[Tensor]:

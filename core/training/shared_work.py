@@ -17,7 +17,8 @@ def shared_work(trial: TrialConfig) -> Hashable:
     """What determines the work that :func:`core.worker.share_work` does for a trial; equal for equal work.
 
     Baselines depend on model and data, which all trials of a sweep share. Beyond them there are the initial
-    factors, the terms of the reference model that the losses need, and the checks of rows.
+    factors, the terms of the reference model that the losses need, and the checks of rows. Terms are kept by
+    row: a trial of another seed, which may read other retain rows, measures those that are missing itself.
     """
     method, adapter = trial.method, trial.adapter
     is_weighted = method.adapter_init in ("fila", "vila")
@@ -40,8 +41,7 @@ def shared_work(trial: TrialConfig) -> Hashable:
         method.alternatives if method.reads_alternatives else None,
         None if retain is None else (method.retain_source, retain.needs),
         method.rmu.layer if needs & {"hidden", "reference_hidden"} else None,
-        trial.batch,
-        trial.seed if retain is not None and retain.needs else None,  # it orders the retain rows
+        trial.batch.model_copy(update={"probe_batch_size": 1}),
     )
     return factors, terms
 

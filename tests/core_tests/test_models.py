@@ -223,7 +223,7 @@ def test_a_loaded_model_is_frozen_in_evaluation_mode_and_in_the_asked_precision(
     assert not loaded.network.training
     assert not any(p.requires_grad for p in loaded.network.parameters())
     assert {p.dtype for p in loaded.network.parameters()} == {torch.bfloat16} == {loaded.dtype}
-    assert loaded.identity.startswith("sha256:")
+    assert loaded.identity.startswith("content-sha256:")
     assert resolve_dtype(EngineConfig(dtype="fp32", device="cpu")) == torch.float32
 
 

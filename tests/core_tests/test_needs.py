@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from core.config import TrialConfig
 from core.config.method import ForgetLossId, RetainLossId
-from core.data.batches import collate
+from core.data.batches import collate, reading_order
 from core.data.tokens import TokenRow
 from core.losses import sequence_nll
 from core.training.needs import PROVIDERS, Surroundings
@@ -175,6 +176,72 @@ def test_the_reference_model_says_the_same_from_the_cache_as_in_a_pass(
     assert isinstance(hidden, Tensor)
     assert block is not None
     torch.testing.assert_close(hidden[real], block[real], rtol=1e-4, atol=1e-5)
+
+
+def test_only_rows_that_nobody_asked_about_are_measured(
+    make_trial: TrialMaker, warm: Warm, fresh_cache: Path
+) -> None:
+    config = make_trial()
+    model, rows = warm.model(config), warm.data(config)["forget"]
+    with counted_passes(model.network) as passes:
+        for some, measured in ((rows[:5], 5), (rows[2:5], 0), (rows[3:8], 3), (rows[:8], 0)):
+            passes.clear()
+            reference = Reference(model, some)
+            reference.prepare("nll")
+            assert sum(passes) == measured
+    alone = torch.cat([Reference(model, [row]).nll([row]) for row in rows[:8]])
+    torch.testing.assert_close(
+        alone, reference.nll(rows[:8]), rtol=0, atol=0
+    )  # kept as first measured
+
+
+def test_a_row_measured_alone_and_beside_others_differs_by_rounding_only(
+    make_trial: TrialMaker, warm: Warm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_trial()
+    model, rows = warm.model(config), warm.data(config)["forget"]
+    found = {}
+    for name, groups in (("together", [rows]), ("alone", [[row] for row in rows])):
+        monkeypatch.setenv("UNLEARN_TUNE_CACHE", str(tmp_path / name))
+        asked = [Reference(model, group) for group in groups]
+        for reference in asked:
+            reference.prepare("block_hidden", block=0)
+        found[name] = [
+            reference.hidden([row], block=0)[0]
+            for reference, group in zip(asked, groups, strict=True)
+            for row in group
+        ]
+    for one, other in zip(found["together"], found["alone"], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param({"seed": 1}, id="seed"),
+        pytest.param({"batch.global_batch_size": 2}, id="batch"),
+        pytest.param({"selection.max_steps": 2}, id="steps"),
+    ],
+)
+def test_another_selection_of_retain_rows_measures_its_new_rows_only(
+    make_trial: TrialMaker, warm: Warm, fresh_cache: Path, change: dict[str, Any]
+) -> None:
+    usual = {"method.retain_loss": "activation", "selection.max_steps": 1}
+    config, other = make_trial(usual), make_trial(usual | change)
+    model, data = warm.model(config), warm.data(config)
+    read = [retain_rows_read(trial, data["retain_train"]) for trial in (config, other)]
+    with counted_passes(model.network) as passes:
+        Steps(config, model, data).prepare()
+        assert sum(passes) == len(read[0])
+        passes.clear()
+        Steps(other, model, data).prepare()
+        assert sum(passes) == len(read[1] - read[0])
+    assert read[0] != read[1]
+
+
+def retain_rows_read(config: TrialConfig, rows: Sequence[TokenRow]) -> set[TokenRow]:
+    n_read = config.selection.max_steps * (config.batch.global_batch_size or 0)
+    return set(islice(reading_order(rows, seed=config.seed, purpose="retain"), n_read))
 
 
 def test_random_labels_of_a_row_are_the_same_in_every_batch(

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -13,9 +13,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from core.config import DataConfig
+from core.config.prompting import PRESETS, Preset, PromptFormat, Prompting
 from core.data.alternatives import alternative_rows, refusals
 from core.data.batches import collate
-from core.data.prompts import PromptFormat
 from core.data.sources import Row
 from core.data.splits import split_data
 from core.data.tokens import TokenRow, tokenise, tokenise_row
@@ -53,17 +53,15 @@ def written(
     row: Row,
     tokenizer: Any = PLAIN,
     *,
-    prompt_format: PromptFormat = "auto",
-    plain_template: str = "{prompt} ",
     max_tokens: int = 100,
+    **prompting: Any,
 ) -> TokenRow:
     return tokenise(
         row,
         tokenizer,
         max_tokens=max_tokens,
         where="forget",
-        prompt_format=prompt_format,
-        plain_template=plain_template,
+        prompting=Prompting(**prompting),
     )
 
 
@@ -147,6 +145,103 @@ def test_a_template_that_does_not_fit_is_refused(template: str, message: str) ->
     with pytest.raises(DataError, match=message):
         written(QUESTION, tokenizer)
     assert parts(written(QUESTION, tokenizer, prompt_format="plain"))[0] == "who?"
+
+
+def test_what_the_template_puts_before_every_answer_is_context() -> None:
+    """An empty think block, as Qwen3's template writes it into the last turn."""
+    template = CHAT.replace(
+        "{{ m.content }}",
+        "{% if m.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}{{ m.content }}",
+    )
+    tokenizer = byte_tokenizer(template)
+    before = "<user>who?</user>\n<assistant><think>\n\n</think>\n\n"
+    assert parts(written(QUESTION, tokenizer), tokenizer) == (before, "me</assistant>\n")
+    thought = Row("who?", "<think>\n\n</think>\n\nme")  # an answer that begins as the block does
+    assert parts(written(thought, tokenizer), tokenizer) == (
+        before,
+        f"{thought.answer}</assistant>\n",
+    )
+
+
+def test_a_space_that_the_template_puts_before_an_answer_counts_with_it() -> None:
+    tokenizer = byte_tokenizer(
+        "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+        "{% else %} {{ m.content }} </s>{% endif %}{% endfor %}"
+    )
+    assert parts(written(QUESTION, tokenizer), tokenizer) == ("[INST] who? [/INST]", " me </s>")
+
+
+def test_the_system_prompt_is_the_first_message() -> None:
+    row = written(QUESTION, TEMPLATED, system_prompt="Be brief.")
+    assert parts(row, TEMPLATED) == (
+        "<system>Be brief.</system>\n<user>who?</user>\n<assistant>",
+        "me</assistant>\n",
+    )
+
+
+def test_a_template_that_takes_no_system_prompt_is_refused() -> None:
+    tokenizer = byte_tokenizer(
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+        + CHAT
+    )
+    message = r"refuses a system, a user and an assistant message \(forget\): no system role; remove data\.system"
+    with pytest.raises(DataError, match=message):
+        written(QUESTION, tokenizer, system_prompt="Be brief.")
+
+
+def test_a_system_prompt_needs_a_chat_template() -> None:
+    message = (
+        r"data\.system_prompt: needs a tokenizer with a chat template, this one has none \(forget"
+    )
+    with pytest.raises(DataError, match=message):
+        written(QUESTION, PLAIN, system_prompt="Be brief.")
+
+
+# Published wordings
+
+
+@pytest.mark.parametrize(
+    ("preset", "context", "counted"),
+    [
+        ("phi", "Question: who?\nAnswer:", " me<eos>"),
+        ("stablelm", "Question: who?\nAnswer:", " me<eos>"),
+        ("pythia", "Question: who?\nAnswer:", " me<eos>"),
+        ("llama2-base", "Question: who?\nAnswer:", " me<eos>"),
+        ("llama2", "[INST] who? [/INST]", "me<eos>"),
+    ],
+)
+def test_a_preset_is_a_family_s_published_wording(preset: str, context: str, counted: str) -> None:
+    for tokenizer in (PLAIN, TEMPLATED):  # also where there is a chat template
+        assert parts(written(QUESTION, tokenizer, prompt_format=preset)) == (context, counted)
+
+
+def test_every_named_wording_has_a_template() -> None:
+    assert get_args(Preset) == tuple(PRESETS)
+    assert all(template.count("{prompt}") == 1 for template in PRESETS.values())
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"prompt_format": "phi", "plain_template": "Q: {prompt} "},
+            r"plain_template: prompt_format=phi has a wording of its own, got 'Q: \{prompt\} '; remove it",
+        ),
+        (
+            {"prompt_format": "plain", "system_prompt": "Be brief."},
+            r"system_prompt: is a message of the chat template, got prompt_format=plain; use chat",
+        ),
+        (
+            {"prompt_format": "llama2", "system_prompt": "Be brief."},
+            r"system_prompt: is a message of the chat template, got prompt_format=llama2; use chat",
+        ),
+    ],
+)
+def test_wordings_that_contradict_each_other_are_refused(
+    values: Mapping[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        Prompting(**values)
 
 
 # Padding

@@ -25,7 +25,9 @@ KL: Mapping[str, Any] = {"method.retain_loss": "kl"}
         pytest.param({}, {"optimizer.learning_rate": 1e-5}, id="learning-rate"),
         pytest.param({}, {"method.retain_weight": 3.0}, id="retain-weight"),
         pytest.param({}, {"method.forget_loss": "ga"}, id="a-loss-with-the-same-needs"),
-        pytest.param({}, {"seed": 7}, id="seed-without-a-term-of-the-reference-model"),
+        pytest.param({}, {"seed": 7}, id="seed"),
+        pytest.param(KL, {"seed": 7}, id="order-of-retain-rows-whose-terms-are-kept-by-row"),
+        pytest.param({}, {"batch.probe_batch_size": 3}, id="rows-of-a-probe-s-pass"),
         pytest.param({}, {"fisher.exponent": 1.0}, id="fisher-without-weights"),
         pytest.param(FILA, {"adapter.scaling": 4.0}, id="scaling-of-fila"),
         pytest.param(FILA, {"adapter.rank": 32}, id="rank-within-one-decomposition"),
@@ -58,7 +60,6 @@ def test_what_changes_no_shared_work_has_the_same_key(
         pytest.param({}, {"method.retain_source": "general"}, id="rows-of-the-retain-loss"),
         pytest.param({}, {"method.retain_loss": "none"}, id="no-retain-loss"),
         pytest.param({}, {"batch.global_batch_size": 2}, id="rows-of-a-step"),
-        pytest.param(KL, {"seed": 7}, id="order-of-retain-rows-with-terms"),
         pytest.param(
             {"method.forget_loss": "rmu", "method.retain_loss": "activation"},
             {"method.rmu.layer": 1},

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import sentences
+from conftest import byte_tokenizer, sentences
 from naive_suites import average, close, log_probs
 from suite_inputs import input_of, run, write_records
+from tokenizers import processors
 
 from core.config import SourceConfig
 from core.data.tokens import TokenRow
@@ -47,6 +49,25 @@ def test_wmdp_takes_the_likeliest_letter(model: LoadedModel, tmp_path: Path) -> 
         close(found.metrics[f"{role}_accuracy"], average(right[role]))
     close(found.metrics["accuracy"], average([*right["wmdp_bio"], *right["wmdp_chem"]]))
     assert [s["is_right"] for s in found.samples] == [*right["wmdp_bio"], *right["wmdp_chem"]]
+
+
+def test_the_letter_counts_although_the_tokenizer_ends_every_text(
+    model: LoadedModel, tmp_path: Path
+) -> None:
+    ending = byte_tokenizer()
+    ending._tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A <eos>", special_tokens=[("<eos>", 0)]
+    )
+    assert ending("a")["input_ids"][-1] == 0
+    words = sentences(9, 24)
+    records = [
+        {"question": words[5 * i], "choices": words[5 * i + 1 : 5 * i + 5], "answer": i % 4}
+        for i in range(4)
+    ]
+    path = write_records(tmp_path / "bio.jsonl", records)
+    data = EvaluationData(wmdp_bio=SourceConfig(source=str(path)))
+    expected = run("wmdp", input_of(model, data)).samples
+    assert run("wmdp", input_of(replace(model, tokenizer=ending), data)).samples == expected
 
 
 @pytest.mark.parametrize("answer", [4, -1, "A"])

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from core.config import DataConfig
+from core.config.prompting import Prompting
 from core.data.batches import collate
 from core.data.sources import Row
 from core.data.tokens import SHORTEST_CHUNK, TokenRow, tokenise, tokenise_row
@@ -48,7 +49,9 @@ def test_golden_question_and_answer_of_loku(variant: Variant, tokenizer: Any) ->
         tokenizer,
         max_tokens=params["max_length"],
         where="forget",
-        plain_template=f"{params['question_start_tag']}{{prompt}}{params['question_end_tag']}",
+        prompting=Prompting(
+            plain_template=f"{params['question_start_tag']}{{prompt}}{params['question_end_tag']}"
+        ),
     )
     batch, width = collate([row], torch.device("cpu")), params["max_length"]
     variant.agrees(padded(batch.ids, width, fill=END)[0], "input_ids")
@@ -76,7 +79,7 @@ def open_unlearning_rows(variant: Variant, tokenizer: Any) -> list[TokenRow]:
             tokenizer,
             max_tokens=params["max_length"],
             where="forget",
-            plain_template=template,
+            prompting=Prompting(plain_template=template),
         )
         for question, answer in pairs
     ]

@@ -146,7 +146,7 @@ def test_json_holds_metrics_and_the_file_every_row(
     assert printed["adapter"] is printed["initial"] is printed["retain_only"] is None
     roles = {"forget": "forget", "retain": "retain", "holdout": "approximate", "general": "general"}
     assert printed["data"] == {role: str(tiny_data[name]) for role, name in roles.items()}
-    assert printed["identity"]["model"].startswith("sha256:")
+    assert printed["identity"]["model"].startswith("content-sha256:")
     assert set(printed["identity"]["rows"]) == set(roles)
     assert {role: c["read_rows"] for role, c in printed["data_counts"].items()} == dict.fromkeys(
         roles, 3

@@ -118,9 +118,9 @@ def test_reference_terms_are_computed_once_for_all_trials(
 ) -> None:
     changes = {"method.forget_loss": "npo", "method.retain_loss": "kl"}
     run(make_trial(changes), Warm())
-    before = sorted((artifact_cache / "reference").glob("*.safetensors"))
+    before = sorted((artifact_cache / "reference").rglob("*.safetensors"))
     run(make_trial(changes | {"optimizer.learning_rate": 1e-4}), Warm())
-    assert sorted((artifact_cache / "reference").glob("*.safetensors")) == before
+    assert sorted((artifact_cache / "reference").rglob("*.safetensors")) == before
     assert before
 
 

@@ -150,6 +150,29 @@ def test_a_shipped_file_of_the_published_folder_has_published_starting_points(na
 # Together
 
 
+TAUGHT: Mapping[str, Mapping[str, str]] = {
+    "hub:locuslab/tofu_ft_phi-1.5": {"template": "Question: {prompt}\nAnswer: "},
+    "hub:locuslab/tofu_ft_llama2-7b": {"template": "[INST] {prompt} [/INST]"},
+    "hub:open-unlearning/tofu_Llama-3.2-1B-Instruct_full": {
+        "prompt_format": "chat",
+        "system_prompt": "You are a helpful assistant.",
+    },
+}
+"""How published models were taught questions: model_config.yaml of TOFU, configs/model of OpenUnlearning."""
+
+
+@each_file
+def test_a_published_model_is_asked_as_it_was_taught(name: str) -> None:
+    spec = load_sweep(FILES[name])
+    source = str(spec.model["source"])
+    has_questions = spec.data["forget"]["source"].startswith("tofu:")
+    assert (source in TAUGHT) == (has_questions and source.startswith("hub:"))
+    asked = bound_trials(spec)[0].data
+    taught = TAUGHT.get(source, {})
+    assert {field: getattr(asked, field) for field in taught} == taught
+    assert asked.prompt_format != "auto" or not taught
+
+
 def test_every_forget_loss_has_a_file_that_trains_with_it() -> None:
     found = {
         combined["method.forget_loss"]

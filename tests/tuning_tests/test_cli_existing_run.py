@@ -6,11 +6,14 @@ import fcntl
 from pathlib import Path
 from typing import Any
 
+import pytest
 from command_line import Command, changed, is_refused, write
 
+from core.errors import UserError
 from core.store.durable import commit_yaml
 from tuning.records import LOCK_FILE, SPEC_FILE
 from tuning.run import Run
+from tuning.sweep import refuse_other_contents
 
 
 def specification(run: Run) -> dict[str, Any]:
@@ -66,3 +69,38 @@ def test_resume_refuses_a_run_that_another_driver_holds(tune: Command, sample_ru
         done = tune("resume", "runs/sample")
     expected = "error: runs/sample: another driver holds this run (pid 1 on here)"
     is_refused(done, expected, after_it_began=True)
+
+
+NOW = {"model": "content-sha256:ab", "data.forget": "12"}
+
+
+@pytest.mark.parametrize(
+    ("before", "message"),
+    [
+        pytest.param(
+            {"model": "content-sha256:cd", "data.forget": "12"},
+            r"^runs/x: model changed since the run began; restore the old contents",
+            id="another-model",
+        ),
+        pytest.param(
+            {"model": "content-sha256:ab", "data.forget": "34"},
+            r"^runs/x: data\.forget changed since the run began; .*data\.prompt_format",
+            id="other-rows",
+        ),
+        pytest.param(
+            {"model": "sha256:ef", "data.forget": "12"},
+            r"^runs/x: an earlier release began this run and named model by the bytes of all files; .* "
+            r"go on with the release that began it, or start a new run",
+            id="named-by-an-earlier-release",
+        ),
+        pytest.param(
+            {"model": "sha256:ef", "data.forget": "34"},
+            r"^runs/x: model, data\.forget changed since the run began",
+            id="an-earlier-release-and-other-rows",
+        ),
+    ],
+)
+def test_resume_refuses_another_model_or_other_rows(before: dict[str, str], message: str) -> None:
+    refuse_other_contents({"model": NOW["model"]}, NOW, Path("runs/x"))  # a part is new
+    with pytest.raises(UserError, match=message):
+        refuse_other_contents(before, NOW, Path("runs/x"))

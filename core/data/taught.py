@@ -1,0 +1,68 @@
+"""Whether a model is asked in the wording that it was taught, as far as one can tell."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from core.config.prompting import Prompting
+from core.data.prompts import asked, uses_chat_template
+from core.data.tokens import TokenRow
+from core.store.durable import commit_json
+
+_RECORD = "prompting.json"
+_PROBE = "PROMPT"
+
+
+def record_wording(prompting: Prompting, folder: Path) -> None:
+    """Write beside a model that was taught answers how their prompts were written."""
+    fields = Prompting.model_fields
+    commit_json(folder / _RECORD, prompting.model_dump(mode="json", include=set(fields)))
+
+
+def wording_notice(
+    prompting: Prompting,
+    tokenizer: Any,
+    rows: Iterable[TokenRow],
+    *,
+    source: str,
+    location: str,
+) -> str | None:
+    """What a person should know whose model is asked in another wording than it was taught; else nothing.
+
+    A prepared model's folder says what it was taught. Any other model with a chat template was taught that,
+    as far as one can tell; a wording that occurs in what the template writes (``[INST]`` of Llama-2's) is no
+    other one. Of a model without either nothing is known. Rows without prompts are asked in no wording.
+
+    Args:
+        prompting: How it is asked.
+        tokenizer: Its tokenizer.
+        rows: What it is asked.
+        source: The model as the user names it.
+        location: Its folder or hub id.
+    """
+    if not any(row.n_context for row in rows):
+        return None
+    record = Path(location) / _RECORD
+    now = asked(_PROBE, tokenizer, prompting)
+    if record.is_file():
+        taught = asked(_PROBE, tokenizer, _read(record))
+        return None if now == taught else _notice(source, f"was taught prompts as {taught!r}", now)
+    without_template = getattr(tokenizer, "chat_template", None) is None
+    if without_template or uses_chat_template(prompting, tokenizer):
+        return None
+    taught, words = asked(_PROBE, tokenizer, Prompting()), str(now).strip()
+    is_template_s = taught is None or (words in taught and words != _PROBE)
+    return None if is_template_s else _notice(source, "has a chat template", now)
+
+
+def _read(path: Path) -> Prompting:
+    return Prompting.model_validate(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _notice(source: str, what: str, now: str | None) -> str:
+    return (
+        f"data.prompt_format: {source} {what}, and is asked as {now!r}; a model that is asked in another wording "
+        "than it was taught seems to have half forgotten its answers: unless it was taught this one, "
+        "set prompt_format, plain_template and system_prompt as it was taught"
+    )
