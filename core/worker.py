@@ -6,7 +6,7 @@ more from it. All ranks of a trial run this code and see the same probes.
 """
 
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -144,8 +144,16 @@ def probes(
             warm.verify()
 
 
-def share_work(config: TrialConfig, *, warm: Warm, group: Group) -> Levels:
+def share_work(
+    config: TrialConfig, *, warm: Warm, group: Group, others: Sequence[TrialConfig] = ()
+) -> Levels:
     """Do the work that trials share: baselines, terms of the reference model, Fisher, decomposition.
+
+    Args:
+        config: The trial.
+        warm: What the process keeps.
+        group: A group of this process alone.
+        others: Trials whose work is done, too: what one measurement gives for several is measured once.
 
     Returns:
         Baseline levels of the probe split.
@@ -157,7 +165,7 @@ def share_work(config: TrialConfig, *, warm: Warm, group: Group) -> Levels:
     baseline_levels(config, warm, group, part="report")
     Steps(config, warm.model(config), warm.data(config)).prepare()
     if config.adapter.kind == "lora":
-        initial_factors(config, warm.model(config), warm.data(config))
+        initial_factors(config, warm.model(config), warm.data(config), others=others)
     return baseline
 
 

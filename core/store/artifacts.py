@@ -20,7 +20,6 @@ from core.store.place import cache_root
 VERSIONS: Mapping[str, int] = {
     "baselines": 1,
     "reference": 1,
-    "fisher": 1,
     "lora_fisher": 1,
     "importance": 1,
     "factors": 1,
