@@ -106,6 +106,7 @@ def probes(
         config.selection, measure.baseline, folder if group.is_first else None, started=started
     )
     try:
+        group.wait()  # for whoever still did what is shared, before the engine's first collective
         engine = Engine(
             trained,
             engine=config.engine,
@@ -131,6 +132,7 @@ def probes(
             history.commit(probe)
             if probe.stopped_by is not None and config.partitions != "base":
                 warm.verify()  # before anybody is told
+            group.wait()  # for the first rank, which writes
             yield probe
             if probe.stopped_by is not None:
                 return
