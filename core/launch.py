@@ -43,7 +43,10 @@ def launch_trial(
     os.environ["OMP_NUM_THREADS"] = str(config.engine.threads)
     torch.set_num_threads(config.engine.threads)
     warm = Warm()
-    share_work(config, warm=warm, group=Group(rank=0, size=1))  # before others wait for this rank
+    if config.partitions != "base":  # whose whole model nobody keeps
+        share_work(
+            config, warm=warm, group=Group(rank=0, size=1)
+        )  # before others wait for this rank
     meeting = Rendezvous(config.engine.ranks)
     others: Any = None
     if config.engine.ranks > 1:

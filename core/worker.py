@@ -18,6 +18,7 @@ from core.measuring.reporting import Decision, Reporter
 from core.measuring.selection import Probe, best_probe
 from core.metrics.probes import Levels
 from core.model.source import locate
+from core.store import artifacts
 from core.training.adapter import load_adapter, scaled
 from core.training.attaching import attach
 from core.training.engine import Engine
@@ -96,17 +97,18 @@ def probes(
     if group is None:
         group, _meeting = join_alone(config.engine)
     warm = warm or Warm()
-    model, data = warm.model(config), warm.data(config)
-    measure = probing(config, warm, group, part="probe")
+    known = _shared(config, warm, group) if config.partitions == "base" else warm
+    model, data = known.model(config), known.data(config)
+    measure = probing(config, known, group, part="probe")
     steps = Steps(config, model, data)
     steps.prepare()
-    trained = attach(config, model, data, group)
+    group.wait()  # for whoever still did what is shared, before all load or attach together
+    trained = attach(config, model, data, group, network=warm.network(config))
     engine: Engine | None = None
     history = History(
         config.selection, measure.baseline, folder if group.is_first else None, started=started
     )
     try:
-        group.wait()  # for whoever still did what is shared, before the engine's first collective
         engine = Engine(
             trained,
             engine=config.engine,
@@ -130,7 +132,7 @@ def probes(
                     base = locate(config.model)[0]
                     trained.save(folder / "adapter", tensors, base=base, factor=factor)
             history.commit(probe)
-            if probe.stopped_by is not None and config.partitions != "base":
+            if probe.stopped_by is not None:
                 warm.verify()  # before anybody is told
             group.wait()  # for the first rank, which writes
             yield probe
@@ -140,10 +142,24 @@ def probes(
         if engine is not None:
             engine.destroy()
         trained.detach()
-        if config.partitions == "base":
-            warm.drop_model()
-        else:
-            warm.verify()
+        warm.verify()
+
+
+def _shared(config: TrialConfig, warm: Warm, group: Group) -> Warm:
+    """What a trial looks at under ZeRO 3, where no rank holds the whole target model: its outline, and the cache.
+
+    What is not in the cache is computed here, on a whole model that is let go of again; the processes that
+    share a cache do so one after the other, and the first does it for all.
+    """
+    alone = Group(rank=0, size=1)
+    with artifacts.in_turn("shared-work"):
+        try:
+            with artifacts.only_looked_for():
+                share_work(config, warm=warm.outlined, group=alone)
+        except artifacts.NotMadeError:
+            share_work(config, warm=Warm(), group=alone)
+    group.wait()
+    return warm.outlined
 
 
 def share_work(

@@ -14,7 +14,7 @@ from core.data.batches import collate
 from core.model.loading import forward_of
 from core.training.checkpointing import checkpointed
 from core.training.passes import Forwarded, MicroBatch, Part, Wanted
-from core.training.ranks import deepspeed
+from core.training.ranks import deepspeed, zero_options
 from core.training.trained import Trained, float32_on_cpu
 
 Taken = Mapping[str, list[tuple[Tensor, Tensor]]]
@@ -172,15 +172,10 @@ def _full_shape(parameter: Tensor) -> tuple[int, ...]:
 def _deepspeed_config(
     engine: EngineConfig, optimizer: OptimizerConfig, plan: BatchPlan, dtype: torch.dtype
 ) -> dict[str, Any]:
-    zero: dict[str, Any] = {"stage": engine.zero_stage}
-    if engine.offload != "none":
-        zero["offload_optimizer"] = {"device": "cpu"}
-    if engine.offload == "parameters":
-        zero["offload_param"] = {"device": "cpu"}
     return {
         "train_micro_batch_size_per_gpu": plan.micro_batch_size,
         "gradient_accumulation_steps": plan.gradient_accumulation_steps,
-        "zero_optimization": zero,
+        "zero_optimization": zero_options(engine),
         "zero_allow_untested_optimizer": True,  # ours is torch's AdamW: nothing to compile
         "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": dtype == torch.bfloat16},

@@ -239,3 +239,13 @@ def deepspeed() -> Any:
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     return deepspeed
+
+
+def zero_options(engine: EngineConfig) -> dict[str, Any]:
+    """DeepSpeed's ``zero_optimization``: what the ranks hold parts of, and where."""
+    zero: dict[str, Any] = {"stage": engine.zero_stage}
+    if engine.offload != "none":
+        zero["offload_optimizer"] = {"device": "cpu"}
+    if engine.offload == "parameters":
+        zero["offload_param"] = {"device": "cpu"}
+    return zero
