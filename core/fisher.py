@@ -48,3 +48,24 @@ def diagonal_fisher(
     if n_tokens == 0:
         raise ValueError("Fisher information needs at least one batch, got none")
     return {name: total.div_(n_tokens) for name, total in totals.items()}
+
+
+def layer_groups(sizes: Mapping[str, int], *, at_most: int) -> list[list[str]]:
+    """Layers in groups that are measured at a time, in their order.
+
+    Args:
+        sizes: Layer name to the number of its weights.
+        at_most: Weights of a group. A layer of more than that is a group alone.
+
+    Returns:
+        Names of each group; every layer is in one.
+    """
+    groups: list[list[str]] = []
+    filled = 0
+    for name, size in sizes.items():
+        if not groups or filled + size > at_most:
+            groups.append([])
+            filled = 0
+        groups[-1].append(name)
+        filled += size
+    return groups

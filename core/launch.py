@@ -53,9 +53,11 @@ def launch_trial(
     os.environ["OMP_NUM_THREADS"] = str(config.engine.threads)
     torch.set_num_threads(config.engine.threads)
     warm = Warm()
-    share_work(config, warm=warm, group=Group(rank=0, size=1))  # before others wait for this rank
-    tell_data(warm.data(config).counts)
-    for notice in warm.notices(config):
+    known = warm.outlined if config.partitions == "base" else warm  # whose whole model nobody keeps
+    if known is warm:  # before others wait for this rank
+        share_work(config, warm=warm, group=Group(rank=0, size=1))
+    tell_data(known.data(config).counts)
+    for notice in known.notices(config):
         warn(notice)
     meeting = Rendezvous(config.engine.ranks)
     others: Any = None

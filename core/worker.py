@@ -6,7 +6,7 @@ more from it. All ranks of a trial run this code and see the same probes.
 """
 
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from core.measuring.reporting import Decision, Reporter
 from core.measuring.selection import Probe, best_probe
 from core.metrics.probes import Levels
 from core.model.source import locate
+from core.store import artifacts
 from core.training.adapter import load_adapter, scaled
 from core.training.attaching import attach
 from core.training.engine import Engine
@@ -96,11 +97,13 @@ def probes(
     if group is None:
         group, _meeting = join_alone(config.engine)
     warm = warm or Warm()
-    model, data = warm.model(config), warm.data(config)
-    measure = probing(config, warm, group, part="probe")
+    known = _shared(config, warm, group) if config.partitions == "base" else warm
+    model, data = known.model(config), known.data(config)
+    measure = probing(config, known, group, part="probe")
     steps = Steps(config, model, data)
     steps.prepare()
-    trained = attach(config, model, data, group)
+    group.wait()  # for whoever still did what is shared, before all load or attach together
+    trained = attach(config, model, data, group, network=warm.network(config))
     engine: Engine | None = None
     history = History(
         config.selection, measure.baseline, folder if group.is_first else None, started=started
@@ -131,8 +134,9 @@ def probes(
                     base = locate(config.model)[0]
                     trained.save(folder / "adapter", tensors, base=base, factor=factor)
             history.commit(probe)
-            if probe.stopped_by is not None and config.partitions != "base":
+            if probe.stopped_by is not None:
                 warm.verify()  # before anybody is told
+            group.wait()  # for the first rank, which writes
             yield probe
             if probe.stopped_by is not None:
                 return
@@ -140,14 +144,36 @@ def probes(
         if engine is not None:
             engine.destroy()
         trained.detach()
-        if config.partitions == "base":
-            warm.drop_model()
-        else:
-            warm.verify()
+        warm.verify()
 
 
-def share_work(config: TrialConfig, *, warm: Warm, group: Group) -> Levels:
+def _shared(config: TrialConfig, warm: Warm, group: Group) -> Warm:
+    """What a trial looks at under ZeRO 3, where no rank holds the whole target model: its outline, and the cache.
+
+    What is not in the cache is computed here, on a whole model that is let go of again; the processes that
+    share a cache do so one after the other, and the first does it for all.
+    """
+    alone = Group(rank=0, size=1)
+    with artifacts.in_turn("shared-work"):
+        try:
+            with artifacts.only_looked_for():
+                share_work(config, warm=warm.outlined, group=alone)
+        except artifacts.NotMadeError:
+            share_work(config, warm=Warm(), group=alone)
+    group.wait()
+    return warm.outlined
+
+
+def share_work(
+    config: TrialConfig, *, warm: Warm, group: Group, others: Sequence[TrialConfig] = ()
+) -> Levels:
     """Do the work that trials share: baselines, terms of the reference model, Fisher, decomposition.
+
+    Args:
+        config: The trial.
+        warm: What the process keeps.
+        group: A group of this process alone.
+        others: Trials whose work is done, too: what one measurement gives for several is measured once.
 
     Returns:
         Baseline levels of the probe split.
@@ -159,7 +185,7 @@ def share_work(config: TrialConfig, *, warm: Warm, group: Group) -> Levels:
     baseline_levels(config, warm, group, part="report")
     Steps(config, warm.model(config), warm.data(config)).prepare()
     if config.adapter.kind == "lora":
-        initial_factors(config, warm.model(config), warm.data(config))
+        initial_factors(config, warm.model(config), warm.data(config), others=others)
     return baseline
 
 

@@ -27,7 +27,12 @@ CORE: Layers = {
     "metrics": ("core/metrics/*.py",),
     "importance": ("core/fila.py", "core/fisher.py", "core/vila.py"),
     "data": ("core/data/*.py",),
-    "model": ("core/model/decoding.py", "core/model/layers.py", "core/model/loading.py"),
+    "model": (
+        "core/model/decoding.py",
+        "core/model/layers.py",
+        "core/model/loading.py",
+        "core/model/memory.py",
+    ),
     "seams of training": (
         "core/training/__init__.py",
         "core/training/passes.py",
@@ -37,8 +42,10 @@ CORE: Layers = {
     ),
     "parts of training": (
         "core/training/adapter.py",
+        "core/training/checkpointing.py",
         "core/training/engine.py",
         "core/training/full_parameters.py",
+        "core/training/importance.py",
         "core/training/reference.py",
         "core/training/retain_weight.py",
         "core/training/warm.py",

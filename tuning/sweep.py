@@ -300,7 +300,7 @@ def _prepare_all(
     from core.worker import share_work
 
     for trial in trials:
-        share_work(trial, warm=warm, group=group)
+        share_work(trial, warm=warm, group=group, others=trials)
     model, data = warm.model(trials[0]), warm.data(trials[0])
     identity = {"model": model.identity}
     identity |= {f"data.{part}": value for part, value in data.identity.items()}

@@ -118,6 +118,8 @@ class EngineConfig(Section):
     """DeepSpeed ZeRO stage; 3 also partitions the frozen base model over the ranks."""
     offload: Literal["none", "optimizer", "parameters"] = "none"
     """Keep optimiser states (ZeRO 1-3) or also parameters (ZeRO 3) in CPU memory."""
+    activation_checkpointing: bool = False
+    """Keep the inputs of blocks only and compute the rest again for the gradient: less memory, a forward pass more."""
     dtype: Dtype = "auto"
     """``bf16``, ``fp32``, or ``auto``: bf16 where the hardware computes in it; losses and metrics are float32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -12,12 +12,12 @@ from core.data.tokens import TokenRow, TokenSplits
 from core.metrics.memorization import extraction_likelihood
 from core.metrics.probes import MEASURED, Level, Levels, level, token_sums
 from core.metrics.rows import ROW_METRICS
-from core.model.decoding import suffix_continuations
+from core.model.decoding import rows_at_once, suffix_continuations
 from core.model.loading import Forward, LoadedModel
 from core.training.ranks import Group
 
 DECODED_AT_ONCE = 64
-"""Prefixes that are continued together: each has one new column, so more fit than rows of a forward pass."""
+"""Prefixes that are continued together at most, where memory allows: each has one new column only."""
 
 
 class Meter:
@@ -110,9 +110,9 @@ def extraction_likelihoods(network: Any, rows: Sequence[TokenRow], *, n: int) ->
     long = [i for i, row in enumerate(rows) if len(row.ids) > n]
     if not long:
         return found
-    continued = suffix_continuations(
-        network, [rows[i].ids for i in long], min_length=n, batch_size=DECODED_AT_ONCE
-    )
+    sequences = [rows[i].ids for i in long]
+    size = rows_at_once(network, columns=max(map(len, sequences)), at_most=DECODED_AT_ONCE)
+    continued = suffix_continuations(network, sequences, min_length=n, batch_size=size)
     for i, generated in zip(long, continued, strict=True):
         found[i] = extraction_likelihood(generated, rows[i].ids, n=n)
     return found

@@ -16,8 +16,43 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
+from core.model.memory import free_bytes
+
 PREFILL_TOKENS = 4096
 """Tokens of one forward pass over prompts: bounds the memory of its logits."""
+
+SHARE_OF_FREE_MEMORY = 0.25
+"""What keys and values may take of the free memory where the model lies."""
+
+_COPIES = 3  # of a row's keys and values: the sequence's, the branch's, and the branch's as rows leave the batch
+
+
+def rows_at_once(
+    network: nn.Module, *, columns: int, at_most: int, budget: int | None = None
+) -> int:
+    """Rows that can be decoded together within the memory for their keys and values, at least 1.
+
+    Args:
+        network: Causal language model of transformers, in evaluation mode.
+        columns: Tokens of the longest row, new ones included.
+        at_most: Largest answer.
+        budget: Bytes for keys and values; a quarter of what is free on the model's device if absent.
+    """
+    if budget is None:
+        budget = int(SHARE_OF_FREE_MEMORY * free_bytes(_device(network)))
+    return max(1, min(at_most, budget // (_COPIES * columns * column_bytes(network))))
+
+
+@torch.no_grad()
+def column_bytes(network: nn.Module) -> int:
+    """Bytes of the keys and values of one token, over all layers, as a pass over one token leaves them.
+
+    For ordinary attention: layers x key-value heads x dimensions of a head x 2 x bytes of a number.
+    """
+    cache = DynamicCache()
+    ids = torch.zeros((1, 1), dtype=torch.int64, device=_device(network))
+    network(input_ids=ids, past_key_values=cache, use_cache=True)
+    return sum(keys.nbytes + values.nbytes for keys, values, _ in cache)
 
 
 def generate(

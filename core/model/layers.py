@@ -119,7 +119,20 @@ def coverage(network: nn.Module, group: TargetGroup, targets: Sequence[str]) -> 
     )
 
 
-def _blocks(network: nn.Module) -> tuple[str, nn.ModuleList]:
+def blocks(network: nn.Module, *, field: str) -> nn.ModuleList:
+    """The decoder blocks.
+
+    Args:
+        network: A causal language model, or what is wrapped around one.
+        field: What asks for them; for the message.
+
+    Raises:
+        ModelError: If the model has no list of blocks.
+    """
+    return _blocks(network, field)[1]
+
+
+def _blocks(network: nn.Module, field: str = "adapter.layers") -> tuple[str, nn.ModuleList]:
     """Name and list of the blocks: the longest list of modules that lies in no other list (of experts, say)."""
     lists = [
         (name, module)
@@ -129,7 +142,7 @@ def _blocks(network: nn.Module) -> tuple[str, nn.ModuleList]:
     ]
     if not lists:
         raise ModelError(
-            f"adapter.layers: {type(network).__name__} has no list of blocks; leave adapter.layers out"
+            f"{field}: {type(network).__name__} has no list of blocks; leave {field} out"
         )
     return max(lists, key=lambda found: len(found[1]))
 

@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 import transformers
 from torch import Tensor, nn
+from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
 from core.config import EngineConfig, ModelConfig
 from core.errors import ModelError, first_line
@@ -88,6 +89,82 @@ def local_tokenizer(config: ModelConfig) -> Any:
         )
     except (OSError, ValueError) as err:
         raise ModelError(f"model.source: no tokenizer of {config.source!r} here") from err
+
+
+def load_outline(config: ModelConfig, engine: EngineConfig) -> LoadedModel:
+    """The target model as :func:`load_model` gives it, but for its weights: names and shapes only, on no device.
+
+    Raises:
+        ModelError: If the model is not found or cannot be read.
+    """
+    location, revision = locate(config)
+    dtype = resolve_dtype(engine)
+    arguments = {"revision": revision, "trust_remote_code": False}
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(location, **arguments)
+        architecture = transformers.AutoConfig.from_pretrained(location, **arguments)
+        with torch.device("meta"):
+            network = transformers.AutoModelForCausalLM.from_config(architecture, dtype=dtype)
+    except (OSError, ValueError) as err:
+        raise _not_loaded(config, err) from err
+    return LoadedModel(
+        network=network.eval().requires_grad_(False),
+        tokenizer=tokenizer,
+        identity=model_identity(config, getattr(architecture, "_commit_hash", None)),
+        dtype=dtype,
+        device=resolve_device(engine),
+    )
+
+
+def load_partitioned(config: ModelConfig, dtype: torch.dtype, zero: Mapping[str, Any]) -> nn.Module:
+    """The target model with a part of every weight on each rank, as ZeRO 3 holds it; every rank takes part.
+
+    The first rank reads the files and hands a layer at a time to all, so that no other rank ever holds
+    the whole model, and the first one holds it in the pages of the files only.
+
+    Args:
+        config: The model.
+        dtype: Type of the weights.
+        zero: DeepSpeed's ``zero_optimization``, of stage 3.
+
+    Raises:
+        ModelError: If the model is not found or cannot be read.
+    """
+    location, revision = locate(config)
+    state = HfDeepSpeedConfig(  # transformers looks at it while it lives
+        {
+            "train_micro_batch_size_per_gpu": 1,
+            "zero_optimization": dict(zero),
+            "bf16": {"enabled": dtype == torch.bfloat16},
+        }
+    )
+    try:
+        network = transformers.AutoModelForCausalLM.from_pretrained(
+            location,
+            dtype=dtype,
+            use_safetensors=True,
+            revision=revision,
+            trust_remote_code=False,
+        )
+    except (OSError, ValueError) as err:
+        raise _not_loaded(config, err) from err
+    finally:
+        del state
+        unset_hf_deepspeed_config()  # other models are loaded whole
+    partitioned: nn.Module = network.eval().requires_grad_(False)
+    return partitioned
+
+
+def parts_of(network: nn.Module) -> dict[str, Tensor]:
+    """This rank's part of every weight of a partitioned model."""
+    return {name: cast(Any, p).ds_tensor for name, p in network.named_parameters()}
+
+
+def _not_loaded(config: ModelConfig, err: Exception) -> ModelError:
+    return ModelError(
+        f"model.source: cannot load {config.source!r}: {first_line(err)}; give a folder written by "
+        "save_pretrained (safetensors), a hub id that this machine can reach, or package:smollm2"
+    )
 
 
 def retain_only_identity(config: ModelConfig) -> str | None:

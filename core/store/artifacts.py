@@ -6,7 +6,9 @@ one at the same time share the work: the first makes it under a lock, the other 
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +23,35 @@ from core.store.place import cache_root
 VERSIONS: Mapping[str, int] = {
     "baselines": 1,
     "reference": 2,
-    "fisher": 1,
     "lora_fisher": 1,
     "importance": 1,
     "factors": 1,
 }
 """Raised when the computation of a kind changes: the cache outlives releases."""
+
+
+_MAKES_NOTHING: ContextVar[bool] = ContextVar("makes nothing", default=False)
+
+
+class NotMadeError(Exception):
+    """An artifact is not in the cache, and was only looked for."""
+
+
+@contextmanager
+def only_looked_for() -> Iterator[None]:
+    """Within the context nothing is made: what is not in the cache raises :class:`NotMadeError`."""
+    token = _MAKES_NOTHING.set(True)
+    try:
+        yield
+    finally:
+        _MAKES_NOTHING.reset(token)
+
+
+def in_turn(purpose: str) -> FileLock:
+    """A lock for work that processes on one cache do one after the other."""
+    root = cache_root()
+    root.mkdir(parents=True, exist_ok=True)
+    return FileLock(root / f"{purpose}.lock")
 
 
 def content_key(determinants: Mapping[str, Any]) -> str:
@@ -134,6 +159,8 @@ def _folder(kind: str) -> Path:
 def _make_once(path: Path, make: Callable[[], None]) -> None:
     if path.exists():
         return
+    if _MAKES_NOTHING.get():
+        raise NotMadeError(path.name)
     with FileLock(path.with_name(path.name + ".lock")):
         if not path.exists():
             make()

@@ -1,6 +1,7 @@
 """Attach what a trial trains to its model, with the same initial factors on every rank."""
 
 import torch
+from torch import nn
 
 from core.config import TrialConfig
 from core.data.tokens import TokenSplits
@@ -12,12 +13,27 @@ from core.training.ranks import Group
 from core.training.trained import Trained
 
 
-def attach(config: TrialConfig, model: LoadedModel, data: TokenSplits, group: Group) -> Trained:
-    """Make what is trained: an adapter on the target model, or a copy of it."""
+def attach(
+    config: TrialConfig,
+    model: LoadedModel,
+    data: TokenSplits,
+    group: Group,
+    *,
+    network: nn.Module,
+) -> Trained:
+    """Make what is trained: an adapter on the target model, or a copy of it.
+
+    Args:
+        config: The trial.
+        model: The target model, or its outline.
+        data: Rows.
+        group: Ranks of the trial.
+        network: The target model's network, which may be partitioned; an adapter sits on it.
+    """
     if config.adapter.kind == "full":
         return FullParameters.copied(model)
     return DifferenceAdapter(
-        model.network,
+        network,
         agreed_factors(config, model, data, group),
         rank=config.adapter.rank,
         scaling=config.adapter.scaling,

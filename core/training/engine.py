@@ -2,7 +2,7 @@
 
 import gc
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import reduce
 from typing import Any
 
@@ -12,9 +12,13 @@ from torch import Tensor, nn
 from core.config import BatchPlan, EngineConfig, OptimizerConfig
 from core.data.batches import collate
 from core.model.loading import forward_of
+from core.training.checkpointing import checkpointed
 from core.training.passes import Forwarded, MicroBatch, Part, Wanted
-from core.training.ranks import deepspeed
+from core.training.ranks import deepspeed, zero_options
 from core.training.trained import Trained, float32_on_cpu
+
+Taken = Mapping[str, list[tuple[Tensor, Tensor]]]
+"""Layer name to what the adapter added to it, and its own output, at each pass."""
 
 
 class Engine:
@@ -50,7 +54,7 @@ class Engine:
         )
         if engine.zero_stage == 0:
             client.state.clear()  # that step's moments, which would count as a first one
-        self._stage = engine.zero_stage
+        self._stage, self._checkpoints = engine.zero_stage, engine.activation_checkpointing
         self._step = 0
 
     def forward(self, parts: Sequence[Part]) -> list[Forwarded]:
@@ -61,8 +65,7 @@ class Engine:
         rows = [row for part in parts for row in part.rows]
         batch = collate(rows, self._device)
         wanted = reduce(Wanted.and_also, (part.wanted for part in parts), Wanted())
-        taken: Mapping[str, list[tuple[Tensor, Tensor]]] = {}
-        with self._trained.tapped() if wanted.adapter_outputs else nullcontext(taken) as taken:
+        with self._looking(wanted) as taken, self._keeping(wanted):
             output = self._engine(
                 input_ids=batch.ids,
                 attention_mask=batch.mask,
@@ -88,6 +91,17 @@ class Engine:
                 )
             )
         return found
+
+    def _looking(self, wanted: Wanted) -> AbstractContextManager[Taken]:
+        """Within the context each pass leaves what adapters add, where that is wanted."""
+        nothing: Taken = {}
+        return self._trained.tapped() if wanted.adapter_outputs else nullcontext(nothing)
+
+    def _keeping(self, wanted: Wanted) -> AbstractContextManager[None]:
+        """Within the context a pass keeps what its gradient needs, or what that is computed from again."""
+        if not self._checkpoints:
+            return nullcontext()
+        return checkpointed(self.module, again=lambda: self._looking(wanted))
 
     @torch.no_grad()
     def _reference_logits(self, part: Part) -> Tensor | None:
@@ -158,15 +172,10 @@ def _full_shape(parameter: Tensor) -> tuple[int, ...]:
 def _deepspeed_config(
     engine: EngineConfig, optimizer: OptimizerConfig, plan: BatchPlan, dtype: torch.dtype
 ) -> dict[str, Any]:
-    zero: dict[str, Any] = {"stage": engine.zero_stage}
-    if engine.offload != "none":
-        zero["offload_optimizer"] = {"device": "cpu"}
-    if engine.offload == "parameters":
-        zero["offload_param"] = {"device": "cpu"}
     return {
         "train_micro_batch_size_per_gpu": plan.micro_batch_size,
         "gradient_accumulation_steps": plan.gradient_accumulation_steps,
-        "zero_optimization": zero,
+        "zero_optimization": zero_options(engine),
         "zero_allow_untested_optimizer": True,  # ours is torch's AdamW: nothing to compile
         "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": dtype == torch.bfloat16},

@@ -3,6 +3,8 @@
 import logging
 import os
 import sys
+import threading
+import time
 from collections.abc import Iterable
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -18,7 +20,77 @@ from torch._C._distributed_c10d import TCPStore
 
 from core.config import EngineConfig
 
-_TIMEOUT = timedelta(minutes=10)
+TIMEOUT = timedelta(minutes=10)
+"""How long a collective lasts at most, and how long a rank that others wait for may show no sign of life."""
+
+_LOOK = timedelta(seconds=1)
+
+
+class Patience:
+    """Ranks wait for each other in the meeting point's store, as long as all of them live.
+
+    A collective has a deadline, which work that one rank does for all may well outlast. Here a rank that
+    works says so, from a thread of its own, and may take as long as it needs.
+    """
+
+    def __init__(self, rank: int, size: int, host: str, port: int, *, silence: timedelta) -> None:
+        """Say from now on that this rank lives; ``silence`` is how long another may not."""
+        self._size, self._silence, self._n_waits = size, silence, 0
+        self._store = TCPStore(host, port, size, is_master=False, timeout=silence)
+        own = TCPStore(host, port, size, is_master=False, timeout=silence)
+        threading.Thread(
+            target=_say_alive, args=(own, rank, silence / 10), name="alive", daemon=True
+        ).start()
+
+    def wait(self) -> None:
+        """Return when every rank has come here.
+
+        Raises:
+            RuntimeError: If a rank shows no sign of life.
+        """
+        self._n_waits += 1
+        here = f"wait/{self._n_waits}"
+        if self._store.add(f"{here}/came", 1) == self._size:
+            self._store.set(f"{here}/all", "")
+        signs = {rank: (-1, time.monotonic()) for rank in range(self._size)}
+        while not self._is_set(f"{here}/all"):
+            self._look(signs)
+        if self._store.add(f"{here}/left", 1) == self._size:
+            for name in ("came", "all", "left"):
+                self._store.delete_key(f"{here}/{name}")
+
+    def _is_set(self, key: str) -> bool:
+        try:
+            self._store.wait([key], min(_LOOK, self._silence / 4))
+        except dist.DistStoreError:
+            return False
+        return True
+
+    def _look(self, signs: dict[int, tuple[int, float]]) -> None:
+        """Take notice of each rank's signs of life: how many, and since when no more."""
+        now = time.monotonic()
+        for rank, (known, since) in signs.items():
+            count = self._store.add(_sign_of(rank), 0)
+            if count != known:
+                signs[rank] = (count, now)
+            elif now - since > self._silence.total_seconds():
+                raise RuntimeError(
+                    f"rank {rank} has shown no sign of life for {self._silence.total_seconds():g} s, while others "
+                    "wait for it"
+                )
+
+
+def _sign_of(rank: int) -> str:
+    return f"alive/{rank}"
+
+
+def _say_alive(store: TCPStore, rank: int, every: timedelta) -> None:
+    try:
+        while True:
+            store.add(_sign_of(rank), 1)
+            time.sleep(every.total_seconds())
+    except dist.DistError:
+        return  # the meeting point is gone, and the trial with it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +99,7 @@ class Group:
 
     rank: int
     size: int
+    patience: Patience | None = None
 
     @property
     def is_first(self) -> bool:
@@ -39,10 +112,16 @@ class Group:
             dist.all_reduce(values)
         return values
 
+    def wait(self) -> None:
+        """Return when every rank has come here, however long one works for all; no collective waits."""
+        if self.patience is not None:
+            self.patience.wait()
+
     def agree(self, value: Any) -> Any:
-        """The first rank's value, on every rank."""
+        """The first rank's value, on every rank; the others wait for it as long as it takes."""
         if self.size == 1:
             return value
+        self.wait()
         box = [value]
         dist.broadcast_object_list(box, src=0)
         return box[0]
@@ -58,6 +137,9 @@ class Group:
         return range(self.rank, count, self.size)
 
 
+_MEETINGS: "list[Rendezvous]" = []
+
+
 class Rendezvous:
     """A key-value store on a free port of the first rank's machine, where the ranks of one trial meet."""
 
@@ -70,9 +152,10 @@ class Rendezvous:
         """
         self.host = host
         self._store = TCPStore(
-            self.host, 0, size, is_master=True, wait_for_workers=False, timeout=_TIMEOUT
+            self.host, 0, size, is_master=True, wait_for_workers=False, timeout=TIMEOUT
         )
         self.port: int = self._store.port
+        _MEETINGS.append(self)  # ranks talk to it as long as their processes live
 
 
 def join(
@@ -83,6 +166,7 @@ def join(
     engine: EngineConfig,
     *,
     local_rank: int | None = None,
+    timeout: timedelta = TIMEOUT,
 ) -> Group:
     """Join the other ranks; call once in a process.
 
@@ -93,6 +177,8 @@ def join(
         port: Its port.
         engine: Device and threads.
         local_rank: Number on this machine; 0 where each process sees only its own GPU.
+        timeout: Deadline of a collective, in which all ranks are expected to come at once; :meth:`Group.wait`
+            has none while all ranks live.
     """
     local = rank if local_rank is None else local_rank
     os.environ.update(
@@ -112,16 +198,18 @@ def join(
             torch.cuda.set_device(local % torch.cuda.device_count())
         dist.init_process_group(
             "nccl" if use_cuda else "gloo",
-            store=TCPStore(host, port, size, is_master=False, timeout=_TIMEOUT),
+            store=TCPStore(host, port, size, is_master=False, timeout=timeout),
             rank=rank,
             world_size=size,
-            timeout=_TIMEOUT,
+            timeout=timeout,
         )
         with redirect_stdout(sys.stderr):  # it prints what it compiles; stdout is for results
             deepspeed().init_distributed(dist_backend="nccl" if use_cuda else "gloo", verbose=False)
         dist.barrier()
         _release_shared_memory(rank, host, port)
-    return Group(rank=rank, size=size)
+    if size == 1:
+        return Group(rank=rank, size=size)
+    return Group(rank=rank, size=size, patience=Patience(rank, size, host, port, silence=timeout))
 
 
 def _release_shared_memory(rank: int, host: str, port: int) -> None:
@@ -151,3 +239,13 @@ def deepspeed() -> Any:
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     return deepspeed
+
+
+def zero_options(engine: EngineConfig) -> dict[str, Any]:
+    """DeepSpeed's ``zero_optimization``: what the ranks hold parts of, and where."""
+    zero: dict[str, Any] = {"stage": engine.zero_stage}
+    if engine.offload != "none":
+        zero["offload_optimizer"] = {"device": "cpu"}
+    if engine.offload == "parameters":
+        zero["offload_param"] = {"device": "cpu"}
+    return zero

@@ -1,18 +1,30 @@
 """What a process keeps warm from one trial to the next: the target model and the tokenised rows."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from core.config import TrialConfig
+from core.config import EngineConfig, ModelConfig, TrialConfig
 from core.data.splits import split_data
 from core.data.taught import wording_notice
 from core.data.tokens import TokenSplits
 from core.errors import IntegrityError
 from core.model.layers import coverage, resolve_targets
-from core.model.loading import LoadedModel, load_model, vocabulary_size, weights_checksum
+from core.model.loading import (
+    LoadedModel,
+    load_model,
+    load_outline,
+    load_partitioned,
+    parts_of,
+    resolve_dtype,
+    vocabulary_size,
+    weights_checksum,
+)
 from core.model.source import locate
+from core.training.ranks import zero_options
 
 COVERED_SHARE = 0.9
 """Share of a target group's weights below which a person is told that the adapter covers less."""
@@ -22,7 +34,9 @@ COVERED_SHARE = 0.9
 class Warm:
     """The target model and the tokenised rows, loaded when they are first asked for."""
 
+    load: Callable[[ModelConfig, EngineConfig], LoadedModel] = load_model
     _models: dict[Any, LoadedModel] = field(default_factory=dict)
+    _partitioned: dict[Any, nn.Module] = field(default_factory=dict)
     _weights: dict[str, Tensor] = field(default_factory=dict)
     _checksum: str = ""
     _data: dict[Any, TokenSplits] = field(default_factory=dict)
@@ -32,10 +46,32 @@ class Warm:
         key = (config.model, config.engine.dtype, config.engine.device)
         if key not in self._models:
             self._models.clear()
-            self._models[key] = load_model(config.model, config.engine)
-            self._weights = dict(self._models[key].network.named_parameters())
-            self._checksum = weights_checksum(self._weights)
+            self._models[key] = self.load(config.model, config.engine)
+            if self.load is load_model:
+                self._watch(dict(self._models[key].network.named_parameters()))
         return self._models[key]
+
+    @cached_property
+    def outlined(self) -> "Warm":
+        """The same for the outline of the model: what can be done without its weights."""
+        return Warm(load=load_outline)
+
+    def network(self, config: TrialConfig) -> nn.Module:
+        """The network that an adapter sits on: the target model's, of which each rank holds a part under ZeRO 3.
+
+        It is loaded at the first call; under ZeRO 3 every rank takes part.
+        """
+        if config.partitions != "base":
+            return self.model(config).network
+        engine = config.engine
+        key = (config.model, engine.dtype, engine.device, engine.offload)
+        if key not in self._partitioned:
+            self._partitioned.clear()
+            dtype = resolve_dtype(engine)
+            network = load_partitioned(config.model, dtype, zero_options(engine))
+            self._partitioned[key] = network
+            self._watch(parts_of(network))
+        return self._partitioned[key]
 
     def data(self, config: TrialConfig) -> TokenSplits:
         """The tokenised splits, read at the first call."""
@@ -77,11 +113,11 @@ class Warm:
 
     @property
     def checksum(self) -> str:
-        """Checksum of the base weights when they were loaded; each trial verifies it when it ends."""
+        """Checksum of the base weights on this rank when they were loaded; each trial verifies it when it ends."""
         return self._checksum
 
     def verify(self) -> None:
-        """Compare the base weights with what was loaded, also while an adapter sits on them.
+        """Compare the base weights on this rank with what was loaded, also while an adapter sits on them.
 
         Raises:
             IntegrityError: If they changed.
@@ -89,6 +125,5 @@ class Warm:
         if weights_checksum(self._weights) != self._checksum:
             raise IntegrityError("the base model's weights changed during a trial")
 
-    def drop_model(self) -> None:
-        """Forget a model that an engine has taken apart (ZeRO 3)."""
-        self._models.clear()
+    def _watch(self, weights: dict[str, Tensor]) -> None:
+        self._weights, self._checksum = weights, weights_checksum(weights)

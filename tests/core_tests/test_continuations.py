@@ -21,7 +21,7 @@ from transformers import (
 
 from core.metrics.memorization import extraction_likelihood
 from core.model import decoding as continuations
-from core.model.decoding import generate, suffix_continuations
+from core.model.decoding import column_bytes, generate, rows_at_once, suffix_continuations
 
 VOCABULARY = 23
 POSITIONS = 28
@@ -273,6 +273,56 @@ def test_likelihood_is_that_of_a_loop_over_the_library(network: Any) -> None:
         likelihood = extraction_likelihood(rows, sequence, n=n)
         assert likelihood == pytest.approx(total / (len(sequence) - n))
         assert 0.0 < likelihood < 1.0
+
+
+# Rows that fit
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        pytest.param(llama, 2 * 2 * 8 * 2 * 4, id="llama"),  # grouped: half as many heads
+        pytest.param(gpt2, 2 * 4 * 8 * 2 * 4, id="gpt2"),
+        pytest.param(lambda: llama().to(torch.bfloat16), 2 * 2 * 8 * 2 * 2, id="llama-bf16"),
+    ],
+)
+def test_a_token_s_keys_and_values_by_hand(make: Callable[[], Any], expected: int) -> None:
+    assert column_bytes(make().eval()) == expected  # layers x heads x head x 2 x bytes
+
+
+@pytest.mark.parametrize(
+    ("budget", "expected"),
+    [
+        pytest.param(3 * 256 * 20 * 5, 5, id="just-five"),
+        pytest.param(3 * 256 * 20 * 5 - 1, 4, id="not-quite-five"),
+        pytest.param(1, 1, id="one-at-least"),
+        pytest.param(1 << 40, 64, id="no-more-than-asked-for"),
+        pytest.param(None, 64, id="what-is-free-here"),
+    ],
+)
+def test_rows_that_fit_into_memory_by_hand(budget: int | None, expected: int) -> None:
+    network = llama().eval()
+    assert rows_at_once(network, columns=20, at_most=64, budget=budget) == expected
+
+
+def test_the_bound_changes_no_continuation_and_bounds_what_is_kept(network: Any) -> None:
+    sequences = half_known(network, 8, [16, 9, 22, 13, 7])
+    widest, found = [], []
+    for rows in (64, 3, 1):
+        budget = rows * 3 * 22 * column_bytes(network)
+        size = rows_at_once(network, columns=22, at_most=64, budget=budget)
+        assert size == rows
+        seen: list[int] = []
+        hook = network.register_forward_pre_hook(
+            lambda module, args, kwargs, seen=seen: seen.append(len(kwargs["input_ids"])),
+            with_kwargs=True,
+        )
+        found.append(list(suffix_continuations(network, sequences, batch_size=size)))
+        hook.remove()
+        widest.append(max(seen))
+    assert found[0] == found[1] == found[2]
+    assert widest[0] > 3
+    assert widest[1:] == [3, 1]
 
 
 # What must not matter

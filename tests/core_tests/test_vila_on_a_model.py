@@ -18,7 +18,8 @@ from core.model.layers import dense_weight, oriented, resolve_targets
 from core.model.loading import LoadedModel, weights_checksum
 from core.seeding import derive_seed
 from core.training.adapter import InitialFactors
-from core.training.initialisation import initial_factors, lora_fisher
+from core.training.importance import lora_fisher
+from core.training.initialisation import initial_factors
 
 LORA_RANK, SIGMA, SCALING, RANK = 3, 0.2, 1.5, 4
 
@@ -296,7 +297,7 @@ def test_fila_does_not_depend_on_the_settings_of_vila(own_cache: Path) -> None:
     first = initial_factors(trial(fila), model, data)
     other = initial_factors(trial(fila | {"fisher": {"lora_rank": 5}}), model, data)
     assert_same_factors(other, first)
-    assert n_made(own_cache, "fisher") == n_made(own_cache, "factors") == 1
+    assert n_made(own_cache, "importance") == n_made(own_cache, "factors") == 1
     vila = initial_factors(trial(), model, data)
     assert any(not torch.equal(vila[name].a, first[name].a) for name in first)
 
