@@ -22,7 +22,7 @@ from core.training.full_parameters import is_model_folder
 from core.training.ranks import join_alone
 from core.training.reference import Reference
 from core.training.warm import Warm
-from core.worker import probes, report_metrics
+from core.worker import probes, report_measurement
 
 pytestmark = pytest.mark.integration
 
@@ -188,7 +188,7 @@ def test_full_parameter_unlearning_trains_a_copy_and_saves_a_whole_model(
         line for line in reversed(read_lines(tmp_path / "history.jsonl")) if line.get("is_best")
     )
     group, _meeting = join_alone(config.engine)
-    found = report_metrics(config, folder, warm=warm, group=group)
+    found = report_measurement(config, folder, warm=warm, group=group).metrics
     assert found["forget_nll"] == pytest.approx(best["metrics"]["forget_nll"], abs=1e-3)
     loaded = transformers.AutoModelForCausalLM.from_pretrained(folder)
     assert loaded.num_parameters() == warm.model(config).network.num_parameters()  # type: ignore[operator]
@@ -289,7 +289,7 @@ def test_calibration_scales_the_difference_back_until_utility_is_kept(
         line for line in reversed(read_lines(tmp_path / "history.jsonl")) if line.get("is_best")
     )
     group, _meeting = join_alone(config.engine)
-    found = report_metrics(config, tmp_path / "adapter", warm=warm, group=group)
+    found = report_measurement(config, tmp_path / "adapter", warm=warm, group=group).metrics
     assert found["forget_nll"] == pytest.approx(best["metrics"]["forget_nll"], abs=1e-3)
     assert found["forget_closure_at_utility"] == found["forget_closure"]
 

@@ -25,7 +25,7 @@ from core.model.loading import weights_checksum
 from core.store.durable import read_lines
 from core.training.ranks import join_alone
 from core.training.warm import Warm
-from core.worker import TrialResult, probes, report_metrics, run_trial, share_work
+from core.worker import TrialResult, probes, report_measurement, run_trial, share_work
 
 pytestmark = pytest.mark.integration
 
@@ -193,7 +193,9 @@ def test_a_saved_adapter_is_reported_on_rows_that_no_probe_saw(
     finished: Finished, warm: Warm
 ) -> None:
     group, _meeting = join_alone(finished.config.engine)
-    found = report_metrics(finished.config, finished.folder / "adapter", warm=warm, group=group)
+    found = report_measurement(
+        finished.config, finished.folder / "adapter", warm=warm, group=group
+    ).metrics
     low = finished.config.engine.dtype == "bf16"
     best = finished.best["metrics"]
     assert found["forget_nll"] == pytest.approx(best["forget_nll"], abs=3e-2 if low else 1e-3)
