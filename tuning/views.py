@@ -96,10 +96,11 @@ def best_table(run: Run, *, top: int) -> Group:
     table.add_column("trial", justify="right")
     table.add_column("state", no_wrap=True)
     beside = map(heading, _BESIDE_OBJECTIVE)
-    for name in (heading(metric), "95 %", "step", *beside):
+    shown = ranked(run.trials)[:top]
+    ends = ["95 %"] if any(t.value_interval for t in shown) else []  # runs without any have none
+    for name in (heading(metric), *ends, "step", *beside):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("parameters", overflow="fold")
-    shown = ranked(run.trials)[:top]
     for trial in shown:
         m = trial.metrics
         marks = {
@@ -113,7 +114,7 @@ def best_table(run: Run, *, top: int) -> Group:
             f"{mark}{trial.number}",
             trial.state,
             decimals(trial.value),
-            between(trial.value_interval, metric),
+            *[between(trial.value_interval, metric) for _ in ends],
             str(trial.step),
             *(decimals(m.get(k)) for k in _BESIDE_OBJECTIVE),
             parameters(trial.params),

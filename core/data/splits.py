@@ -68,7 +68,9 @@ def refuse_small_retain(n_rows: int, batch_rows: int, *, role: str = "retain") -
 def _cut(role: str, rows: Sequence[Row], config: DataConfig) -> dict[str, tuple[Row, ...]]:
     order = list(rows)
     random.Random(derive_seed(config.split_seed, "split", role)).shuffle(order)  # noqa: S311
-    n_probe, n_report = config.probe_rows, config.report_rows
+    if role == "approximate":  # never trained on, and measured once: every row serves
+        return _halves(order, config)
+    n_probe, n_report = (getattr(rows, role) for rows in (config.probe_rows, config.report_rows))
     needed = n_probe + n_report + (1 if role == "retain" else 0)
     if len(order) < needed:
         raise DataError(
@@ -76,16 +78,27 @@ def _cut(role: str, rows: Sequence[Row], config: DataConfig) -> dict[str, tuple[
             f"{' and at least one to train on' if role == 'retain' else ''} need {needed} distinct rows, "
             f"got {len(order)}; give more rows, or lower data.probe_rows or data.report_rows"
         )
-    left = len(order) - n_probe - n_report
-    if role == "approximate":  # never trained on, and measured once: every row serves
-        n_probe, n_report = n_probe + left // 2, n_report + left - left // 2
-    parts = {
+    return {
         f"{role}_probe": tuple(order[:n_probe]),
         f"{role}_report": tuple(order[n_probe : n_probe + n_report]),
+        f"{role}_train": tuple(order[n_probe + n_report :]),
     }
-    if role != "approximate":
-        parts[f"{role}_train"] = tuple(order[n_probe + n_report :])
-    return parts
+
+
+def _halves(order: Sequence[Row], config: DataConfig) -> dict[str, tuple[Row, ...]]:
+    """The approximate set in two parts, which are measured together; their names stand in the records of runs."""
+    more = config.report_rows.retain - config.probe_rows.retain
+    n_probe = (len(order) - more) // 2
+    if not 0 < n_probe < len(order):
+        n_probe = len(order) // 2
+    if n_probe == 0:
+        raise DataError(
+            f"data.approximate: at least 2 distinct rows are needed, got {len(order)}; give more rows"
+        )
+    return {
+        "approximate_probe": tuple(order[:n_probe]),
+        "approximate_report": tuple(order[n_probe:]),
+    }
 
 
 def _distinct(rows: Sequence[Row]) -> list[Row]:

@@ -50,7 +50,7 @@ class Probing:
         data: Rows.
         part: ``probe`` or ``report``.
         before: Row sums under the target model; see :func:`~core.measuring.baselines.baseline_sums`.
-        target_rows: Set that the rows of ``before["target"]`` are, ``approximate`` or ``forget``.
+        rows_of: Set that the rows of ``before["target"]`` are of, ``approximate`` or ``forget``.
         calibration: Comparison at equal utility, where there is one.
     """
 
@@ -59,7 +59,7 @@ class Probing:
     data: TokenSplits
     part: ProbedPart
     before: Mapping[str, Sums]
-    target_rows: Literal["approximate", "forget"]
+    rows_of: Mapping[str, str]
     calibration: Calibration | None
 
     @property
@@ -109,7 +109,7 @@ class Probing:
     def _measured(self, sums: Mapping[str, Sums]) -> Measurement:
         levels = {name: level(of_rows) for name, of_rows in sums.items()}
         metrics = degradation(levels, self.baseline)
-        found = intervals(sums, self.before, target_rows=self.target_rows)
+        found = intervals(sums, self.before, rows_of=self.rows_of)
         finite = {name: ends for name, ends in found.items() if math.isfinite(metrics[name])}
         return Measurement(metrics=metrics, intervals=finite, sums=sums)
 
@@ -163,7 +163,7 @@ def probing(config: TrialConfig, warm: Warm, group: Group, *, part: ProbedPart) 
         data=data,
         part=part,
         before=before,
-        target_rows="approximate" if config.model.retain_only is None else "forget",
+        rows_of={"target": "approximate" if config.model.retain_only is None else "forget"},
         calibration=calibration,
     )
 

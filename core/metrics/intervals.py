@@ -5,6 +5,7 @@ Plain numbers, no tensors. Shapes: N rows of a set, R replicates.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
 import numpy as np
@@ -65,7 +66,7 @@ def intervals(
     now: Mapping[str, Sums],
     before: Mapping[str, Sums],
     *,
-    target_rows: str = "approximate",
+    rows_of: Mapping[str, str] = MappingProxyType({"target": "approximate"}),
     n_replicates: int = N_REPLICATES,
     seed: int = 0,
 ) -> dict[str, Interval]:
@@ -87,8 +88,9 @@ def intervals(
     Args:
         now: Row sums of ``forget``, ``retain`` and ``general`` under the model being unlearned.
         before: The same under the target model, and ``target``: rows whose level forgetting aims at.
-        target_rows: Set that the rows of ``target`` are: ``approximate``, or ``forget`` where they are the
-            forget set's under a retain-only model, which are then drawn together with them.
+        rows_of: Set that the rows are of what is measured before only: ``target`` has those of the
+            ``approximate`` set, or of ``forget`` where they are the forget set's under a retain-only model.
+            What has the same rows is drawn together.
         n_replicates: R; the ends of an interval are its percentiles 2.5 and 97.5.
         seed: Of the draws. One seed draws the same rows at every probe of every trial, so that trials are
             compared on the same replicates.
@@ -104,14 +106,16 @@ def intervals(
         Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13.
     """
     rows = {name: {"now": now[name], "before": before[name]} for name in now}
-    rows.setdefault(target_rows, {})["target"] = before["target"]
+    for name, owner in rows_of.items():
+        rows.setdefault(owner, {})[name] = before[name]
     levels = {
         name: _resampled(sums, seed=derive_seed(seed, "rows", name), n_replicates=n_replicates)
         for name, sums in rows.items()
     }
     return _found(
         {name: levels[name]["now"] for name in now},
-        {name: levels[name]["before"] for name in now} | {"target": levels[target_rows]["target"]},
+        {name: levels[name]["before"] for name in now}
+        | {name: levels[owner][name] for name, owner in rows_of.items()},
     )
 
 

@@ -135,7 +135,7 @@ def test_the_levels_of_a_retain_only_model_are_drawn_with_the_forget_rows() -> N
     before = {name: drawn(i, 32, 2.0) for i, name in enumerate(MEASURED)}
     now = {name: harder(s, by=0.9) for name, s in before.items()}
     before["target"] = harder(before["forget"], by=2.0, seed=1)
-    paired = intervals(now, before, target_rows="forget")["forget_closure"]
+    paired = intervals(now, before, rows_of={"target": "forget"})["forget_closure"]
     unpaired = intervals(now, before)["forget_closure"]
     assert width(paired) < 0.4 * width(unpaired)
 

@@ -294,6 +294,32 @@ def test_calibration_scales_the_difference_back_until_utility_is_kept(
     assert found["forget_closure_at_utility"] == found["forget_closure"]
 
 
+def test_a_trial_that_overshot_is_judged_where_it_lies_on_target(
+    make_trial: TrialMaker, warm: Warm, tmp_path: Path
+) -> None:
+    """Nearly no utility is asked for, so that the largest factor is 1, which lies far past the target."""
+    changes = {
+        "method.forget_loss": "ga",
+        "method.retain_loss": "none",
+        "optimizer.learning_rate": 2e-2,
+        "selection.metric": "forget_closure_at_utility",
+        "selection.tau": 0.01,
+        "selection.constraints": [],
+        "selection.past_target": None,
+        "selection.retain_guard": None,
+    }
+    config = make_trial(changes)
+    last = run(config, warm, tmp_path)[-1]
+    metrics, target = last.metrics, read_lines(tmp_path / "history.jsonl")[0]["target_nll"]
+    assert metrics["unscaled_forget_closure"] < 0.5
+    assert 0.0 < metrics["calibration_factor"] < 1.0
+    assert metrics["forget_closure_at_utility"] == metrics["forget_closure"] > 0.97
+    assert metrics["forget_nll"] == pytest.approx(target, abs=0.1)
+    low, high = last.intervals["forget_closure_at_utility"]
+    assert low < metrics["forget_closure"] <= high
+    assert last.intervals["unscaled_forget_closure"][1] < low
+
+
 def test_a_retain_only_model_is_the_target(
     make_trial: TrialMaker, warm: Warm, tiny_model: Path, tmp_path: Path
 ) -> None:

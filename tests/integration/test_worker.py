@@ -6,11 +6,12 @@ import random
 import string
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import peft
 import pytest
 import torch
@@ -21,6 +22,8 @@ from core.config import TrialConfig
 from core.errors import DataError, NothingToForgetError
 from core.measuring.reporting import GuardReporter
 from core.measuring.selection import Probe
+from core.metrics.intervals import Sums, intervals
+from core.metrics.probes import MEASURED, level
 from core.model.loading import weights_checksum
 from core.store.durable import read_lines
 from core.training.ranks import join_alone
@@ -203,6 +206,31 @@ def test_a_saved_adapter_is_reported_on_rows_that_no_probe_saw(
     model = warm.model(finished.config)
     warm.verify()
     assert warm.checksum == weights_checksum(dict(model.network.named_parameters()))
+
+
+def test_the_history_holds_what_its_intervals_follow_from(finished: Finished, warm: Warm) -> None:
+    """Row sums of the untouched model and of the best probe, as short JSON; the metrics follow from them."""
+    lines = read_lines(finished.folder / "history.jsonl")
+    untouched, best = lines[0], finished.best
+    tokens = {name: np.array(of["tokens"], float) for name, of in untouched["rows"].items()}
+
+    def sums(line: dict[str, Any], names: Iterable[str]) -> dict[str, Sums]:
+        rows = {name: line["rows"][name] for name in names}
+        return {
+            name: np.stack([of["nll"], of["correct"], tokens[name]], axis=1)
+            for name, of in rows.items()
+        }
+
+    now, before = sums(best, MEASURED), sums(untouched, (*MEASURED, "target"))
+    for name in MEASURED:
+        assert level(now[name]).nll == pytest.approx(best["metrics"][f"{name}_nll"], abs=1e-4)
+        assert level(now[name]).accuracy == best["metrics"][f"{name}_accuracy"]
+    assert level(before["target"]).nll == pytest.approx(untouched["target_nll"], abs=1e-4)
+    for name, ends in intervals(now, before).items():
+        assert best["intervals"][name] == pytest.approx(ends, abs=1e-3), name
+    data = warm.data(finished.config)
+    halves = [len(data[f"approximate_{part}"]) for part in ("probe", "report")]
+    assert len(tokens["target"]) == sum(halves)
 
 
 # Repetition
