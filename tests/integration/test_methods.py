@@ -311,7 +311,7 @@ def test_a_trial_that_overshot_is_judged_where_it_lies_on_target(
     config = make_trial(changes)
     last = run(config, warm, tmp_path)[-1]
     metrics, target = last.metrics, read_lines(tmp_path / "history.jsonl")[0]["target_nll"]
-    assert metrics["unscaled_forget_closure"] < 0.5
+    assert metrics["unscaled_forget_closure"] < 0.8
     assert 0.0 < metrics["calibration_factor"] < 1.0
     assert metrics["forget_closure_at_utility"] == metrics["forget_closure"] > 0.97
     assert metrics["forget_nll"] == pytest.approx(target, abs=0.1)

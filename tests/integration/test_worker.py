@@ -20,11 +20,13 @@ from safetensors.torch import load_file
 
 from core.config import TrialConfig
 from core.errors import DataError, NothingToForgetError
+from core.measuring.baselines import baseline_sums
+from core.measuring.meter import Meter
 from core.measuring.reporting import GuardReporter
 from core.measuring.selection import Probe
 from core.metrics.intervals import Sums, intervals
 from core.metrics.probes import MEASURED, level
-from core.model.loading import weights_checksum
+from core.model.loading import forward_of, weights_checksum
 from core.store.durable import read_lines
 from core.training.ranks import join_alone
 from core.training.warm import Warm
@@ -206,6 +208,22 @@ def test_a_saved_adapter_is_reported_on_rows_that_no_probe_saw(
     model = warm.model(finished.config)
     warm.verify()
     assert warm.checksum == weights_checksum(dict(model.network.named_parameters()))
+
+
+def test_the_target_is_the_level_of_the_whole_approximate_set_on_both_splits(
+    make_trial: TrialMaker, warm: Warm
+) -> None:
+    """Not of the half that a split would have: those two levels differ."""
+    config, data = make_trial(), warm.data(make_trial())
+    group, _meeting = join_alone(config.engine)
+    probe, report = (baseline_sums(config, warm, group, part=p) for p in ("probe", "report"))
+    assert level(probe["target"]) == level(report["target"])
+    halves = [data["approximate_probe"], data["approximate_report"]]
+    model = warm.model(config)
+    meter = Meter(model, group, batch_size=4)
+    sums = [meter.row_sums(forward_of(model.network), rows) for rows in halves]
+    assert level(sums[0]).nll != pytest.approx(level(sums[1]).nll, abs=1e-3)
+    assert level(np.concatenate(sums)).nll == pytest.approx(level(probe["target"]).nll, abs=1e-4)
 
 
 def test_the_history_holds_what_its_intervals_follow_from(finished: Finished, warm: Warm) -> None:
