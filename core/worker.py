@@ -7,13 +7,13 @@ more from it. All ranks of a trial run this code and see the same probes.
 
 import time
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from core.config import TrialConfig
 from core.measuring.baselines import baseline_levels
 from core.measuring.history import History
-from core.measuring.probing import probing
+from core.measuring.probing import Measurement, probing
 from core.measuring.reporting import Decision, Reporter
 from core.measuring.selection import Probe, best_probe
 from core.metrics.probes import Levels
@@ -106,7 +106,7 @@ def probes(
     trained = attach(config, model, data, group, network=warm.network(config))
     engine: Engine | None = None
     history = History(
-        config.selection, measure.baseline, folder if group.is_first else None, started=started
+        config.selection, measure.before, folder if group.is_first else None, started=started
     )
     try:
         engine = Engine(
@@ -126,7 +126,8 @@ def probes(
             if step % config.selection.probe_every and not is_last:
                 continue
             found = measure.during_trial(engine.module, trained.scaled)
-            probe = history.judge(step, group.agree(found | steps.state()), is_last=is_last)
+            found = replace(found, metrics=dict(found.metrics) | steps.state())
+            probe = history.judge(step, group.agree(found), is_last=is_last)
             if history.is_best(probe):
                 tensors = trained.exported(engine.full_value)  # every rank takes part
                 if folder is not None and group.is_first:
@@ -189,10 +190,10 @@ def share_work(
     return baseline
 
 
-def report_metrics(
+def report_measurement(
     config: TrialConfig, adapter: Path, *, warm: Warm, group: Group
-) -> dict[str, float]:
-    """Metrics of a saved adapter, or model, on the reporting split; adapters through stock PEFT.
+) -> Measurement:
+    """A saved adapter, or model, on the reporting split; adapters through stock PEFT.
 
     Args:
         config: The trial that made the adapter.
@@ -201,8 +202,9 @@ def report_metrics(
         group: A group of this process alone.
 
     Returns:
-        The metrics of a probe, and ``forget_closure_at_utility`` with its ``calibration_factor``. Where that
-        was the objective, what is saved is the scaled model already, and is measured as it is.
+        A probe's metrics, ``forget_closure_at_utility`` with its ``calibration_factor``, and intervals.
+        The forget rows and those of the target are the probe's; retain and general rows are others. Where
+        equal utility was the objective, what is saved is the scaled model already, and is measured as it is.
     """
     model = warm.model(config)
     measure = probing(config, warm, group, part="report")

@@ -196,6 +196,9 @@ def committed_probes(folder: Path) -> list[Probe]:
             metrics={name: float(value) for name, value in line["metrics"].items()},
             seconds=line["seconds"],
             stopped_by=line["stopped_by"],
+            intervals={
+                name: (low, high) for name, (low, high) in line.get("intervals", {}).items()
+            },
         )
         for line in read_lines(folder / "history.jsonl")
         if line["step"] > 0

@@ -133,7 +133,10 @@ def _is_of_hub(source: SourceConfig) -> bool:
 def seconds_per_step(spec: SweepSpec, n_parameters: int) -> float:
     """A guess: forget and retain rows forward and backward, and the probe's rows forward."""
     plan_rows = 2 * int(spec.batch.get("global_batch_size") or 8)
-    probe_rows = 3 * int(spec.data.get("probe_rows", 32))
+    of_parts = spec.data.get(
+        "probe_rows", 32
+    )  # the forget set is taken to be as large as their mean
+    probe_rows = 1.5 * (sum(of_parts.values()) if isinstance(of_parts, dict) else 2 * of_parts)
     tokens = 0.7 * max(
         int(s.get("max_tokens", 256)) for s in spec.data.values() if isinstance(s, dict)
     )

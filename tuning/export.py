@@ -9,9 +9,11 @@ from core.errors import UserError
 from core.store.durable import commit_text, commit_yaml
 from tuning.data_words import count_lines, data_warnings
 from tuning.files import read_yaml
+from tuning.ranking import best
 from tuning.records import TrialRecord, attempt_folder
+from tuning.results import doubts
 from tuning.run import Run
-from tuning.wording import decimals
+from tuning.wording import between, decimals
 
 _CARD_METRICS = ("forget_nll", "forget_accuracy", "forget_closure", "retain_drop", "general_drop")
 
@@ -73,8 +75,9 @@ def model_card(run: Run, trial: TrialRecord, base: str, *, is_whole: bool = Fals
     baseline = run.facts.baseline
     report = trial.report_metrics or {}
     rows = [
-        f"| {METRICS[name].full_name} | {_cell(baseline.get(name))} | {_cell(trial.metrics.get(name))} | "
-        f"{_cell(report.get(name))} |"
+        f"| {METRICS[name].full_name} | {_cell(baseline.get(name))} | "
+        f"{_cell(trial.metrics.get(name), trial.intervals.get(name), name)} | "
+        f"{_cell(report.get(name), trial.report_intervals.get(name), name)} |"
         for name in _CARD_METRICS
     ]
     versions = ", ".join(f"{k} {v}" for k, v in run.facts.versions.items())
@@ -111,7 +114,7 @@ tags: [unlearning, {tag}]
 
 The target of forgetting is cross-entropy {_cell(baseline.get("target_nll"))} and accuracy
 {_cell(baseline.get("target_accuracy"))}: {_target(run)}.
-
+{_standing(run, trial)}
 ## Hyperparameters
 
 {parameters}
@@ -133,5 +136,21 @@ def _target(run: Run) -> str:
     return "those of the approximate set, text of the same kind that the base model never saw"
 
 
-def _cell(value: float | None) -> str:
-    return decimals(value, missing="-")
+def _cell(value: float | None, ends: tuple[float, float] | None = None, metric: str = "") -> str:
+    text = decimals(value, missing="-")
+    return text if ends is None else f"{text} ({between(ends, metric)})"
+
+
+def _standing(run: Run, trial: TrialRecord) -> str:
+    """How sure the numbers are, and what must be said of the trial beside its name."""
+    lines = []
+    if trial.intervals:
+        lines.append(
+            "In brackets: 95 % intervals by resampling rows, drops paired with the model before unlearning. "
+            "The forget rows are\ntrained on, and the same on both splits."
+        )
+    if trial == best(run.trials):
+        lines += [f"Best of its sweep; {doubt}." for doubt in doubts(run)]
+    elif trial.reported_feasible is False:
+        lines.append("This trial breaks a constraint on the reporting split.")
+    return "".join(f"\n{line}\n" for line in lines)

@@ -22,7 +22,7 @@ from core.store.durable import finite
 from tuning.config import Choice, SweepSpec
 from tuning.objective import Outcome
 from tuning.pruning import ATTEMPT, guard_key, make_pruner
-from tuning.records import LEDGER_FILE, DriverFacts, Note, report_note
+from tuning.records import LEDGER_FILE, DriverFacts, Note, report_intervals_note, report_note
 from tuning.samplers import is_fitted, make_sampler, n_points, propose
 
 STUDY = "sweep"
@@ -179,8 +179,16 @@ class Ledger:
         """What :meth:`set_note` recorded."""
         return DriverFacts.read(self._study.user_attrs)
 
-    def set_report_metrics(self, number: int, metrics: Mapping[str, float]) -> None:
-        """Record what a finalist measures on the reporting split."""
+    def set_report_metrics(
+        self,
+        number: int,
+        metrics: Mapping[str, float],
+        *,
+        intervals: Mapping[str, tuple[float, float]] | None = None,
+    ) -> None:
+        """Record what a finalist measures on the reporting split, and the intervals of it."""
+        if intervals is not None:
+            self._study.set_user_attr(report_intervals_note(number), finite(intervals))
         self._study.set_user_attr(report_note(number), finite(metrics))
 
     def has_report_metrics(self, number: int) -> bool:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from core.config import SelectionConfig
@@ -34,6 +34,8 @@ class Outcome:
         violations: ``metric - at_most`` for each constraint, finite, from that probe, or from the violating
             one of a trial that the guard stopped.
         steps: Optimiser steps made.
+        intervals: 95 % interval of each closure and drop of that probe; empty where none was measured.
+        value_interval: That of ``value``; ``None`` where none was measured, or no probe is feasible.
     """
 
     state: Literal["COMPLETE", "PRUNED"]
@@ -45,6 +47,8 @@ class Outcome:
     metrics: Mapping[str, float]
     violations: Mapping[str, float]
     steps: int
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    value_interval: tuple[float, float] | None = None
 
 
 def conclude(
@@ -84,6 +88,8 @@ def conclude(
             chosen.metrics, selection, diverged=stopped_by == "non_finite" and not feasible
         ),
         steps=last.step,
+        intervals=dict(chosen.intervals),
+        value_interval=chosen.intervals.get(selection.metric) if feasible else None,
     )
 
 

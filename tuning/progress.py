@@ -23,6 +23,7 @@ from tuning.events import (
     Warned,
 )
 from tuning.objective import Outcome
+from tuning.ranking import in_order
 from tuning.results import GUARD_STOPS
 from tuning.time_left import time_left_s
 from tuning.wording import decimals, duration, parameters
@@ -147,8 +148,10 @@ class Progress:
         return f"no feasible probe (penalised score {outcome.value:.3f})"
 
     def _best(self) -> TrialEnded | None:
-        feasible = [e for e in self._ended if e.outcome.feasible]
-        return max(feasible, key=lambda e: e.outcome.value, default=None)
+        outcomes = [e.outcome for e in self._ended]
+        candidates = [o for o in outcomes if o.feasible and o.state == "COMPLETE"]
+        first = in_order(candidates)[:1]
+        return self._ended[outcomes.index(first[0])] if first else None
 
     def _table(self) -> Group:
         table = Table(title=None, box=None, pad_edge=False)

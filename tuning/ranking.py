@@ -1,11 +1,41 @@
 """Which trials are best: their order, the Pareto front, and the rows in which both are shown."""
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 from core.store.durable import finite
 from tuning.records import TrialRecord
+
+Interval = tuple[float, float]
+"""Lower and upper end of a 95 % interval."""
+
+
+class Judged(Protocol):
+    """What the order of trials looks at: a record of one, or its outcome before it is recorded."""
+
+    @property
+    def value(self) -> float | None:
+        """Objective of the probe that counts."""
+
+    @property
+    def value_interval(self) -> Interval | None:
+        """Its interval."""
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """Metrics of that probe."""
+
+    @property
+    def violations(self) -> Mapping[str, float]:
+        """``metric - at_most`` of each constraint."""
+
+    @property
+    def steps(self) -> int | None:
+        """Optimiser steps made."""
+
+
+AnyJudged = TypeVar("AnyJudged", bound=Judged)
 
 
 def excess(trial: TrialRecord) -> float:
@@ -13,12 +43,53 @@ def excess(trial: TrialRecord) -> float:
     return max(trial.violations.values(), default=0.0)
 
 
-def ranked(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Finished trials, best first: feasible ones by value, then the others by value."""
+def worst_drop(trial: Judged) -> float:
+    """Largest excess of a constrained drop; the larger of the plain drops where none is constrained."""
+    plain = [trial.metrics[m] for m in ("retain_drop", "general_drop") if m in trial.metrics]
+    return max(trial.violations.values() or plain, default=0.0)
+
+
+def overlap(one: Interval | None, other: Interval | None) -> bool:
+    """Whether two intervals have a point in common; without an interval nothing is said."""
+    if one is None or other is None:
+        return False
+    return max(one[0], other[0]) <= min(one[1], other[1])
+
+
+def in_order(judged: Sequence[AnyJudged]) -> list[AnyJudged]:
+    """Trials by value, best first; those whose 95 % interval overlaps the first one's are a tie.
+
+    Which of a tie has the largest value is chance: within it the smallest worst drop comes first, then
+    the fewest steps, then the value. Trials without an interval tie with none. Equals keep their order.
+    """
+    by_value = sorted(judged, key=lambda t: -(t.value or 0.0))
+    tied = [t for t in by_value if t is by_value[0] or _ties(t, by_value[0])]
+    tied.sort(key=lambda t: (worst_drop(t), t.steps or 0, -(t.value or 0.0)))
+    placed = set(map(id, tied))
+    return tied + [t for t in by_value if id(t) not in placed]
+
+
+def by_probes(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Finished trials, best first, by the probe split alone: candidates :func:`in_order`, then the others by value."""
     judged = [t for t in trials if t.value is not None and math.isfinite(t.value)]
-    return sorted(
-        judged, key=lambda t: (not is_candidate(t), not t.feasible, -(t.value or 0.0), t.number)
-    )
+    rest = [t for t in judged if not is_candidate(t)]
+    rest.sort(key=lambda t: (not t.feasible, -(t.value or 0.0), t.number))
+    return in_order([t for t in judged if is_candidate(t)]) + rest
+
+
+def ranked(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Finished trials, best first: :func:`by_probes`, and what the reporting split says of the finalists.
+
+    Finalists that break a constraint there stand behind the last one that keeps all of them. Where none
+    keeps them, the order stays.
+    """
+    order = by_probes(trials)
+    kept = [i for i, t in enumerate(order) if is_candidate(t) and t.reported_feasible]
+    if not kept:
+        return order
+    first, rest = order[: kept[-1] + 1], order[kept[-1] + 1 :]
+    broken = [t for t in first if t.reported_feasible is False]
+    return [t for t in first if t.reported_feasible is not False] + broken + rest
 
 
 def is_candidate(trial: TrialRecord) -> bool:
@@ -32,31 +103,67 @@ def best(trials: Sequence[TrialRecord]) -> TrialRecord | None:
     return first[0] if first and is_candidate(first[0]) else None
 
 
-def pareto_front(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Feasible trials that no other beats in both objective (higher) and largest excess (lower).
+def tied_with_best(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """The other candidates that cannot be told from the best by their values, in the order of :func:`ranked`."""
+    order = [t for t in ranked(trials) if is_candidate(t)]
+    first = best(trials)
+    if first is None:
+        return []
+    highest = max(order, key=lambda t: t.value or 0.0)
+    against = highest if _ties(first, highest) else first
+    return [t for t in order if t is not first and (t is against or _ties(t, against))]
 
-    Only COMPLETE trials count: one that a ranking pruner stopped may have had a feasible probe.
+
+def displaced(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Finalists that would be best by the probe split, but break a constraint on the reporting split."""
+    first = best(trials)
+    order = [t for t in by_probes(trials) if is_candidate(t)]
+    return [t for t in order[: order.index(first)] if t.reported_feasible is False] if first else []
+
+
+def pareto_front(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Feasible trials that no other beats in both objective (higher) and largest excess (lower), best first.
+
+    As in the ranking, a value is higher only where the intervals do not overlap, and a finalist that breaks
+    a constraint on the reporting split is out where another keeps it. Only COMPLETE trials count: one that
+    a ranking pruner stopped may have had a feasible probe.
     """
-    feasible = [t for t in trials if t.state == "COMPLETE" and t.feasible and t.value is not None]
+    feasible = [t for t in ranked(trials) if is_candidate(t)]
+    if any(t.reported_feasible for t in feasible):
+        feasible = [t for t in feasible if t.reported_feasible is not False]
 
     def dominates(a: TrialRecord, b: TrialRecord) -> bool:
         assert a.value is not None and b.value is not None
-        better = a.value > b.value or excess(a) < excess(b)
-        return a.value >= b.value and excess(a) <= excess(b) and better
+        is_tie = _ties(a, b) or a.value == b.value
+        better = excess(a) < excess(b) or (a.value > b.value and not is_tie)
+        return (a.value > b.value or is_tie) and excess(a) <= excess(b) and better
 
-    front = [t for t in feasible if not any(dominates(o, t) for o in feasible)]
-    return sorted(front, key=lambda t: (-(t.value or 0.0), t.number))
+    return [t for t in feasible if not any(dominates(o, t) for o in feasible)]
 
 
 def trial_rows(
-    shown: Sequence[TrialRecord], *, among: Sequence[TrialRecord]
+    shown: Sequence[TrialRecord], *, among: Sequence[TrialRecord], probe_rows: Mapping[str, int]
 ) -> list[dict[str, Any]]:
-    """Trials as ``best --format json`` shows them, the binding shape; ``pareto`` marks the front of ``among``."""
-    front = {t.number for t in pareto_front(among)}
-    return [_row(trial, is_on_front=trial.number in front) for trial in shown]
+    """Trials as ``best --format json`` shows them, the binding shape.
+
+    Args:
+        shown: The trials.
+        among: All trials of the run, for ``pareto`` and ``tied_with_best``.
+        probe_rows: Rows of each set that the metrics of a probe were measured on.
+    """
+    front, tied = pareto_front(among), tied_with_best(among)
+    return [
+        _row(t, is_on_front=t in front, is_tied=t in tied, probe_rows=probe_rows) for t in shown
+    ]
 
 
-def _row(trial: TrialRecord, *, is_on_front: bool) -> dict[str, Any]:
+def _ties(one: Judged, other: Judged) -> bool:
+    return overlap(one.value_interval, other.value_interval)
+
+
+def _row(
+    trial: TrialRecord, *, is_on_front: bool, is_tied: bool, probe_rows: Mapping[str, int]
+) -> dict[str, Any]:
     row: dict[str, Any] = finite(
         {
             "number": trial.number,
@@ -73,6 +180,21 @@ def _row(trial: TrialRecord, *, is_on_front: bool) -> dict[str, Any]:
             "duration_s": trial.duration_s,
             "attempt": trial.attempt,
             "adapter": trial.adapter,
+            "value_interval": _ends(trial.value_interval),
+            "metrics_intervals": _all_ends(trial.intervals),
+            "report_intervals": _all_ends(trial.report_intervals),
+            "tied_with_best": is_tied,
+            "reported_feasible": trial.reported_feasible,
+            "probe_rows": dict(probe_rows),
+            "landing_factor": None,
         }
     )
     return row
+
+
+def _ends(interval: Interval | None) -> list[float] | None:
+    return None if interval is None else list(interval)
+
+
+def _all_ends(intervals: Mapping[str, Interval]) -> dict[str, list[float]] | None:
+    return {name: list(ends) for name, ends in intervals.items()} or None

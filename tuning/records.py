@@ -50,6 +50,10 @@ class TrialRecord:
         metrics: Metrics of that probe.
         violations: ``metric - at_most`` of each constraint.
         report_metrics: Metrics on the reporting split, of finalists.
+        intervals: 95 % interval, lower and upper end, of each closure and drop of that probe; empty in runs
+            that did not measure any.
+        value_interval: That of ``value``; ``None`` where there is none.
+        report_intervals: That of each closure and drop on the reporting split.
         duration_s: Seconds of the last attempt.
         adapter: Folder of its adapter, relative to the run folder.
     """
@@ -70,6 +74,23 @@ class TrialRecord:
     report_metrics: Mapping[str, float] | None
     duration_s: float | None
     adapter: str | None
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    value_interval: tuple[float, float] | None = None
+    report_intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+    @property
+    def report_violations(self) -> dict[str, float]:
+        """``metric - at_most`` of each constraint on the reporting split; empty if it was not measured there."""
+        report = self.report_metrics or {}
+        at_most = {m: self.metrics[m] - excess for m, excess in self.violations.items()}
+        return {m: report[m] - limit for m, limit in at_most.items() if m in report}
+
+    @property
+    def reported_feasible(self) -> bool | None:
+        """Whether every constraint holds on the reporting split, too; ``None`` if it was not measured there."""
+        if self.report_metrics is None:
+            return None
+        return all(excess <= 1e-9 for excess in self.report_violations.values())  # not NaN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +156,11 @@ class DriverFacts:
 def report_note(number: int) -> str:
     """Name in the ledger of a finalist's metrics on the reporting split."""
     return f"report:{number}"
+
+
+def report_intervals_note(number: int) -> str:
+    """Name in the ledger of the intervals of these metrics."""
+    return f"report_intervals:{number}"
 
 
 def attempt_folder(number: int, attempt: int) -> str:
@@ -219,15 +245,16 @@ def _records(database: sqlite3.Connection) -> tuple[tuple[TrialRecord, ...], Dri
         attributes.setdefault(trial_id, {})[key] = _value(json.loads(text))
     rows = database.execute("SELECT trial_id, number, state FROM trials ORDER BY number").fetchall()
     records = (
-        _record(number, state, attributes.get(trial_id, {}), notes.get(report_note(number)))
+        _record(number, state, attributes.get(trial_id, {}), notes)
         for trial_id, number, state in rows
     )
     return tuple(records), DriverFacts.read(notes)
 
 
 def _record(
-    number: int, state: TrialState, found: Mapping[str, Any], report: Mapping[str, float] | None
+    number: int, state: TrialState, found: Mapping[str, Any], notes: Mapping[str, Any]
 ) -> TrialRecord:
+    ends = found.get("value_interval")
     return TrialRecord(
         number=number,
         state=state,
@@ -242,10 +269,17 @@ def _record(
         steps=found.get("steps"),
         metrics=found.get("metrics", {}),
         violations=found.get("violations", {}),
-        report_metrics=report,
+        report_metrics=notes.get(report_note(number)),
         duration_s=found.get("duration_s"),
         adapter=found.get("adapter"),
+        intervals=_pairs(found.get("intervals")),
+        value_interval=None if ends is None else (ends[0], ends[1]),
+        report_intervals=_pairs(notes.get(report_intervals_note(number))),
     )
+
+
+def _pairs(found: Mapping[str, Any] | None) -> dict[str, tuple[float, float]]:
+    return {name: (low, high) for name, (low, high) in (found or {}).items()}
 
 
 def _value(value: Any) -> Any:

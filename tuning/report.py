@@ -22,25 +22,35 @@ from tuning import plots
 from tuning.data_words import by_role, count_words, data_warnings
 from tuning.plots import drawing
 from tuning.plots.reading import number_or_nan
-from tuning.ranking import best, excess, pareto_front, ranked
+from tuning.ranking import best, excess, pareto_front, ranked, tied_with_best
 from tuning.records import TrialRecord, attempt_folder, now
-from tuning.results import counts, savings
+from tuning.results import counts, doubts, savings
 from tuning.run import Run
 from tuning.space import describe
-from tuning.wording import NOTHING, duration, measured, number, parameter, percent, signed
+from tuning.wording import (
+    NOTHING,
+    between,
+    duration,
+    measured,
+    number,
+    parameter,
+    percent,
+    signed,
+    with_interval,
+)
 
 REPORT_FOLDER = "report"
 DPI = 130
 
 _SHOWN_ROLES: Final = ("objective", "comparison", "constraint", "utility")
 _SETS: Final[Mapping[str, str]] = {
-    "forget": "forget",
+    "forget": "forget (trained on; the same rows on both splits)",
     "approximate": "approximate (the target of forgetting)",
     "retain": "retain",
     "general": "general",
 }
 _SETS_WITH_TARGET: Final[Mapping[str, str]] = {
-    "forget": "forget",
+    "forget": "forget (trained on; the same rows on both splits)",
     "target": "forget under the retain-only model (the target of forgetting)",
     "retain": "retain",
     "general": "general",
@@ -145,6 +155,10 @@ def report_content(run: Run) -> dict[str, Any]:
         "run": run,
         "spec": run.spec,
         "verdict": verdict(run),
+        "doubts": [f"{d[0].upper()}{d[1:]}." for d in doubts(run)],
+        "tied": {t.number for t in tied_with_best(run.trials)},
+        "has_intervals": any(t.value_interval for t in order),
+        "has_one_target": has_one_target(run),
         "state_words": _STATE_WORDS.get(run.state),
         "data_warnings": data_warnings(run.facts.data_counts),
         "counts": counts(run),
@@ -195,7 +209,8 @@ def verdict(run: Run) -> str:
             values = [f"{m} {measured(first.report_metrics.get(m), m)}" for m in judged]
             reported = f"; on the reporting split {', '.join(values)}"
         return (
-            f"Trial {first.number} is the best of {finished}: {metric} {number(first.value)} "
+            f"Trial {first.number} is the best of {finished}: {metric} "
+            f"{with_interval(first.value, first.value_interval, metric)} "
             f"after {steps}{kept}{reported}."
         )
     nearest = min(order, key=excess, default=None)
@@ -224,6 +239,8 @@ def metric_rows(run: Run, trial: TrialRecord) -> list[dict[str, Any]]:
             "name": name,
             "probe": trial.metrics.get(name),
             "report": report.get(name),
+            "probe_interval": trial.intervals.get(name),
+            "report_interval": trial.report_intervals.get(name),
             "limit": limits.get(name),
             "unit": facts.unit,
             "meaning": facts.description,
@@ -236,6 +253,12 @@ def metric_rows(run: Run, trial: TrialRecord) -> list[dict[str, Any]]:
 def has_retain_only(run: Run) -> bool:
     """Whether a retain-only model, not the approximate set, says where forgetting aims."""
     return run.spec.model.get("retain_only") is not None
+
+
+def has_one_target(run: Run) -> bool:
+    """Whether forgetting aims at one level on both splits, as it does unless the run is an old one."""
+    probe, report = run.facts.baseline, run.facts.report_baseline
+    return bool(report) and probe.get("target_nll") == report.get("target_nll")
 
 
 def level_rows(run: Run, trial: TrialRecord) -> list[dict[str, Any]]:
@@ -351,6 +374,8 @@ def _environment() -> Environment:
         number,
         signed,
         measured,
+        with_interval,
+        between,
         parameter,
         percent,
         duration,

@@ -4,9 +4,11 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from tuning.ranking import best, ranked, trial_rows
+from tuning.ranking import best, displaced, ranked, tied_with_best, trial_rows
+from tuning.records import TrialRecord
 from tuning.run import Run
 from tuning.time_left import time_left_s
+from tuning.wording import listed, measured
 
 GUARD_STOPS = ("retain_guard", "non_finite")
 
@@ -67,6 +69,41 @@ def eta_s(run: Run) -> float | None:
     return time_left_s(durations, waiting=c["waiting"], running=c["running"], at_once=at_once)
 
 
+def doubts(run: Run) -> list[str]:
+    """What must be said beside the name of the best trial: ties, and constraints broken on the reporting split."""
+    first = best(run.trials)
+    if first is None:
+        return []
+    found = []
+    tied = tied_with_best(run.trials)
+    if tied:
+        one = len(tied) == 1
+        found.append(
+            f"trial{'' if one else 's'} {listed([t.number for t in tied])} "
+            f"tie{'s' if one else ''} with it: the 95 % intervals overlap, and of a tie the smallest worst "
+            "drop decides, then the fewest steps"
+        )
+    found += [
+        f"trial {t.number} would come first on the probe split, but breaks a constraint on the reporting "
+        f"split: {_broken(t)}"
+        for t in displaced(run.trials)
+    ]
+    if first.reported_feasible is False:
+        found.append(
+            f"it breaks a constraint on the reporting split: {_broken(first)}; no finalist keeps all"
+        )
+    return found
+
+
+def _broken(trial: TrialRecord) -> str:
+    report = trial.report_metrics or {}
+    return ", ".join(
+        f"{metric} {measured(report[metric], metric)} (limit {report[metric] - excess:g})"
+        for metric, excess in trial.report_violations.items()
+        if not excess <= 0.0
+    )
+
+
 def best_json(run: Run, *, top: int | None = None) -> dict[str, Any]:
     """``best --format json``, the binding shape."""
     shown = ranked(run.trials)
@@ -79,7 +116,7 @@ def best_json(run: Run, *, top: int | None = None) -> dict[str, Any]:
             "direction": run.spec.objective.direction,
         },
         "constraints": [c.model_dump() for c in run.spec.constraints],
-        "trials": trial_rows(chosen, among=run.trials),
+        "trials": trial_rows(chosen, among=run.trials, probe_rows=run.probe_rows),
     }
 
 
@@ -97,7 +134,9 @@ def status_json(run: Run) -> dict[str, Any]:
             "steps_saved": saved.steps_saved,
             "steps_planned": saved.steps_planned,
         },
-        "best": None if first is None else trial_rows([first], among=run.trials)[0],
+        "best": None
+        if first is None
+        else trial_rows([first], among=run.trials, probe_rows=run.probe_rows)[0],
         "elapsed_s": run.elapsed_s,
         "eta_s": eta_s(run) if run.state == "running" else None,
     }

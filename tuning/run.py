@@ -69,12 +69,26 @@ class Run:
             return before
         return round((before or 0.0) + time.time() - began, 1)
 
+    @property
+    def probe_rows(self) -> dict[str, int]:
+        """Rows of each set that the metrics of a probe follow from; of ``approximate`` all, on either split."""
+        rows = self.facts.rows
+        found = {
+            s: rows.get("forget" if s == "forget" else f"{s}_probe")
+            for s in ("forget", "retain", "general")
+        }
+        found["approximate"] = rows.get("approximate_probe", 0) + rows.get("approximate_report", 0)
+        return {name: n for name, n in found.items() if n}
+
     def to_dataframe(self) -> "pandas.DataFrame":
         """One row for each trial; parameters and metrics as columns ``params.*``, ``metrics.*``."""
         import pandas
 
         rows = []
-        for row in trial_rows(self.trials, among=self.trials):
+        for row in trial_rows(self.trials, among=self.trials, probe_rows=self.probe_rows):
+            for group in ("metrics_intervals", "report_intervals", "probe_rows"):
+                row.pop(group)
+            row["value_low"], row["value_high"] = row.pop("value_interval") or (None, None)
             for group in ("params", "metrics", "report_metrics"):
                 values = row.pop(group) or {}
                 row |= {f"{group}.{key}": value for key, value in values.items()}

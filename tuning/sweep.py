@@ -37,7 +37,7 @@ from tuning.config import SweepSpec, specification_changes
 from tuning.data_words import data_warnings
 from tuning.events import EventLog, Prepared, Reporting, Silent, Warned, Watcher
 from tuning.ledger import Ledger
-from tuning.ranking import ranked
+from tuning.ranking import by_probes
 from tuning.resources import Cluster, concurrent_trials
 from tuning.run import Run, load_run
 from tuning.shared_folder import refuse_unshared
@@ -329,7 +329,7 @@ def _report_finalists(spec: SweepSpec, run_dir: Path, ledger: Ledger, log: Event
     run = load_run(run_dir)
     finalists = [
         t
-        for t in ranked(run.trials)[: spec.budget.finalists]
+        for t in by_probes(run.trials)[: spec.budget.finalists]
         if t.adapter is not None and not ledger.has_report_metrics(t.number)
     ]
     if not finalists:
@@ -340,16 +340,17 @@ def _report_finalists(spec: SweepSpec, run_dir: Path, ledger: Ledger, log: Event
         for t in finalists
     ]
     measured = _on_a_rank(spec, _measure_finalists, work)
-    for trial, metrics in zip(finalists, measured, strict=True):
-        ledger.set_report_metrics(trial.number, metrics)
+    for trial, (metrics, intervals) in zip(finalists, measured, strict=True):
+        ledger.set_report_metrics(trial.number, metrics, intervals=intervals)
 
 
 def _measure_finalists(
     warm: Any, group: Any, work: list[tuple[TrialConfig, Path]]
-) -> list[dict[str, float]]:
-    from core.worker import report_metrics
+) -> list[tuple[dict[str, float], dict[str, tuple[float, float]]]]:
+    from core.worker import report_measurement
 
-    return [report_metrics(trial, folder, warm=warm, group=group) for trial, folder in work]
+    found = [report_measurement(trial, folder, warm=warm, group=group) for trial, folder in work]
+    return [(dict(m.metrics), dict(m.intervals)) for m in found]
 
 
 def _on_a_rank(spec: SweepSpec, function: Any, argument: Any) -> Any:

@@ -7,11 +7,11 @@ from rich.table import Table
 from rich.text import Text
 
 from core.errors import UserError
-from tuning.ranking import best, pareto_front, ranked
+from tuning.ranking import best, pareto_front, ranked, tied_with_best
 from tuning.records import TrialRecord
-from tuning.results import counts, eta_s, savings
+from tuning.results import counts, doubts, eta_s, savings
 from tuning.run import Run
-from tuning.wording import decimals, duration, heading, parameters
+from tuning.wording import between, decimals, duration, heading, parameters, with_interval
 
 _SPARKS = "▁▂▃▄▅▆▇█"
 _BESIDE_OBJECTIVE = ("retain_drop", "general_drop", "forget_accuracy")
@@ -48,10 +48,13 @@ def status_text(run: Run) -> str:
     if first is None:
         lines.append("best: no feasible trial yet")
     else:
+        metric = run.spec.objective.metric
+        value = with_interval(first.value, first.value_interval, metric)
         lines.append(
-            f"best: trial {first.number}, {run.spec.objective.metric} {first.value:.3f} at step {first.step}: "
+            f"best: trial {first.number}, {metric} {value} at step {first.step}: "
             f"{parameters(first.params)}"
         )
+        lines += [f"  {doubt}" for doubt in doubts(run)]
     if run.state == "running":
         lines.append(f"left: about {duration(eta_s(run), unknown='?')}")
     elif run.state == "interrupted":
@@ -78,6 +81,7 @@ def ending_text(run: Run) -> str:
             f"`unlearn-tune best {run.path}`, widen the space (smaller learning rates), or loosen the limits"
         )
     else:
+        lines += [f"best is trial {first.number}; {doubt}" for doubt in doubts(run)]
         lines.append(f"export it with: unlearn-tune export {run.path} --out {run.name}-best")
     lines.append(f"finished in {duration(run.driver.elapsed_s, unknown='?')}")
     return "\n".join(lines)
@@ -86,28 +90,39 @@ def ending_text(run: Run) -> str:
 def best_table(run: Run, *, top: int) -> Group:
     """The best trials as a table, feasible ones first."""
     front = {t.number for t in pareto_front(run.trials)}
+    tied = {t.number for t in tied_with_best(run.trials)}
+    metric = run.spec.objective.metric
     table = Table(box=None, pad_edge=False)
     table.add_column("trial", justify="right")
     table.add_column("state", no_wrap=True)
     beside = map(heading, _BESIDE_OBJECTIVE)
-    for name in (heading(run.spec.objective.metric), "step", *beside):
+    shown = ranked(run.trials)[:top]
+    ends = ["95 %"] if any(t.value_interval for t in shown) else []  # runs without any have none
+    for name in (heading(metric), *ends, "step", *beside):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("parameters", overflow="fold")
-    shown = ranked(run.trials)[:top]
     for trial in shown:
         m = trial.metrics
-        mark = "*" if trial.number in front else ("" if trial.feasible else "!")
+        marks = {
+            "*": trial.number in front,
+            "~": trial.number in tied,
+            "!": not trial.feasible,
+            "^": trial.reported_feasible is False,
+        }
+        mark = "".join(sign for sign, holds in marks.items() if holds)
         table.add_row(
             f"{mark}{trial.number}",
             trial.state,
             decimals(trial.value),
+            *[between(trial.value_interval, metric) for _ in ends],
             str(trial.step),
             *(decimals(m.get(k)) for k in _BESIDE_OBJECTIVE),
             parameters(trial.params),
         )
     base = run.facts.baseline
     legend = (
-        "* on the Pareto front of objective and largest constraint excess   ! breaks a constraint"
+        "* on the Pareto front of objective and largest constraint excess   ~ ties with the best   "
+        "! breaks a constraint   ^ breaks one on the reporting split"
     )
     target = (
         f"untouched model: forget accuracy {base['forget_accuracy']:.3f}, target "
@@ -139,7 +154,12 @@ def trial_text(run: Run, trial: TrialRecord) -> Group:
         report = trial.report_metrics or {}
         for name, value in trial.metrics.items():
             beside = f"   reporting split {report[name]:.4f}" if name in report else ""
-            lines.append(f"  {name} = {value:.4f}{beside}")
+            beside += _in_brackets(trial.report_intervals.get(name), name) if beside else ""
+            lines.append(
+                f"  {name} = {value:.4f}{_in_brackets(trial.intervals.get(name), name)}{beside}"
+            )
+        if trial.intervals:
+            lines.append("  in brackets: 95 % intervals, by resampling rows")
     history = run.history(trial.number) if trial.attempt else []
     if len(history) > 1:
         lines.append(f"curves over steps {history[0]['step']} to {history[-1]['step']}:")
@@ -152,6 +172,10 @@ def trial_text(run: Run, trial: TrialRecord) -> Group:
         f"attempt-{max(1, trial.attempt)}/trial.yaml --out again"
     )
     return Group(*(Text(line) for line in lines))
+
+
+def _in_brackets(ends: tuple[float, float] | None, metric: str) -> str:
+    return f" ({between(ends, metric)})" if ends else ""
 
 
 def sparkline(values: Sequence[float]) -> str:

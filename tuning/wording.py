@@ -1,7 +1,7 @@
 """Numbers, durations and parameters in words, as the terminal, the report and model cards show them."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from core.config import metric_facts
@@ -50,6 +50,26 @@ def signed(value: Any) -> str:
 def measured(value: Any, metric: str) -> str:
     """The value of a metric, with its sign if the metric is a difference."""
     return signed(value) if metric_facts(metric).is_difference else number(value)
+
+
+def between(ends: tuple[float, float] | None, metric: str) -> str:
+    """``0.81 to 1.00``, the ends of an interval of a metric; empty where there is none."""
+    if ends is None:
+        return ""
+    is_signed = metric_facts(metric).is_difference
+    return " to ".join(f"{end:+.2f}" if is_signed else f"{end:.2f}" for end in ends)
+
+
+def with_interval(value: Any, ends: tuple[float, float] | None, metric: str) -> str:
+    """``0.910 (0.81 to 1.00)``: a metric with its 95 % interval, where there is one."""
+    text = measured(value, metric)
+    return text if ends is None else f"{text} ({between(ends, metric)})"
+
+
+def listed(numbers: Sequence[int]) -> str:
+    """``1, 2 and 5``."""
+    words = [str(n) for n in numbers]
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def percent(value: Any) -> str:

@@ -6,7 +6,7 @@ imports torch, so that ``validate`` and ``status`` answer at once.
 """
 
 from core.config.adapter import AdapterConfig, FisherConfig, TargetGroup
-from core.config.data import DataConfig, FieldNames, PreparationData, SourceConfig
+from core.config.data import DataConfig, FieldNames, PartRows, PreparationData, SourceConfig
 from core.config.method import MethodConfig
 from core.config.metrics import (
     METRICS,
@@ -55,6 +55,7 @@ __all__ = [
     "ModelConfig",
     "ObjectiveMetric",
     "OptimizerConfig",
+    "PartRows",
     "PastTargetConfig",
     "Positive",
     "PreparationConfig",

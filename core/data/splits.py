@@ -134,7 +134,9 @@ def _cut(
 ) -> dict[str, Sequence[TokenisedRow]]:
     order = _documents(rows)
     random.Random(derive_seed(config.split_seed, "split", role)).shuffle(order)  # noqa: S311
-    n_probe, n_report = config.probe_rows, config.report_rows
+    if role == "approximate":  # never trained on, and measured once: every row serves
+        return _halves(order, config)
+    n_probe, n_report = (getattr(rows, role) for rows in (config.probe_rows, config.report_rows))
     needed = n_probe + n_report + (1 if role == "retain" else 0)
     if len(order) < needed:
         raise DataError(
@@ -142,12 +144,32 @@ def _cut(
             f"{' and at least one to train on' if role == 'retain' else ''} need {needed} distinct rows, "
             f"got {len(order)}{_shared_by(order)}; give more rows, or lower data.probe_rows or data.report_rows"
         )
-    left = len(order) - n_probe - n_report
-    if role == "approximate":  # never trained on, and measured once: every row serves
-        n_probe, n_report = n_probe + left // 2, n_report + left - left // 2
-    parts = {} if role == "approximate" else {f"{role}_train": order[n_probe + n_report :]}
-    parts |= {f"{role}_probe": order[:n_probe], f"{role}_report": order[n_probe:][:n_report]}
-    return {name: [row for document in part for row in document] for name, part in parts.items()}
+    return {
+        f"{role}_probe": _rows(order[:n_probe]),
+        f"{role}_report": _rows(order[n_probe : n_probe + n_report]),
+        f"{role}_train": _rows(order[n_probe + n_report :]),
+    }
+
+
+def _rows(documents: Sequence[Document]) -> list[TokenisedRow]:
+    return [row for document in documents for row in document]
+
+
+def _halves(order: Sequence[Document], config: DataConfig) -> dict[str, Sequence[TokenisedRow]]:
+    """The approximate set in two parts, which are measured together; their names stand in the records of runs."""
+    more = config.report_rows.retain - config.probe_rows.retain
+    n_probe = (len(order) - more) // 2
+    if not 0 < n_probe < len(order):
+        n_probe = len(order) // 2
+    if n_probe == 0:
+        raise DataError(
+            f"data.approximate: at least 2 distinct rows are needed, got {len(order)}"
+            f"{_shared_by(order)}; give more rows"
+        )
+    return {
+        "approximate_probe": _rows(order[:n_probe]),
+        "approximate_report": _rows(order[n_probe:]),
+    }
 
 
 def _documents(rows: Sequence[TokenisedRow]) -> list[Document]:

@@ -125,11 +125,13 @@ def sequence_nll(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
 def row_sums(values_N: Tensor, mask_BT: Tensor) -> Tensor:
     """Sum over the marked positions of each row, ``(B,)``; ``values_N`` stand row by row.
 
+    Values with more dimensions, ``(N, K)``, give ``(B, K)``.
+
     Raises:
         ValueError: If nothing is marked in a row.
     """
     counts = row_counts(mask_BT).tolist()
-    return torch.stack([row.sum() for row in values_N.split(counts)])
+    return torch.stack([row.sum(dim=0) for row in values_N.split(counts)])
 
 
 def row_counts(mask_BT: Tensor) -> Tensor:

@@ -1,13 +1,16 @@
 """What the target model scores before unlearning, measured once and cached."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import torch
 
 from core.config import ModelConfig, TrialConfig
 from core.errors import ModelError, NothingToForgetError
 from core.measuring.meter import Meter
-from core.metrics.probes import MEASURED, Level, Levels
+from core.metrics.intervals import Sums
+from core.metrics.probes import Levels, level
 from core.model.loading import (
     LoadedModel,
     forward_of,
@@ -40,22 +43,29 @@ def baseline_strength(config: TrialConfig, warm: Warm, group: Group, *, part: st
 
 
 def baseline_levels(config: TrialConfig, warm: Warm, group: Group, *, part: str) -> Levels:
-    """Levels of all sets under the target model, and the target of forgetting; measured once and cached.
+    """Levels of all sets under the target model, and the target of forgetting: of :func:`baseline_sums`."""
+    sums = baseline_sums(config, warm, group, part=part)
+    return {name: level(of_rows) for name, of_rows in sums.items()}
 
-    ``target`` is the forget set's level under ``model.retain_only`` where there is one, else the
-    approximate set's under the target model.
+
+def baseline_sums(
+    config: TrialConfig, warm: Warm, group: Group, *, part: str
+) -> Mapping[str, Sums]:
+    """Row sums of all sets under the target model; measured once and cached.
+
+    ``target`` are the rows whose level forgetting aims at: the forget set's under ``model.retain_only``
+    where there is one, else those of the whole approximate set, of its probe and its report part, under the
+    target model. A level of all of them is a third less uncertain than of a half; the reporting split then
+    has no target of its own.
 
     Raises:
         ModelError: If a level is not finite.
         NothingToForgetError: If the forget set is not predicted clearly better than the target.
     """
-    measured = group.agree(_baseline(config, warm, part) if group.is_first else None)
-    levels = {
-        name: Level(
-            nll=float(measured[f"{name}_nll"]), accuracy=float(measured[f"{name}_accuracy"])
-        )
-        for name in (*MEASURED, "approximate", "target")
-    }
+    sums: Mapping[str, Sums] = group.agree(
+        _baseline(config, warm, part) if group.is_first else None
+    )
+    levels = {name: level(of_rows) for name, of_rows in sums.items()}
     for name, at in levels.items():
         if not math.isfinite(at.nll):
             raise ModelError(
@@ -74,45 +84,46 @@ def baseline_levels(config: TrialConfig, warm: Warm, group: Group, *, part: str)
             f"data.forget: there is nothing to forget: its cross-entropy {forget:.3f} must lie at least "
             f"{MIN_GAP_NATS} nats below {other}, which is {target:.3f}; {advice}"
         )
-    return levels
+    return sums
 
 
-def _baseline(config: TrialConfig, warm: Warm, part: str) -> dict[str, float]:
+def _baseline(config: TrialConfig, warm: Warm, part: str) -> dict[str, Sums]:
     model, data = warm.model(config), warm.data(config)
-    names = ("forget", *(f"{name}_{part}" for name in ("retain", "general", "approximate")))
+    parts = {"forget": ("forget",), "approximate": ("approximate_probe", "approximate_report")}
+    parts |= {name: (f"{name}_{part}",) for name in ("retain", "general")}
     meter = Meter(model, Group(rank=0, size=1), batch_size=config.batch.probe_batch_size)
 
-    def measure() -> dict[str, float]:
-        found: dict[str, float] = {}
-        for name in names:
-            at = meter.level(forward_of(model.network), data[name])
-            found |= _named(name.partition("_")[0], at)
-        return found
+    def kept(of_parts: Sequence[str]) -> Sums:
+        rows = [row for name in of_parts for row in data[name]]
+        key = _key(model, {name: data.identity[name] for name in of_parts})
+        return _kept(key, lambda: meter.row_sums(forward_of(model.network), rows))
 
-    key = _key(model, {name: data.identity[name] for name in names})
-    found = artifacts.record("baselines", key, measure)
+    found = {name: kept(of_parts) for name, of_parts in parts.items()}
     source = config.model.retain_only
     if source is None:
-        return found | {f"target_{k}": found[f"approximate_{k}"] for k in ("nll", "accuracy")}
+        return found | {"target": found["approximate"]}
 
-    def measure_target() -> dict[str, float]:
-        other = load_model(ModelConfig(source=source), config.engine, field="model.retain_only")
+    def measure_target() -> Sums:
+        other = load_model(ModelConfig(source=source), config.engine)
         sizes = [vocabulary_size(m.network) for m in (model, other)]
         if sizes[0] != sizes[1] or model.tokenizer.get_vocab() != other.tokenizer.get_vocab():
             raise ModelError(
                 f"model.retain_only: {source!r} has another tokenizer than model.source ({sizes[1]} and {sizes[0]} "
                 "token ids); the two must be made from one model"
             )
-        return _named("target", meter.level(forward_of(other.network), data["forget"]))
+        return meter.row_sums(forward_of(other.network), data["forget"])
 
     key = _key(model, {"forget": data.identity["forget"]}) | {
         "model": retain_only_identity(config.model)
     }
-    return found | artifacts.record("baselines", key, measure_target)
+    return found | {"target": _kept(key, measure_target)}
 
 
-def _named(name: str, at: Level) -> dict[str, float]:
-    return {f"{name}_nll": at.nll, f"{name}_accuracy": at.accuracy}
+def _kept(key: Mapping[str, Any], measure: Callable[[], Sums]) -> Sums:
+    """Row sums from the cache, measured first if they are not there."""
+    found = artifacts.tensors("baselines", key, lambda: {"sums": torch.from_numpy(measure())})
+    sums: Sums = found["sums"].numpy()
+    return sums
 
 
 def _key(model: LoadedModel, rows: Mapping[str, str]) -> dict[str, Any]:

@@ -1,15 +1,20 @@
 """Comparison at equal utility: how much of a trained difference may stay (Unlearning with Control)."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cache
 
 from core.config import SelectionConfig
 from core.data.tokens import TokenSplits
 from core.measuring.meter import Meter
-from core.metrics.probes import Levels, degradation
+from core.metrics.intervals import Sums
+from core.metrics.probes import Levels, level
 from core.model.loading import Forward
+
+Scaled = Callable[[float], AbstractContextManager[None]]
+"""Makes a trained difference count a factor within a context."""
 
 
 def largest_factor(utility: Callable[[float], float], *, at_least: float, steps: int = 8) -> float:
@@ -57,6 +62,68 @@ def largest_factor(utility: Callable[[float], float], *, at_least: float, steps:
     return kept
 
 
+def nearest_factor(
+    utility: Callable[[float], float],
+    forget_level: Callable[[float], float],
+    *,
+    at_least: float,
+    before: float,
+    target: float,
+    steps: int = 8,
+) -> float:
+    r"""Share of the trained difference that keeps the utility and forgets nearest to the target.
+
+    .. math::
+        \arg\min_{c \in [0, c_\mathrm{max}],\; u(c) \ge u_\mathrm{min}} |f(c) - f^*|
+
+    with :math:`c_\mathrm{max}` from :func:`largest_factor`. A trial that is still short of the target
+    there keeps that factor, as in the paper. One that is past it overshot: somewhere below, it lies on
+    target, and it is judged there, found by bisection between 0, which lies before the target, and the
+    largest factor.
+
+    That the utility is kept at the largest factor says nothing about smaller ones: it is looked at where
+    the search ends, and where it is lost there, the next nearest factor that was seen counts, down to 0,
+    the original model.
+
+    Args:
+        utility: Utility, more is better, at a factor; never called with 0. Not a number counts as not kept.
+        forget_level: Level of the forget set at a factor, nats per token; never called with 0.
+        at_least: Smallest utility that counts as kept.
+        before: ``forget_level`` of the original model.
+        target: Level that forgetting aims at, on the other side of it.
+        steps: Halvings, of each of the two searches. The second ends when the level is nearer to the target
+            than ``2 ** -steps`` of the way to it.
+
+    Returns:
+        A factor in [0, 1] that is 0 or was seen to keep the utility. At most ``2 * steps + 1`` factors are
+        looked at.
+
+    Raises:
+        ValueError: As :func:`largest_factor`.
+    """
+    utility, forget_level = cache(utility), cache(forget_level)
+    largest = largest_factor(utility, at_least=at_least, steps=steps)
+    if largest == 0.0:
+        return 0.0
+
+    def overshoot(factor: float) -> float:
+        """Signed way past the target, in units of the way to it; what is not a number is past all."""
+        share = (forget_level(factor) - target) / (target - before)
+        return math.inf if math.isnan(share) else share
+
+    tolerance = 2.0**-steps
+    seen = {0.0: -1.0, largest: overshoot(largest)}
+    short, past = 0.0, largest
+    while (
+        seen[largest] > 0.0 and min(map(abs, seen.values())) > tolerance and len(seen) < steps + 2
+    ):
+        middle = (short + past) / 2.0
+        seen[middle] = overshoot(middle)
+        short, past = (middle, past) if seen[middle] < 0.0 else (short, middle)
+    nearest = sorted(seen, key=lambda factor: (abs(seen[factor]), -factor))
+    return next(c for c in nearest if c == 0.0 or utility(c) >= at_least)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
     """Comparison at equal utility on one part of the data (UWC).
@@ -80,54 +147,48 @@ class Calibration:
     baseline: Levels
     original_utility: float
 
-    def metrics(
-        self,
-        forward: Forward,
-        levels: Levels,
-        scaled: Callable[[float], AbstractContextManager[None]],
-    ) -> dict[str, float]:
-        """Metrics with the trained difference scaled back until utility is kept.
+    def scaled_back(
+        self, forward: Forward, whole: Mapping[str, Sums], scaled: Scaled
+    ) -> tuple[float, Mapping[str, Sums]]:
+        """The factor at which a trial is compared, and what is measured there.
 
         Args:
             forward: The model with the whole difference.
-            levels: Its levels.
-            scaled: Makes the difference count a factor within a context.
+            whole: Its row sums.
+            scaled: Scales the difference.
 
         Returns:
-            The metrics of a probe of the scaled model; ``forget_closure_at_utility``, which is its
-            ``forget_closure``; ``calibration_factor`` in [0, 1]; and of the whole difference
-            ``unscaled_forget_closure`` and ``unscaled_retain_drop``. A model that diverged is not scaled.
+            A factor in [0, 1], see :func:`nearest_factor`, and row sums of the model scaled by it. A model
+            that diverged is not scaled.
         """
-        whole = degradation(levels, self.baseline)
-        factor = 1.0
-        if all(math.isfinite(at.nll) for at in levels.values()):
-            factor = largest_factor(
-                lambda factor: self._utility(forward, levels, scaled, factor),
-                at_least=self.selection.tau * self.original_utility,
-            )
-        metrics = whole
-        if factor < 1.0:
+        if not all(math.isfinite(level(sums).nll) for sums in whole.values()):
+            return 1.0, whole
+
+        def forget_level(factor: float) -> float:
+            if factor == 1.0:
+                return level(whole["forget"]).nll
             with scaled(factor):
-                found = self.meter.levels(forward, self.data, part=self.part)
-            metrics = degradation(found, self.baseline)
-        return metrics | {
-            "forget_closure_at_utility": metrics["forget_closure"],
-            "calibration_factor": factor,
-            "unscaled_forget_closure": whole["forget_closure"],
-            "unscaled_retain_drop": whole["retain_drop"],
-        }
+                return self.meter.level(forward, self.data["forget"]).nll
+
+        factor = nearest_factor(
+            lambda factor: self._utility(forward, whole, scaled, factor),
+            forget_level,
+            at_least=self.selection.tau * self.original_utility,
+            before=self.baseline["forget"].nll,
+            target=self.baseline["target"].nll,
+        )
+        if factor == 1.0:
+            return factor, whole
+        with scaled(factor):
+            return factor, self.meter.sums(forward, self.data, part=self.part)
 
     def _utility(
-        self,
-        forward: Forward,
-        levels: Levels,
-        scaled: Callable[[float], AbstractContextManager[None]],
-        factor: float,
+        self, forward: Forward, whole: Mapping[str, Sums], scaled: Scaled, factor: float
     ) -> float:
         retain = self.data[f"retain_{self.part}"]
         if self.selection.utility == "retain_utility":
             if factor == 1.0:
-                return levels["retain"].accuracy
+                return level(whole["retain"]).accuracy
             with scaled(factor):
                 return self.meter.level(forward, retain).accuracy
         with scaled(factor):

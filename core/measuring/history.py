@@ -3,32 +3,48 @@
 import math
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from core.config import SelectionConfig
+from core.measuring.probing import Measurement
 from core.measuring.selection import Probe, StoppedBy, best_probe, is_past_target
-from core.metrics.probes import MEASURED, Levels, degradation
+from core.metrics.intervals import Sums
+from core.metrics.probes import MEASURED, degradation, level
 from core.store.durable import append_line
 
 
 class History:
-    """The trial's probes so far, judged and committed."""
+    """The trial's probes so far, judged and committed.
+
+    A line of ``history.jsonl`` is a probe; a probe that is, or could become, the one that counts also has
+    ``rows``: of each set ``nll`` (nats, summed over a row) and ``correct`` (greedy choices), one number for
+    each row. The line of step 0, the untouched model, has ``tokens``, too, and the rows of ``target``.
+    """
 
     def __init__(
-        self, selection: SelectionConfig, baseline: Levels, folder: Path | None, *, started: float
+        self,
+        selection: SelectionConfig,
+        before: Mapping[str, Sums],
+        folder: Path | None,
+        *,
+        started: float,
     ) -> None:
         """Begin with no probe.
 
         Args:
             selection: Rules by which the trial ends, and which probe counts.
-            baseline: Levels of the untouched model, and the target.
+            before: Row sums of the untouched model, and of the target.
             folder: Where ``history.jsonl`` is written; nowhere if absent.
             started: When the trial began, on the monotonic clock.
         """
-        self._selection, self._baseline = selection, baseline
+        self._selection, self._before = selection, before
+        self._baseline = {name: level(sums) for name, sums in before.items()}
         self._path = None if folder is None else folder / "history.jsonl"
         self._started = started
         self._probes: list[Probe] = []
+        self._sums: Mapping[str, Sums] = {}
 
     def begin(self, *, initial_rms: tuple[float, float], base_checksum: str) -> None:
         """Commit the line of step 0: the untouched model."""
@@ -44,12 +60,18 @@ class History:
             "target_accuracy": baseline["target"].accuracy,
             "initial_rms": {"a0": rms_a, "b0": rms_b},
             "base_checksum": base_checksum,
+            "rows": {
+                name: _plain(self._before[name], with_tokens=True) for name in (*MEASURED, "target")
+            },
         }
         append_line(self._path, line)
 
-    def judge(self, step: int, metrics: Mapping[str, float], *, is_last: bool) -> Probe:
+    def judge(self, step: int, measured: Measurement, *, is_last: bool) -> Probe:
         """Make the probe of ``step`` and decide whether the trial ends with it by its own rules."""
-        probe = Probe(step=step, metrics=metrics, seconds=self._seconds())
+        metrics, self._sums = measured.metrics, measured.sums
+        probe = Probe(
+            step=step, metrics=metrics, seconds=self._seconds(), intervals=measured.intervals
+        )
         stopped_by: StoppedBy | None = "budget" if is_last else None
         rule = self._selection.past_target
         if not math.isfinite(metrics["forget_nll"]):
@@ -65,7 +87,7 @@ class History:
             metrics[rule.metric] <= rule.at_most for rule in self._selection.stop_when
         ):
             stopped_by = "stop_when"
-        probe = Probe(step=step, metrics=metrics, seconds=probe.seconds, stopped_by=stopped_by)
+        probe = replace(probe, stopped_by=stopped_by)
         self._probes.append(probe)
         return probe
 
@@ -75,17 +97,32 @@ class History:
 
     def commit(self, probe: Probe) -> None:
         """Put the probe's line on disk."""
-        if self._path is not None:
-            append_line(
-                self._path,
-                {
-                    "step": probe.step,
-                    "metrics": dict(probe.metrics),
-                    "seconds": probe.seconds,
-                    "is_best": self.is_best(probe),
-                    "stopped_by": probe.stopped_by,
-                },
-            )
+        if self._path is None:
+            return
+        is_best = self.is_best(probe)
+        line: dict[str, Any] = {
+            "step": probe.step,
+            "metrics": dict(probe.metrics),
+            "seconds": probe.seconds,
+            "is_best": is_best,
+            "stopped_by": probe.stopped_by,
+            "intervals": {name: list(ends) for name, ends in probe.intervals.items()},
+        }
+        if is_best or best_probe(self._probes, self._selection) is None:
+            line["rows"] = {
+                name: _plain(sums, with_tokens=False) for name, sums in self._sums.items()
+            }
+        append_line(self._path, line)
 
     def _seconds(self) -> float:
         return round(time.monotonic() - self._started, 3)
+
+
+def _plain(sums: Sums, *, with_tokens: bool) -> dict[str, list[float] | list[int]]:
+    """Row sums as short JSON: a ten-thousandth of a nat, and counts."""
+    nll, correct, tokens = sums.T
+    found: dict[str, list[float] | list[int]] = {
+        "nll": nll.round(4).tolist(),
+        "correct": correct.astype(int).tolist(),
+    }
+    return found | ({"tokens": tokens.astype(int).tolist()} if with_tokens else {})

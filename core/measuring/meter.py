@@ -9,8 +9,9 @@ from torch import Tensor
 
 from core.data.batches import Batch, batches_by_length
 from core.data.tokens import TokenRow, TokenSplits
+from core.metrics.intervals import Sums
 from core.metrics.memorization import extraction_likelihood
-from core.metrics.probes import MEASURED, Level, Levels, level, token_sums
+from core.metrics.probes import MEASURED, Level, level, token_sums
 from core.metrics.rows import ROW_METRICS
 from core.model.decoding import rows_at_once, suffix_continuations
 from core.model.loading import Forward, LoadedModel
@@ -28,20 +29,24 @@ class Meter:
         self._size = batch_size
         self._device, self._group = model.device, group
 
-    def levels(self, forward: Forward, data: TokenSplits, *, part: str) -> Levels:
-        """Level of the forget set and of one part of retain and general set."""
+    def sums(self, forward: Forward, data: TokenSplits, *, part: str) -> dict[str, Sums]:
+        """Row sums of the forget set and of one part of retain and general set."""
         rows = {name: data[name if name == "forget" else f"{name}_{part}"] for name in MEASURED}
-        return {name: self.level(forward, rows[name]) for name in MEASURED}
+        return {name: self.row_sums(forward, rows[name]) for name in MEASURED}
 
     @torch.no_grad()
-    def level(self, forward: Forward, rows: Sequence[TokenRow]) -> Level:
-        """Level of a set."""
-        sums = torch.zeros(3, dtype=torch.float64, device=self._device)
+    def row_sums(self, forward: Forward, rows: Sequence[TokenRow]) -> Sums:
+        """Sums of each row of a set, in the order of the rows; those of all ranks, on every rank."""
+        sums = torch.zeros((len(rows), 3), dtype=torch.float64, device=self._device)
         for places, batch in self.batches(rows):
             logits = forward(batch.ids, batch.mask)
             if places:
-                sums += token_sums(logits, batch.labels)
-        return level(self._group.sum(sums))
+                sums[places] = token_sums(logits, batch.labels)
+        return self._group.sum(sums).cpu().numpy()
+
+    def level(self, forward: Forward, rows: Sequence[TokenRow]) -> Level:
+        """Level of a set."""
+        return level(self.row_sums(forward, rows))
 
     def row_mean(self, forward: Forward, rows: Sequence[TokenRow], metric: str) -> float:
         """Mean over rows of a metric of :data:`~core.metrics.rows.ROW_METRICS`."""

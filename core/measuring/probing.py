@@ -1,8 +1,8 @@
 """Measure a model on one part of the data: at each probe of a trial, and once more when it is finished."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import nn
@@ -10,10 +10,11 @@ from torch import nn
 from core.config import SelectionConfig, TrialConfig
 from core.data.tokens import TokenSplits
 from core.errors import ModelError
-from core.measuring.baselines import baseline_levels, baseline_strength
-from core.measuring.calibration import Calibration
+from core.measuring.baselines import baseline_strength, baseline_sums
+from core.measuring.calibration import Calibration, Scaled
 from core.measuring.meter import Meter
-from core.metrics.probes import Levels, degradation
+from core.metrics.intervals import Interval, Sums, intervals
+from core.metrics.probes import Levels, degradation, level
 from core.metrics.rows import ROW_METRICS
 from core.model.loading import forward_of
 from core.training.ranks import Group
@@ -23,8 +24,20 @@ AT_UTILITY = "forget_closure_at_utility"
 
 ProbedPart = Literal["probe", "report"]
 
-Scaled = Callable[[float], AbstractContextManager[None]]
-"""Makes a trained difference count a factor within a context."""
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """What is measured of a model on one part of the data.
+
+    Attributes:
+        metrics: Value by metric.
+        intervals: 95 % interval of each closure and drop that is finite.
+        sums: Row sums of forget, retain and general set, from which both follow.
+    """
+
+    metrics: Mapping[str, float]
+    intervals: Mapping[str, Interval]
+    sums: Mapping[str, Sums]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +49,8 @@ class Probing:
         meter: Measures.
         data: Rows.
         part: ``probe`` or ``report``.
-        baseline: Levels of the target model; see :func:`~core.measuring.baselines.baseline_levels`.
+        before: Row sums under the target model; see :func:`~core.measuring.baselines.baseline_sums`.
+        rows_of: Set that the rows of ``before["target"]`` are of, ``approximate`` or ``forget``.
         calibration: Comparison at equal utility, where there is one.
     """
 
@@ -44,25 +58,32 @@ class Probing:
     meter: Meter
     data: TokenSplits
     part: ProbedPart
-    baseline: Levels
+    before: Mapping[str, Sums]
+    rows_of: Mapping[str, str]
     calibration: Calibration | None
 
-    def during_trial(self, network: nn.Module, scaled: Scaled) -> dict[str, float]:
-        """Metrics of a probe: those that every trial has, and those that its configuration asks for.
+    @property
+    def baseline(self) -> Levels:
+        """Levels of the target model, and the target."""
+        return {name: level(sums) for name, sums in self.before.items()}
+
+    def during_trial(self, network: nn.Module, scaled: Scaled) -> Measurement:
+        """A probe: the metrics that every trial has, and those that its configuration asks for.
 
         Args:
             network: The model being trained.
             scaled: Scales what was trained of it.
         """
         forward = forward_of(network)
-        levels = self.meter.levels(forward, self.data, part=self.part)
+        whole = self._measured(self.meter.sums(forward, self.data, part=self.part))
         stops = self._stop_metrics(network)
         if self.calibration is None:
-            return degradation(levels, self.baseline) | stops
-        return stops | self.calibration.metrics(forward, levels, scaled)
+            return replace(whole, metrics=dict(whole.metrics) | stops)
+        factor, sums = self.calibration.scaled_back(forward, whole.sums, scaled)
+        return at_utility(whole, self._measured(sums), factor, stops)
 
-    def when_finished(self, network: nn.Module, scaled: Scaled) -> dict[str, float]:
-        """Metrics of a saved model, and ``forget_closure_at_utility`` with its ``calibration_factor``.
+    def when_finished(self, network: nn.Module, scaled: Scaled) -> Measurement:
+        """A saved model, with ``forget_closure_at_utility`` and its ``calibration_factor``.
 
         Args:
             network: What was saved, loaded.
@@ -73,12 +94,24 @@ class Probing:
             is.
         """
         forward = forward_of(network)
-        levels = self.meter.levels(forward, self.data, part=self.part)
+        whole = self._measured(self.meter.sums(forward, self.data, part=self.part))
+        scaled_back, factor = whole, {}
+        if self.calibration is not None:
+            share, sums = self.calibration.scaled_back(forward, whole.sums, scaled)
+            scaled_back, factor = self._measured(sums), {"calibration_factor": share}
+        closure = scaled_back.metrics["forget_closure"]
+        return replace(
+            whole,
+            metrics=dict(whole.metrics) | {AT_UTILITY: closure} | factor,
+            intervals=dict(whole.intervals) | _renamed(scaled_back, {"forget_closure": AT_UTILITY}),
+        )
+
+    def _measured(self, sums: Mapping[str, Sums]) -> Measurement:
+        levels = {name: level(of_rows) for name, of_rows in sums.items()}
         metrics = degradation(levels, self.baseline)
-        if self.calibration is None:
-            return metrics | {AT_UTILITY: metrics["forget_closure"]}
-        found = self.calibration.metrics(forward, levels, scaled)
-        return metrics | {name: found[name] for name in (AT_UTILITY, "calibration_factor")}
+        found = intervals(sums, self.before, rows_of=self.rows_of)
+        finite = {name: ends for name, ends in found.items() if math.isfinite(metrics[name])}
+        return Measurement(metrics=metrics, intervals=finite, sums=sums)
 
     def _stop_metrics(self, network: nn.Module) -> dict[str, float]:
         """The forget metrics that ``selection.stop_when`` names."""
@@ -104,9 +137,10 @@ def probing(config: TrialConfig, warm: Warm, group: Group, *, part: ProbedPart) 
     Call it while nothing is attached to the target model: its numbers are measured, or found in the cache.
 
     Raises:
-        UserError: As :func:`~core.measuring.baselines.baseline_levels`.
+        UserError: As :func:`~core.measuring.baselines.baseline_sums`.
     """
-    baseline = baseline_levels(config, warm, group, part=part)
+    before = baseline_sums(config, warm, group, part=part)
+    baseline = {name: level(sums) for name, sums in before.items()}
     selection, data = config.selection, warm.data(config)
     meter = Meter(warm.model(config), group, batch_size=config.batch.probe_batch_size)
     calibration = None
@@ -128,6 +162,30 @@ def probing(config: TrialConfig, warm: Warm, group: Group, *, part: ProbedPart) 
         meter=meter,
         data=data,
         part=part,
-        baseline=baseline,
+        before=before,
+        rows_of={"target": "approximate" if config.model.retain_only is None else "forget"},
         calibration=calibration,
     )
+
+
+def at_utility(
+    whole: Measurement, scaled_back: Measurement, factor: float, stops: Mapping[str, float]
+) -> Measurement:
+    """A probe of the model scaled back, with what the whole difference would have been beside it."""
+    beside = {"forget_closure": "unscaled_forget_closure", "retain_drop": "unscaled_retain_drop"}
+    at_factor = {"forget_closure": AT_UTILITY}
+    metrics = {new: scaled_back.metrics[old] for old, new in at_factor.items()}
+    metrics |= {"calibration_factor": factor}
+    metrics |= {new: whole.metrics[old] for old, new in beside.items()}
+    found = _renamed(scaled_back, at_factor) | _renamed(whole, beside)
+    return Measurement(
+        metrics=dict(stops) | dict(scaled_back.metrics) | metrics,
+        intervals=dict(scaled_back.intervals) | found,
+        sums=scaled_back.sums,
+    )
+
+
+def _renamed(measured: Measurement, names: Mapping[str, str]) -> dict[str, Interval]:
+    """Intervals of some metrics under other names, as far as there are any."""
+    found = measured.intervals
+    return {new: found[old] for old, new in names.items() if old in found}

@@ -6,7 +6,7 @@ cannot disagree.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
 
@@ -30,12 +30,15 @@ class Probe:
         metrics: Metric name to value; may hold non-finite values.
         seconds: Seconds since the trial began (monotonic clock).
         stopped_by: Set on the last probe of a trial that ended by its own rules.
+        intervals: 95 % interval, lower and upper end, of each closure and drop; empty where none was
+            measured.
     """
 
     step: int
     metrics: Mapping[str, float]
     seconds: float
     stopped_by: StoppedBy | None = None
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from core.losses import align
+from core.losses.alignment import counted_tokens, row_sums
+from core.metrics.intervals import Sums
 
 MEASURED = ("forget", "retain", "general")
 """Sets whose level is measured at each probe; the approximate set's is measured once, on the target model."""
@@ -39,22 +41,23 @@ Levels = Mapping[str, Level]
 
 
 def token_sums(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
-    """Float64 ``(3,)``: summed negative log-likelihood (nats), correct greedy choices, counted tokens."""
+    """Float64 ``(B, 3)``: summed negative log-likelihood (nats), correct greedy choices, counted tokens of each row.
+
+    Raises:
+        ValueError: As :func:`~core.losses.align`, or if a row has no counted token.
+    """
     logits_NV, targets_N = align(logits_BTV, labels_BT)
-    nll = torch.nn.functional.cross_entropy(logits_NV, targets_N, reduction="sum")
-    correct = (logits_NV.argmax(dim=-1) == targets_N).sum()
-    return torch.stack(
-        [
-            nll.double(),
-            correct.double(),
-            torch.tensor(float(len(targets_N))).double().to(nll.device),
-        ]
+    nll_N = torch.nn.functional.cross_entropy(logits_NV, targets_N, reduction="none")
+    correct_N = logits_NV.argmax(dim=-1) == targets_N
+    values_N3 = torch.stack(
+        [nll_N.double(), correct_N.double(), torch.ones_like(nll_N).double()], 1
     )
+    return row_sums(values_N3, counted_tokens(labels_BT))
 
 
-def level(sums: Tensor) -> Level:
-    """Level from sums of :func:`token_sums` over all batches and ranks."""
-    nll, correct, count = sums.tolist()
+def level(sums_N3: Sums) -> Level:
+    """Level from :func:`token_sums` of all rows of a set: a mean over its tokens, not over its rows."""
+    nll, correct, count = sums_N3.sum(axis=0).tolist()
     return Level(nll=nll / count, accuracy=correct / count)
 
 

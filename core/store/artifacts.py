@@ -21,7 +21,7 @@ from core.store.durable import commit, commit_json
 from core.store.place import cache_root
 
 VERSIONS: Mapping[str, int] = {
-    "baselines": 1,
+    "baselines": 2,
     "reference": 2,
     "lora_fisher": 1,
     "importance": 1,

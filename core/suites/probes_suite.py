@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-import torch
+import numpy as np
 
 from core.metrics.probes import Level, level
 from core.suites.evaluation_rows import Example
@@ -35,9 +35,6 @@ def probes(given: SuiteInput) -> Findings:
 def pooled_level(subject: Subject, examples: Sequence[Example]) -> Level:
     """Level of a set: means over all its counted tokens, not over rows."""
     read = subject.read([e.tokens for e in examples], ("nll", "exact_memorization"))
-    counts = torch.tensor([e.tokens.n_counted for e in examples], dtype=torch.float64)
-    nll, correct = (
-        (torch.tensor(read[name], dtype=torch.float64) * counts).sum()
-        for name in ("nll", "exact_memorization")
-    )
-    return level(torch.stack([nll, correct, counts.sum()]))
+    counts = np.array([e.tokens.n_counted for e in examples], dtype=np.float64)
+    nll, correct = (np.array(read[name]) * counts for name in ("nll", "exact_memorization"))
+    return level(np.stack([nll, correct, counts], axis=1))

@@ -1,5 +1,6 @@
-"""Calibration to equal utility: the largest share of a difference that keeps it, and weights in between."""
+"""Calibration to equal utility: the share of a difference that keeps it and lands nearest, and weights in between."""
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from core.measuring.calibration import largest_factor
+from core.measuring.calibration import largest_factor, nearest_factor
 from core.training.full_parameters import mixed
 
 
@@ -98,6 +99,103 @@ def test_a_limit_that_is_not_finite_is_refused(bad: float) -> None:
 def test_no_halving_at_all_is_refused() -> None:
     with pytest.raises(ValueError, match="steps must be positive, got 0"):
         largest_factor(lambda factor: 1.0, at_least=0.5, steps=0)
+
+
+# Nearest factor: forget level 1 before, 3 at the target
+
+
+def test_a_trial_short_of_the_target_keeps_the_largest_factor_that_keeps_utility() -> None:
+    """Utility-bound: as Unlearning with Control has it."""
+    utility, asked = counted(lambda c: 1.0 - c)
+    forget, looked_at = counted(lambda c: 1.0 + 4.0 * c)
+    found = nearest_factor(utility, forget, at_least=0.75, before=1.0, target=3.0)
+    assert found == 0.25
+    assert looked_at == [0.25]  # closure 0.5: nothing below is nearer
+    assert len(asked) == 9
+
+
+def test_a_trial_that_overshot_is_judged_where_it_lies_on_target() -> None:
+    """The largest factor, 1, has the level 9: three times the way. A quarter of it is exactly on target."""
+    utility, asked = counted(lambda c: 1.0)
+    forget, looked_at = counted(lambda c: 1.0 + 8.0 * c)
+    assert nearest_factor(utility, forget, at_least=0.95, before=1.0, target=3.0) == 0.25
+    assert looked_at == [1.0, 0.5, 0.25]
+    assert asked == [1.0, 0.25]  # that it is kept at 1 says nothing about 0.25
+
+
+def test_utility_and_overshoot_may_both_bind() -> None:
+    """Utility allows 0.75, which has the level 4; half of the difference is on target."""
+    found = nearest_factor(
+        lambda c: 1.0 - c, lambda c: 1.0 + 4.0 * c, at_least=0.25, before=1.0, target=3.0
+    )
+    assert found == pytest.approx(0.5, abs=2**-8)
+
+
+def test_where_the_nearest_factor_loses_utility_the_next_nearest_that_keeps_it_counts() -> None:
+    """Utility dips at the target: 1 is past it by half of the way, 0.5 short of it by a quarter."""
+    levels = {1.0: 4.0, 0.5: 2.5}
+    found = nearest_factor(
+        lambda c: 0.0 if 0.55 < c < 0.95 else 1.0,
+        lambda c: levels.get(c, 1.0 + 8.0 / 3.0 * c),
+        at_least=0.5,
+        before=1.0,
+        target=3.0,
+    )
+    assert found == 0.5
+
+
+def test_a_trial_that_lands_nowhere_near_is_the_original_model() -> None:
+    """Every share that was looked at is far past the target: 0, where nothing is forgotten, is nearer."""
+    found = nearest_factor(lambda c: 1.0, lambda c: 9.0, at_least=0.5, before=1.0, target=3.0)
+    assert found == 0.0
+
+
+def test_a_level_that_is_not_a_number_is_past_the_target() -> None:
+    found = nearest_factor(
+        lambda c: 1.0,
+        lambda c: 1.0 + 4.0 * c if c < 0.9 else float("nan"),
+        at_least=0.5,
+        before=1.0,
+        target=3.0,
+    )
+    assert found == 0.5
+
+
+def test_where_every_share_costs_too_much_the_forget_set_is_not_read() -> None:
+    forget, looked_at = counted(lambda c: 3.0)
+    assert nearest_factor(lambda c: 0.0, forget, at_least=0.5, before=1.0, target=3.0) == 0.0
+    assert looked_at == []
+
+
+@given(
+    slope=st.floats(0.1, 50.0),
+    power=st.floats(0.3, 3.0),
+    limit=st.floats(0.0, 1.0, exclude_min=True),
+    steps=st.integers(1, 10),
+)
+@settings(deadline=None)
+def test_no_allowed_factor_of_a_fine_grid_is_nearer_by_more_than_the_resolution(
+    slope: float, power: float, limit: float, steps: int
+) -> None:
+    """Against a naive search of 2,000 factors, for levels and utilities that are monotone."""
+
+    def level(c: float) -> float:
+        return 1.0 + slope * math.pow(c, power)
+
+    utility, asked = counted(lambda c: -c)
+    forget, looked_at = counted(level)
+    found = nearest_factor(utility, forget, at_least=-limit, before=1.0, target=3.0, steps=steps)
+    assert found <= limit
+    assert len({*asked, *looked_at}) <= 2 * steps + 1
+    largest = largest_factor(lambda c: -c, at_least=-limit, steps=steps)
+    grid = [largest * i / 2000 for i in range(2001)]
+    nearest = min(abs(level(c) - 3.0) for c in grid)
+    # the level that one halving of what is left of [0, largest] can still change, or the tolerance
+    left = largest * 2.0**-steps
+    change = max(
+        abs(level(c + left) - level(c)) for c in [0.0, *grid] if c + left <= largest + 1e-9
+    )
+    assert abs(level(found) - 3.0) <= nearest + max(change, 2.0 * 2.0**-steps) + 1e-6
 
 
 # Weights in between

@@ -63,6 +63,27 @@ def test_a_role_s_split_does_not_depend_on_the_other_roles_files(
         assert after[part] == before[part]
 
 
+def test_retain_and_general_set_may_have_parts_of_unlike_size(
+    make_data: DataMaker, tokenizer: Any
+) -> None:
+    config = make_data({"probe_rows": {"retain": 6, "general": 3}, "report_rows": 4})
+    splits = split_data(config, tokenizer)
+    assert (len(splits["retain_probe"]), len(splits["general_probe"])) == (6, 3)
+    assert (len(splits["retain_report"]), len(splits["general_report"])) == (4, 4)
+    assert (len(splits["retain_train"]), len(splits["general_train"])) == (2, 5)
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "halves"), [(12, (5, 7)), (9, (4, 5)), (2, (1, 1)), (3, (1, 2))]
+)
+def test_every_row_of_the_approximate_set_is_measured_however_few_there_are(
+    make_data: DataMaker, tokenizer: Any, n_rows: int, halves: tuple[int, int]
+) -> None:
+    rows = [f"approximate {i}" for i in range(n_rows)]
+    splits = split_data(make_data(approximate=rows), tokenizer)
+    assert (len(splits["approximate_probe"]), len(splits["approximate_report"])) == halves
+
+
 def test_the_shipped_texts_are_split_as_ever(tokenizer: Any) -> None:
     """The hashes of the parts when rows were still compared by their words."""
     values = {role: {"source": f"embedded:{role}", "max_tokens": 100_000} for role in ROLES}

@@ -14,6 +14,7 @@ from core.data.batches import batches_by_length, collate
 from core.data.tokens import TokenRow
 from core.losses import IGNORED
 from core.measuring.meter import Meter
+from core.metrics.probes import Level
 from core.metrics.rows import ROW_METRICS, RowMetric
 from core.model.loading import LoadedModel
 from core.training.ranks import Group
@@ -122,6 +123,31 @@ def test_a_mean_is_the_mean_of_the_rows(name: str) -> None:
 def test_a_row_metric_counts_the_answer_or_the_text() -> None:
     counted = {metric.counts for metric in ROW_METRICS.values()}
     assert counted == set(get_args(RowMetric.__annotations__["counts"]))
+
+
+# Row sums
+
+
+@pytest.mark.parametrize("size", [1, 2, 16])
+def test_sums_of_a_row_are_those_of_the_row_alone_in_the_order_of_the_rows(size: int) -> None:
+    """Counted tokens from the row, correct choices by hand, cross-entropy by torch; batches do not matter."""
+    found = meter(size=size).row_sums(forward, ROWS)
+    for row, (nll, correct, count) in zip(ROWS, found.tolist(), strict=True):
+        first = max(1, row.n_context)
+        ids = torch.tensor([row.ids])
+        logits = forward(ids, torch.ones_like(ids))[0, first - 1 : -1]
+        expected = torch.nn.functional.cross_entropy(logits, ids[0, first:], reduction="sum")
+        assert nll == pytest.approx(expected.item(), rel=1e-6)
+        assert correct == pytest.approx(count * right_share(row, first=first))
+        assert count == row.n_counted
+
+
+def test_a_level_is_a_mean_over_tokens_not_over_rows() -> None:
+    sums = meter().row_sums(forward, ROWS)
+    assert meter().level(forward, ROWS) == Level(
+        nll=sums[:, 0].sum() / sums[:, 2].sum(), accuracy=sums[:, 1].sum() / sums[:, 2].sum()
+    )
+    assert meter().level(forward, ROWS).nll != pytest.approx((sums[:, 0] / sums[:, 2]).mean())
 
 
 def test_no_row_is_long_enough_for_a_long_ngram() -> None:

@@ -1,8 +1,7 @@
 """The table of metrics holds all that a probe may hold, and agrees with the names that a file may give."""
 
-import math
 import re
-from typing import Any, cast, get_args
+from typing import Any, get_args
 
 import pytest
 
@@ -13,9 +12,8 @@ from core.config import (
     ObjectiveMetric,
     UtilityMetric,
     metric_facts,
-    parse_trial,
 )
-from core.measuring.calibration import Calibration
+from core.measuring.probing import Measurement, at_utility
 from core.metrics.probes import MEASURED, Level, degradation
 from core.metrics.rows import ROW_METRICS
 
@@ -51,31 +49,8 @@ def test_every_metric_of_a_probe_has_facts() -> None:
 
 
 def test_every_metric_at_equal_utility_has_facts() -> None:
-    config = parse_trial(
-        {
-            "model": {"source": "package:smollm2"},
-            "data": {
-                role: {"source": f"embedded:{role}"}
-                for role in ("forget", "retain", "approximate", "general")
-            },
-            "method": {"forget_loss": "ihl"},
-            "optimizer": {"learning_rate": 1e-3},
-            "adapter": {"rank": 8},
-            "selection": {"max_steps": 4},
-        },
-        where="test",
-    )
-    unused = cast(Any, None)
-    calibration = Calibration(
-        selection=config.selection,
-        meter=unused,
-        data=cast(Any, {"retain_probe": []}),
-        part="probe",
-        baseline=BASELINE,
-        original_utility=0.5,
-    )
-    diverged = LEVELS | {"forget": Level(nll=math.inf, accuracy=0.0)}  # so nothing is measured
-    found = calibration.metrics(unused, diverged, unused)
+    whole = Measurement(metrics=degradation(LEVELS, BASELINE), intervals={}, sums={})
+    found = at_utility(whole, whole, 0.5, {}).metrics
     assert {"forget_closure_at_utility", "calibration_factor"} <= set(found) <= set(METRICS)
 
 

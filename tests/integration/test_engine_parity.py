@@ -258,6 +258,24 @@ def test_two_ranks_equal_one(two_ranks: Any, one_rank: Series, name: str) -> Non
     assert_agree(seen[0], one_rank)
 
 
+@pytest.mark.parametrize("name", TWO_RANKS)
+def test_the_rows_of_both_ranks_are_committed_in_the_order_of_the_set(
+    two_ranks: Any, make_uneven: TrialMaker, name: str
+) -> None:
+    folder, _ = two_ranks
+    place = folder / f"trial-{list(TWO_RANKS).index(name)}"
+    untouched, *lines = map(json.loads, (place / "history.jsonl").read_text("utf-8").splitlines())
+    rows = Warm().data(make_uneven())
+    best = [line for line in lines if line["is_best"]][-1]
+    for part, found in best["rows"].items():
+        expected = rows["forget" if part == "forget" else f"{part}_probe"]
+        tokens = untouched["rows"][part]["tokens"]
+        assert tokens == [row.n_counted for row in expected]
+        assert all(nll > 0.0 for nll in found["nll"])
+        level = sum(found["nll"]) / sum(tokens)
+        assert level == pytest.approx(best["metrics"][f"{part}_nll"], abs=1e-4)
+
+
 @pytest.mark.parametrize("name", ["zero-1-micro-2", "zero-3"])
 def test_the_adapter_of_two_ranks_loads_in_stock_peft(two_ranks: Any, name: str) -> None:
     folder, configs = two_ranks

@@ -22,7 +22,7 @@ from core.training.full_parameters import is_model_folder
 from core.training.ranks import join_alone
 from core.training.reference import Reference
 from core.training.warm import Warm
-from core.worker import probes, report_metrics
+from core.worker import probes, report_measurement
 
 pytestmark = pytest.mark.integration
 
@@ -188,7 +188,7 @@ def test_full_parameter_unlearning_trains_a_copy_and_saves_a_whole_model(
         line for line in reversed(read_lines(tmp_path / "history.jsonl")) if line.get("is_best")
     )
     group, _meeting = join_alone(config.engine)
-    found = report_metrics(config, folder, warm=warm, group=group)
+    found = report_measurement(config, folder, warm=warm, group=group).metrics
     assert found["forget_nll"] == pytest.approx(best["metrics"]["forget_nll"], abs=1e-3)
     loaded = transformers.AutoModelForCausalLM.from_pretrained(folder)
     assert loaded.num_parameters() == warm.model(config).network.num_parameters()  # type: ignore[operator]
@@ -289,9 +289,35 @@ def test_calibration_scales_the_difference_back_until_utility_is_kept(
         line for line in reversed(read_lines(tmp_path / "history.jsonl")) if line.get("is_best")
     )
     group, _meeting = join_alone(config.engine)
-    found = report_metrics(config, tmp_path / "adapter", warm=warm, group=group)
+    found = report_measurement(config, tmp_path / "adapter", warm=warm, group=group).metrics
     assert found["forget_nll"] == pytest.approx(best["metrics"]["forget_nll"], abs=1e-3)
     assert found["forget_closure_at_utility"] == found["forget_closure"]
+
+
+def test_a_trial_that_overshot_is_judged_where_it_lies_on_target(
+    make_trial: TrialMaker, warm: Warm, tmp_path: Path
+) -> None:
+    """Nearly no utility is asked for, so that the largest factor is 1, which lies far past the target."""
+    changes = {
+        "method.forget_loss": "ga",
+        "method.retain_loss": "none",
+        "optimizer.learning_rate": 2e-2,
+        "selection.metric": "forget_closure_at_utility",
+        "selection.tau": 0.01,
+        "selection.constraints": [],
+        "selection.past_target": None,
+        "selection.retain_guard": None,
+    }
+    config = make_trial(changes)
+    last = run(config, warm, tmp_path)[-1]
+    metrics, target = last.metrics, read_lines(tmp_path / "history.jsonl")[0]["target_nll"]
+    assert metrics["unscaled_forget_closure"] < 0.8
+    assert 0.0 < metrics["calibration_factor"] < 1.0
+    assert metrics["forget_closure_at_utility"] == metrics["forget_closure"] > 0.97
+    assert metrics["forget_nll"] == pytest.approx(target, abs=0.1)
+    low, high = last.intervals["forget_closure_at_utility"]
+    assert low < metrics["forget_closure"] <= high
+    assert last.intervals["unscaled_forget_closure"][1] < low
 
 
 def test_a_retain_only_model_is_the_target(

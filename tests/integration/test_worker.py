@@ -6,11 +6,12 @@ import random
 import string
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import peft
 import pytest
 import torch
@@ -19,13 +20,17 @@ from safetensors.torch import load_file
 
 from core.config import TrialConfig
 from core.errors import DataError, NothingToForgetError
+from core.measuring.baselines import baseline_sums
+from core.measuring.meter import Meter
 from core.measuring.reporting import GuardReporter
 from core.measuring.selection import Probe
-from core.model.loading import weights_checksum
+from core.metrics.intervals import Sums, intervals
+from core.metrics.probes import MEASURED, level
+from core.model.loading import forward_of, weights_checksum
 from core.store.durable import read_lines
 from core.training.ranks import join_alone
 from core.training.warm import Warm
-from core.worker import TrialResult, probes, report_metrics, run_trial, share_work
+from core.worker import TrialResult, probes, report_measurement, run_trial, share_work
 
 pytestmark = pytest.mark.integration
 
@@ -193,7 +198,9 @@ def test_a_saved_adapter_is_reported_on_rows_that_no_probe_saw(
     finished: Finished, warm: Warm
 ) -> None:
     group, _meeting = join_alone(finished.config.engine)
-    found = report_metrics(finished.config, finished.folder / "adapter", warm=warm, group=group)
+    found = report_measurement(
+        finished.config, finished.folder / "adapter", warm=warm, group=group
+    ).metrics
     low = finished.config.engine.dtype == "bf16"
     best = finished.best["metrics"]
     assert found["forget_nll"] == pytest.approx(best["forget_nll"], abs=3e-2 if low else 1e-3)
@@ -201,6 +208,47 @@ def test_a_saved_adapter_is_reported_on_rows_that_no_probe_saw(
     model = warm.model(finished.config)
     warm.verify()
     assert warm.checksum == weights_checksum(dict(model.network.named_parameters()))
+
+
+def test_the_target_is_the_level_of_the_whole_approximate_set_on_both_splits(
+    make_trial: TrialMaker, warm: Warm
+) -> None:
+    """Not of the half that a split would have: those two levels differ."""
+    config, data = make_trial(), warm.data(make_trial())
+    group, _meeting = join_alone(config.engine)
+    probe, report = (baseline_sums(config, warm, group, part=p) for p in ("probe", "report"))
+    assert level(probe["target"]) == level(report["target"])
+    halves = [data["approximate_probe"], data["approximate_report"]]
+    model = warm.model(config)
+    meter = Meter(model, group, batch_size=4)
+    sums = [meter.row_sums(forward_of(model.network), rows) for rows in halves]
+    assert level(sums[0]).nll != pytest.approx(level(sums[1]).nll, abs=1e-3)
+    assert level(np.concatenate(sums)).nll == pytest.approx(level(probe["target"]).nll, abs=1e-4)
+
+
+def test_the_history_holds_what_its_intervals_follow_from(finished: Finished, warm: Warm) -> None:
+    """Row sums of the untouched model and of the best probe, as short JSON; the metrics follow from them."""
+    lines = read_lines(finished.folder / "history.jsonl")
+    untouched, best = lines[0], finished.best
+    tokens = {name: np.array(of["tokens"], float) for name, of in untouched["rows"].items()}
+
+    def sums(line: dict[str, Any], names: Iterable[str]) -> dict[str, Sums]:
+        rows = {name: line["rows"][name] for name in names}
+        return {
+            name: np.stack([of["nll"], of["correct"], tokens[name]], axis=1)
+            for name, of in rows.items()
+        }
+
+    now, before = sums(best, MEASURED), sums(untouched, (*MEASURED, "target"))
+    for name in MEASURED:
+        assert level(now[name]).nll == pytest.approx(best["metrics"][f"{name}_nll"], abs=1e-4)
+        assert level(now[name]).accuracy == best["metrics"][f"{name}_accuracy"]
+    assert level(before["target"]).nll == pytest.approx(untouched["target_nll"], abs=1e-4)
+    for name, ends in intervals(now, before).items():
+        assert best["intervals"][name] == pytest.approx(ends, abs=1e-3), name
+    data = warm.data(finished.config)
+    halves = [len(data[f"approximate_{part}"]) for part in ("probe", "report")]
+    assert len(tokens["target"]) == sum(halves)
 
 
 # Repetition

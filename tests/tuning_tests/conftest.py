@@ -4,7 +4,7 @@ import math
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -80,12 +80,14 @@ class TrialScript:
         fails: Give it up after these probes, with this reason.
         runs: Leave it RUNNING after these probes.
         reason: Replaces the reason of the outcome.
+        half_width: Of the 95 % interval of each closure and drop; none is recorded if absent, as in old runs.
     """
 
     probes: Sequence[tuple[float, float, float]]
     fails: str | None = None
     runs: bool = False
     reason: str | None = None
+    half_width: float | None = None
 
 
 SCRIPTS: tuple[TrialScript, ...] = (
@@ -174,6 +176,18 @@ def sweep_values() -> dict[str, Any]:
     }
 
 
+def _around(
+    metrics: Mapping[str, float], half_width: float | None
+) -> dict[str, tuple[float, float]]:
+    """Intervals as a probe has them; a closure's ends at 1."""
+    if half_width is None:
+        return {}
+    judged = ("forget_closure", "retain_drop", "general_drop")
+    found = {m: (metrics[m] - half_width, metrics[m] + half_width) for m in judged}
+    low, high = found["forget_closure"]
+    return found | {"forget_closure": (low, min(1.0, high))}
+
+
 def _play(ledger: Ledger, spec: SweepSpec, run_dir: Path, script: TrialScript) -> None:
     number, params = ledger.ask()
     attempt = ledger.begin_attempt(number)
@@ -192,14 +206,18 @@ def _play(ledger: Ledger, spec: SweepSpec, run_dir: Path, script: TrialScript) -
     probes: list[Probe] = []
     verdict = None
     for step, values in enumerate(script.probes, start=1):
-        probe = Probe(step=step, metrics=probe_metrics(*values), seconds=1.0 + 2.5 * step)
+        metrics = probe_metrics(*values)
+        probe = Probe(
+            step=step,
+            metrics=metrics,
+            seconds=1.0 + 2.5 * step,
+            intervals=_around(metrics, script.half_width),
+        )
         stopped_by: StoppedBy | None = "budget" if step == spec.budget.max_steps else None
         rule = selection.past_target
         if rule and is_past_target([*probes, probe], selection, rule, target_nll=FORGET_TARGET):
             stopped_by = "past_target"
-        probe = Probe(
-            step=step, metrics=probe.metrics, seconds=probe.seconds, stopped_by=stopped_by
-        )
+        probe = replace(probe, stopped_by=stopped_by)
         probes.append(probe)
         append_line(
             history,

@@ -162,7 +162,10 @@ def test_markdown_and_page_agree(sample_run: Run) -> None:
 
 def test_levels_before_and_after_stand_side_by_side(sample_run: Run) -> None:
     text = write_report(sample_run).with_name("report.md").read_text(encoding="utf-8")
-    assert "| forget | 80.0 % | 44.0 % | 1.000 | 2.800 |" in text
+    assert (
+        "| forget (trained on; the same rows on both splits) | 80.0 % | 44.0 % | 1.000 | 2.800 |"
+        in text
+    )
     assert "| approximate (the target of forgetting) | 40.0 % | – | 3.000 | – |" in text
     assert "| retain | 55.0 % | 53.5 % | 2.000 | 2.060 |" in text
     assert "| retain | 55.0 % | 53.8 % | 2.100 | 2.150 |" in text  # reporting split
@@ -172,7 +175,10 @@ def test_levels_before_and_after_stand_side_by_side(sample_run: Run) -> None:
 def test_baseline_is_read_from_the_history_if_it_was_not_noted(build_run: Built) -> None:
     run = build_run(notes={})
     text = write_report(run).with_name("report.md").read_text(encoding="utf-8")
-    assert "| forget | 80.0 % | 44.0 % | 1.000 | 2.800 |" in text
+    assert (
+        "| forget (trained on; the same rows on both splits) | 80.0 % | 44.0 % | 1.000 | 2.800 |"
+        in text
+    )
     assert "| approximate (the target of forgetting) | 40.0 % | – | 3.000 | – |" in text
     assert "It has not been measured on the reporting split" in text
     assert "The sweep was interrupted" in text

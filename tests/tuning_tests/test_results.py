@@ -33,6 +33,13 @@ TRIAL_KEYS = [
     "duration_s",
     "attempt",
     "adapter",
+    "value_interval",
+    "metrics_intervals",
+    "report_intervals",
+    "tied_with_best",
+    "reported_feasible",
+    "probe_rows",
+    "landing_factor",
 ]
 
 
