@@ -19,7 +19,7 @@ from core.data.tokens import TokenisedRow, TokenRow, TokenSplits
 from core.errors import DataError
 
 HEAD = "All rights of this text are reserved, and it comes as it is. "
-"""64 letters, and so 64 tokens of one byte, would be too many: 61."""
+"""61 letters, each of them a token."""
 
 
 def texts(splits: TokenSplits, tokenizer: Any, part: str) -> list[str]:

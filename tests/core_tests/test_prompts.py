@@ -319,6 +319,12 @@ def test_every_chunk_of_a_document_has_its_alternative(tmp_path: Path) -> None:
     assert made(config, alternatives="field") == [("abcd", " no<eos>"), ("efgh", " no<eos>")]
 
 
+def test_a_row_that_occurs_twice_has_one_alternative(tmp_path: Path) -> None:
+    other = {**QUESTIONS[0], "alternative": "never asked"}
+    found = made(data(tmp_path, [*QUESTIONS, other]), alternatives="field")
+    assert [counted for _, counted in found] == [" not a<eos>", " not b<eos>", " not c<eos>"]
+
+
 def test_a_row_of_token_ids_is_a_document() -> None:
     source = {"source": "x.npy"}
     config = DataConfig.model_validate(
