@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import byte_tokenizer
+from suite_inputs import ENGINE, write_records
 
+from core.config import TrialConfig
 from core.config.prompting import Prompting
 from core.data.taught import record_wording, wording_notice
 from core.data.tokens import TokenRow
+from core.evaluation import EvaluationRequest, evaluate
+from core.suites import EvaluationData
+from core.training.warm import Warm
+
+TrialMaker = Callable[..., TrialConfig]
 
 CHAT = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}</{{ m.role }}>{% endfor %}"
@@ -106,3 +114,61 @@ def test_a_forgotten_system_prompt_of_a_prepared_model_is_spoken_of(tmp_path: Pa
     record_wording(Prompting(system_prompt="Be brief."), tmp_path)
     assert notice({"system_prompt": "Be brief."}, location=tmp_path) is None
     assert "<system>Be brief." in str(notice({}, location=tmp_path))
+
+
+# What users of a model see
+
+
+@pytest.fixture
+def templated_model(tiny_model: Path, tmp_path: Path) -> Path:
+    """The tiny model with a chat template."""
+    folder = tmp_path / "templated"
+    shutil.copytree(tiny_model, folder)
+    (folder / "chat_template.jinja").write_text(CHAT, encoding="utf-8")
+    return folder
+
+
+def question_source(folder: Path, role: str) -> dict[str, Any]:
+    rows = [{"question": f"{role} {i}?", "answer": f"it is {i}"} for i in range(20)]
+    path = write_records(folder / f"{role}.jsonl", rows)
+    return {"source": str(path), "fields": {"prompt": "question", "answer": "answer"}}
+
+
+@pytest.mark.parametrize(("prompt_format", "n_told"), [("phi", 1), ("auto", 0)])
+def test_evaluate_speaks_of_it_once(
+    templated_model: Path, tmp_path: Path, prompt_format: str, n_told: int
+) -> None:
+    sources = {role: question_source(tmp_path, role) for role in ("forget", "retain", "holdout")}
+    data = EvaluationData.model_validate({**sources, "prompt_format": prompt_format})
+    told: list[str] = []
+    request = EvaluationRequest(
+        model=str(templated_model),
+        suites=("memorization", "mia"),
+        data=data,
+        limit=2,
+        engine=ENGINE,
+    )
+    evaluate(request, tell=told.append)
+    warnings = [line for line in told if line.startswith("warning: data.prompt_format: ")]
+    assert len(warnings) == n_told
+    assert all("has a chat template, and is asked as 'Question: PROMPT" in w for w in warnings)
+
+
+@pytest.mark.parametrize(("prompt_format", "n_notices"), [("phi", 1), ("chat", 0)])
+def test_a_process_of_a_trial_knows_of_it(
+    make_trial: TrialMaker,
+    templated_model: Path,
+    tmp_path: Path,
+    prompt_format: str,
+    n_notices: int,
+) -> None:
+    roles = ("forget", "retain", "approximate", "general")
+    sources = {f"data.{role}": question_source(tmp_path, role) for role in roles}
+    changes = {
+        "model.source": str(templated_model),
+        "data.prompt_format": prompt_format,
+        "data.probe_rows": 2,
+        "data.report_rows": 2,
+    }
+    notices = Warm().notices(make_trial(sources | changes))
+    assert len(notices) == n_notices
