@@ -21,7 +21,7 @@ DRAWINGS = ("canvas", "history", "tradeoff", "curves", "steps")
 
 DOORS: Mapping[str, frozenset[str]] = {
     "ray": frozenset(f"tuning/{n}.py" for n in ("trainable", "bridge", "sweep", "cluster")),
-    "optuna": frozenset(f"tuning/{n}.py" for n in ("ledger", "samplers", "pruning", "dry_run")),
+    "optuna": frozenset(f"tuning/{n}.py" for n in ("ledger", "samplers", "pruning", "proposals")),
     "sqlite3": frozenset({"tuning/records.py"}),
     "plotly": frozenset(f"tuning/plots/drawing/{n}.py" for n in DRAWINGS),
     "matplotlib": frozenset(f"tuning/plots/drawing/{n}.py" for n in DRAWINGS),
