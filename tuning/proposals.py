@@ -30,7 +30,7 @@ NOTES = "sampler_notes"
 PARAMS = "params"
 """User attribute: the proposal. A trial without it is not yet born."""
 
-_TRIES = 8
+_TRIES = 4
 _DRAWN_FROM = 1_000
 _OWN_NOTES = "qmc:"
 
