@@ -73,11 +73,17 @@ TUNING: Layers = {
     "sweep file": (
         "tuning/config.py",
         "tuning/files.py",
+        "tuning/points.py",
         "tuning/space.py",
         "tuning/strict_yaml.py",
     ),
     "machines": ("tuning/cluster.py", "tuning/resources.py"),
-    "judgement": ("tuning/objective.py", "tuning/pruning.py", "tuning/samplers.py"),
+    "judgement": (
+        "tuning/objective.py",
+        "tuning/proposals.py",
+        "tuning/pruning.py",
+        "tuning/samplers.py",
+    ),
     "wording": ("tuning/data_words.py", "tuning/time_left.py", "tuning/wording.py"),
     "records": (
         "tuning/ranking.py",

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import optuna
 import yaml
 from rich.console import Console
 from rich.table import Table
@@ -16,8 +15,8 @@ from core.errors import ModelError
 from core.model.packaged import cached_folder
 from tuning.config import SweepSpec
 from tuning.data_words import count_lines, data_warnings
+from tuning.proposals import next_proposal, starting_points
 from tuning.resources import Cluster, concurrent_trials, estimate, free_disk_gib, largest_rank
-from tuning.samplers import make_sampler, propose
 from tuning.space import describe
 from tuning.wording import duration, parameters
 
@@ -72,14 +71,13 @@ def show_dry_run(spec: SweepSpec, run_dir: Path, *, as_json: bool) -> None:
 
 
 def sample_proposals(spec: SweepSpec, *, count: int = SAMPLES) -> list[dict[str, Any]]:
-    """The first proposals of the sweep, from a study in memory."""
-    study = optuna.create_study(direction="maximize")
-    for start in spec.start_from:
-        study.enqueue_trial(start.values)
+    """The first proposals of the sweep."""
+    trials = starting_points(spec)
     found = []
-    for number in range(min(count, spec.budget.trials)):
-        study.sampler = make_sampler(spec, number=number)
-        found.append(propose(study.ask(), spec))
+    for _ in range(min(count, spec.budget.trials)):
+        proposed = next_proposal(spec, trials)
+        trials[proposed.number : proposed.number + 1] = [proposed.born()]
+        found.append(proposed.params)
     return found
 
 

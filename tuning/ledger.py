@@ -4,32 +4,45 @@ The driver alone writes it. Every state change is one call here, idempotent wher
 Reading without Optuna is in :mod:`tuning.records`.
 """
 
-import copy
 import errno
-import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
 
 import optuna
 import sqlalchemy
-from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import RandomSampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from core.measuring.selection import GuardVerdict, Probe, running_score
-from core.store.durable import finite
+from core.store.durable import commit, finite
 from tuning.config import Choice, SweepSpec
 from tuning.objective import Outcome
-from tuning.pruning import ATTEMPT, guard_key, make_pruner
+from tuning.points import count_points
+from tuning.proposals import (
+    FIXED,
+    PARAMS,
+    STUDY,
+    Proposed,
+    is_born,
+    next_proposal,
+    starting_points,
+    study_in_memory,
+    tried,
+)
+from tuning.pruning import (
+    ATTEMPT,
+    Decision,
+    as_probed,
+    as_ranked,
+    decisions,
+    guard_key,
+    make_pruner,
+    rungs_of,
+    verdict_key,
+)
 from tuning.records import LEDGER_FILE, DriverFacts, Note, report_intervals_note, report_note
-from tuning.samplers import is_fitted, make_sampler, n_points, propose
-
-STUDY = "sweep"
-
-
-ProposedBy = Literal["start_from", "startup", "sampler"]
-"""Who proposed a trial: the sweep file, the sampler before its model is fitted, or the fitted sampler."""
+from tuning.samplers import propose
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -38,62 +51,56 @@ class Ledger:
     """A sweep's study, opened by its driver."""
 
     def __init__(self, run_dir: Path, spec: SweepSpec, *, create: bool) -> None:
-        """Open the study of ``run_dir``, or create it with the starting points enqueued."""
+        """Open the study of ``run_dir``, or create it with the starting points enqueued, whole or not at all.
+
+        Raises:
+            FileExistsError: If it is to be created and exists.
+        """
         self._spec = spec
         self._selection = spec.trial_selection()
         self._pruner = make_pruner(spec.pruning, max_steps=spec.budget.max_steps)
         self._handles: dict[int, Trial] = {}
-        storage = optuna.storages.RDBStorage(
-            f"sqlite:///{(run_dir / LEDGER_FILE).resolve()}",
-            engine_kwargs={"connect_args": {"timeout": 60}},
-        )
-        sqlalchemy.event.listen(storage.engine, "handle_error", _raise_disk_full)
-        arguments: dict[str, Any] = {
-            "study_name": STUDY,
-            "storage": storage,
-            "sampler": make_sampler(spec, number=0),
-            "pruner": self._pruner,
-        }
+        path = (run_dir / LEDGER_FILE).resolve()
+        if create and path.exists():
+            raise FileExistsError(f"{path}: the ledger exists already")
         if create:
-            self._study = optuna.create_study(direction="maximize", **arguments)
-            for start in spec.start_from:
-                self._study.enqueue_trial(start.values, user_attrs={"source": start.source})
-        else:
-            self._study = optuna.load_study(**arguments)
+            commit(path, lambda new: _create(new, spec))
+        self._study = optuna.load_study(
+            study_name=STUDY,
+            storage=_storage(path),
+            sampler=RandomSampler(seed=0),  # never asked: proposals are made on a copy
+            pruner=self._pruner,
+        )
 
     def ask(self) -> tuple[int, dict[str, Choice]]:
-        """A new trial: its number and its parameters, seeded by its number."""
-        number = len(self._study.get_trials(deepcopy=False))
-        waiting = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-        if waiting:
-            number = waiting[0].number
-        self._study.sampler = make_sampler(self._spec, number=number)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            trial = self._study.ask()
-            self._handles[trial.number] = trial
-            return trial.number, self._name_parameters(trial)
+        """A new trial, or the next starting point: its number and its parameters, seeded by its number."""
+        trials = self._study.get_trials(deepcopy=False)
+        noted = self._study._storage.get_study_system_attrs(self._study._study_id)
+        proposed = next_proposal(self._spec, trials, study_notes=noted)
+        if proposed.number == len(trials):
+            self._study.add_trial(proposed.born())
+        else:
+            self._bear(trials[proposed.number], proposed)
+        return proposed.number, proposed.params
+
+    def _bear(self, waiting: FrozenTrial, proposed: Proposed) -> None:
+        """Record a proposal for a trial that is there; from its values on, a repetition only completes it."""
+        storage, trial_id = self._study._storage, waiting._trial_id
+        for key, value in proposed.trial.system_attrs.items():
+            if key != FIXED:
+                storage.set_trial_system_attr(trial_id, key, value)
+        storage.set_trial_system_attr(trial_id, FIXED, proposed.params)
+        storage.set_trial_state_values(trial_id, TrialState.RUNNING)
+        trial = self._trial(proposed.number)
+        propose(trial, self._spec)
+        for key, value in proposed.user_attrs.items():
+            trial.set_user_attr(key, value)
 
     def finish_births(self) -> None:
         """Complete trials whose driver died while it asked for them, under their own numbers and seeds."""
-        for unborn in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if "params" in unborn.user_attrs:
-                continue
-            self._study.sampler = make_sampler(self._spec, number=unborn.number)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ExperimentalWarning)
-                self._study.sampler.before_trial(self._study, unborn)
-                self._name_parameters(self._trial(unborn.number))
-
-    def _name_parameters(self, trial: Trial) -> dict[str, Choice]:
-        fitted = is_fitted(self._spec.sampler, self._study)
-        proposed_by: ProposedBy = "sampler" if fitted else "startup"
-        proposal = propose(trial, self._spec)
-        is_start = "source" in trial.user_attrs  # enqueued with its source
-        trial.set_user_attr("proposed_by", "start_from" if is_start else proposed_by)
-        trial.set_user_attr(ATTEMPT, 0)
-        trial.set_user_attr("params", proposal)  # last: a trial without it is not yet born
-        return proposal
+        running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        for _ in [trial for trial in running if not is_born(trial)]:
+            self.ask()
 
     def begin_attempt(self, number: int) -> int:
         """Number of the next attempt at a trial; later attempts fence off earlier ones."""
@@ -105,7 +112,7 @@ class Ledger:
         """Record the last of an attempt's probes and decide whether it goes on.
 
         A step already in the study (from an earlier attempt, or from before a crash) is not reported
-        again.
+        again. What is decided is recorded before it is returned, and a repetition returns what is recorded.
         """
         trial = self._trial(number)
         probe = probes[-1]
@@ -114,9 +121,28 @@ class Ledger:
             guard_key(attempt, probe.step), finite({m: probe.metrics[m] for m in watched})
         )
         trial.set_user_attr("step", probe.step)
-        if probe.step not in self._frozen(number).intermediate_values:
+        found = self._frozen(number)
+        if probe.step not in found.intermediate_values:
             trial.report(running_score(probes, self._selection), probe.step)
-        return self._pruner.verdict(self._study, _up_to(self._frozen(number), attempt, probe.step))
+        made = decisions(found, attempt).get(probe.step)
+        if made is None:
+            made = self._decide(as_probed(found, attempt, probes, self._selection), probe)
+            trial.set_user_attr(verdict_key(attempt, probe.step), made.plain())
+        return made.verdict
+
+    def _decide(self, trial: FrozenTrial, probe: Probe) -> Decision:
+        """The guard's decision; then, about a trial that would go on, the ranking pruner's, on a copy."""
+        verdict = self._pruner.guarded(trial)
+        if verdict is not None or probe.stopped_by is not None or not self._pruner.ranks:
+            return Decision(verdict=verdict, rungs=rungs_of(trial))
+        others = self._study.get_trials(deepcopy=False)
+        seen = [as_ranked(other) for other in others]
+        seen[trial.number] = trial
+        study = study_in_memory(seen)
+        ranked = study.get_trials(deepcopy=False)[trial.number]
+        verdict = self._pruner.ranked(study, ranked)
+        ranked = study.get_trials(deepcopy=False)[trial.number]
+        return Decision(verdict=verdict, rungs=rungs_of(ranked))
 
     def finish(
         self, number: int, outcome: Outcome, *, adapter: str | None, duration_s: float
@@ -140,36 +166,39 @@ class Ledger:
         for key, value in record.items():
             trial.set_user_attr(key, value)
         for metric, violation in outcome.violations.items():
-            trial.set_constraint(metric, violation)
+            if metric not in trial.constraints:  # set by a driver that died before it told
+                trial.set_constraint(metric, violation)
         if state is TrialState.COMPLETE:
             self._study.tell(number, outcome.value, state=state)
         else:
             self._study.tell(number, state=state)
-        del self._handles[number]
+        self._handles.pop(number, None)
 
     def fail(self, number: int, reason: str) -> None:
         """Give a trial up that broke in all its attempts."""
         if not self._frozen(number).state.is_finished():
             self._trial(number).set_user_attr("reason", reason)
             self._study.tell(number, state=TrialState.FAIL)
-            del self._handles[number]
+            self._handles.pop(number, None)
 
     def running(self) -> list[tuple[int, dict[str, Choice], int]]:
         """Trials begun and not finished: number, parameters, attempt so far."""
         return [
-            (t.number, t.user_attrs["params"], int(t.user_attrs.get(ATTEMPT, 0)))
+            (t.number, t.user_attrs[PARAMS], int(t.user_attrs.get(ATTEMPT, 0)))
             for t in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-            if "params" in t.user_attrs
+            if is_born(t)
         ]
 
     def n_begun(self) -> int:
         """Trials asked for so far, with their parameters recorded."""
-        return sum("params" in t.user_attrs for t in self._study.get_trials(deepcopy=False))
+        return sum(is_born(t) for t in self._study.get_trials(deepcopy=False))
 
     def n_points(self) -> int | None:
-        """Points of a grid and the starting points together; ``None`` for an endless sampler."""
-        points = n_points(self._spec)
-        return None if points is None else points + len(self._spec.start_from)
+        """Trials that the space has room for: those begun, and points not tried yet; ``None`` if it is endless."""
+        trials = self._study.get_trials(deepcopy=False)
+        begun = [trial for trial in trials if is_born(trial)]
+        left = count_points(self._spec, apart_from=tried(self._spec, begun))
+        return None if left is None else len(begun) + left
 
     def set_note(self, key: Note, value: float | str | None) -> None:
         """Record something about the sweep as a whole."""
@@ -196,7 +225,7 @@ class Ledger:
         return report_note(number) in self._study.user_attrs
 
     def _trial(self, number: int) -> Trial:
-        """What a running trial is written through; made once, because Optuna asks the sampler for each."""
+        """What a running trial is written through."""
         if number not in self._handles:
             self._handles[number] = Trial(self._study, self._frozen(number)._trial_id)
         return self._handles[number]
@@ -212,10 +241,17 @@ def _raise_disk_full(context: sqlalchemy.engine.ExceptionContext) -> None:
         raise OSError(errno.ENOSPC, "the disk is full", place)
 
 
-def _up_to(trial: FrozenTrial, attempt: int, step: int) -> FrozenTrial:
-    """The trial as it stood after ``step``: a replay must not see what was reported later."""
-    seen = copy.copy(trial)
-    seen.intermediate_values = {s: v for s, v in trial.intermediate_values.items() if s <= step}
-    later = {guard_key(attempt, s) for s in trial.intermediate_values if s > step}
-    seen.user_attrs = {k: v for k, v in trial.user_attrs.items() if k not in later}
-    return seen
+def _storage(path: Path) -> optuna.storages.RDBStorage:
+    storage = optuna.storages.RDBStorage(
+        f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 60}}
+    )
+    sqlalchemy.event.listen(storage.engine, "handle_error", _raise_disk_full)
+    return storage
+
+
+def _create(path: Path, spec: SweepSpec) -> None:
+    storage = _storage(path)
+    study = optuna.create_study(study_name=STUDY, storage=storage, direction="maximize")
+    study.add_trials(starting_points(spec))
+    storage.remove_session()
+    storage.engine.dispose()

@@ -4,23 +4,117 @@ A new ranking pruner is an id in :class:`tuning.config.PruningSpec` and an entry
 both.
 """
 
-from collections.abc import Callable, Mapping
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import optuna
 from optuna.pruners import BasePruner
 from optuna.trial import FrozenTrial
 
-from core.config import RetainGuardConfig
-from core.measuring.selection import GuardVerdict, guard_verdict
+from core.config import RetainGuardConfig, SelectionConfig
+from core.measuring.selection import GuardVerdict, Probe, guard_verdict, running_score
+from core.store.durable import finite
 from tuning.config import PruningSpec, RankingName
 
 ATTEMPT = "attempt"
 """User attribute: number of the current attempt at a trial."""
 
+_RUNG = "completed_rung_"
+"""System attribute, Optuna's, up to the number of the rung."""
+
 
 def guard_key(attempt: int, step: int) -> str:
     """User attribute that holds the guarded metrics of one probe of one attempt."""
     return f"guard:{attempt}:{step}"
+
+
+def verdict_key(attempt: int, step: int) -> str:
+    """User attribute that holds what was decided about one probe of one attempt."""
+    return f"verdict:{attempt}:{step}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """What was decided about a probe, recorded before anybody acts on it.
+
+    Attributes:
+        verdict: Why the trial is stopped; ``None`` if it goes on.
+        rungs: Rungs of successive halving that its attempt has completed: Optuna's attribute to the value there.
+    """
+
+    verdict: GuardVerdict | None
+    rungs: Mapping[str, float]
+
+    def plain(self) -> dict[str, Any]:
+        """As it is recorded."""
+        plain: dict[str, Any] = finite(asdict(self))
+        return plain
+
+    @classmethod
+    def read(cls, plain: Mapping[str, Any]) -> "Decision":
+        """From the record."""
+        found = plain["verdict"]
+        if found is not None:
+            numbers = {name: float(found[name]) for name in ("value", "limit")}
+            found = GuardVerdict(**(found | numbers))
+        return cls(verdict=found, rungs=plain["rungs"])
+
+
+def decisions(trial: FrozenTrial, attempt: int) -> dict[int, Decision]:
+    """What was decided about an attempt's probes, by their steps in order."""
+    prefix = verdict_key(attempt, 0).removesuffix("0")
+    found = {
+        int(key.removeprefix(prefix)): Decision.read(value)
+        for key, value in trial.user_attrs.items()
+        if key.startswith(prefix)
+    }
+    return dict(sorted(found.items()))
+
+
+def as_ranked(trial: FrozenTrial) -> FrozenTrial:
+    """A trial as a ranking pruner reads it: with the rungs of its current attempt only.
+
+    A ledger of an earlier version has no records of decisions, and rungs where Optuna wrote them.
+    """
+    seen = copy.copy(trial)
+    seen.user_attrs = {}
+    made = list(decisions(trial, int(trial.user_attrs.get(ATTEMPT, 1))).values())
+    if made or not trial.state.is_finished():
+        seen.system_attrs = _without_rungs(trial) | dict(made[-1].rungs if made else {})
+    return seen
+
+
+def rungs_of(trial: FrozenTrial) -> dict[str, float]:
+    """Rungs that a trial has completed, as Optuna writes them."""
+    return {k: float(v) for k, v in trial.system_attrs.items() if k.startswith(_RUNG)}
+
+
+def as_probed(
+    trial: FrozenTrial, attempt: int, probes: Sequence[Probe], selection: SelectionConfig
+) -> FrozenTrial:
+    """A trial as an attempt's probes make it: nothing of other attempts, and nothing of what came later.
+
+    Args:
+        trial: The trial as the study has it.
+        attempt: The attempt.
+        probes: Its probes up to the one that is decided about.
+        selection: Says what their intermediate values are.
+    """
+    seen = copy.copy(trial)
+    guarded = {guard_key(attempt, p.step): dict(p.metrics) for p in probes}
+    seen.user_attrs = {ATTEMPT: attempt, **guarded}
+    seen.intermediate_values = {
+        p.step: running_score(probes[:n], selection) for n, p in enumerate(probes, start=1)
+    }
+    made = [d for step, d in decisions(trial, attempt).items() if step < probes[-1].step]
+    seen.system_attrs = _without_rungs(trial) | dict(made[-1].rungs if made else {})
+    return seen
+
+
+def _without_rungs(trial: FrozenTrial) -> dict[str, Any]:
+    return {k: v for k, v in trial.system_attrs.items() if not k.startswith(_RUNG)}
 
 
 class RetainGuardPruner(BasePruner):
@@ -35,27 +129,36 @@ class RetainGuardPruner(BasePruner):
         """Keep both parts."""
         self._guard, self._ranking = guard, ranking
 
+    @property
+    def ranks(self) -> bool:
+        """Whether trials are compared at all."""
+        return not isinstance(self._ranking, optuna.pruners.NopPruner)
+
     def prune(self, study: "optuna.study.Study", trial: FrozenTrial) -> bool:
         """Optuna's question."""
-        return self.verdict(study, trial) is not None
+        return (self.guarded(trial) or self.ranked(study, trial)) is not None
 
-    def verdict(self, study: "optuna.study.Study", trial: FrozenTrial) -> GuardVerdict | None:
-        """The decision with its reason; ``None`` to go on."""
-        if self._guard is not None:
-            verdict = guard_verdict(guard_series(trial), self._guard)
-            if verdict is not None:
-                return verdict
-        if trial.intermediate_values and self._ranking.prune(study, trial):
-            step = max(trial.intermediate_values)
-            value = trial.intermediate_values[step]
-            return GuardVerdict(
-                stopped_by="ranking_pruner",
-                metric="best feasible objective so far",
-                value=value,
-                limit=value,
-                reason=f"{value:.3f} at step {step} ranks behind the other trials",
-            )
-        return None
+    def guarded(self, trial: FrozenTrial) -> GuardVerdict | None:
+        """The guard's decision with its reason; ``None`` to go on."""
+        return None if self._guard is None else guard_verdict(guard_series(trial), self._guard)
+
+    def ranked(self, study: "optuna.study.Study", trial: FrozenTrial) -> GuardVerdict | None:
+        """The ranking pruner's decision with its reason; ``None`` to go on.
+
+        Only to be asked about a trial that would go on: one that has made all its steps is not stopped by a
+        comparison.
+        """
+        if not trial.intermediate_values or not self._ranking.prune(study, trial):
+            return None
+        step = max(trial.intermediate_values)
+        value = trial.intermediate_values[step]
+        return GuardVerdict(
+            stopped_by="ranking_pruner",
+            metric="best feasible objective so far",
+            value=value,
+            limit=value,
+            reason=f"{value:.3f} at step {step} ranks behind the other trials",
+        )
 
 
 def guard_series(trial: FrozenTrial) -> list[Mapping[str, float]]:

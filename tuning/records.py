@@ -239,7 +239,8 @@ def _records(database: sqlite3.Connection) -> tuple[tuple[TrialRecord, ...], Dri
     }
     attributes: dict[int, dict[str, Any]] = {}
     query = (
-        "SELECT trial_id, key, value_json FROM trial_user_attributes WHERE key NOT LIKE 'guard:%'"
+        "SELECT trial_id, key, value_json FROM trial_user_attributes "
+        "WHERE key NOT LIKE 'guard:%' AND key NOT LIKE 'verdict:%'"
     )
     for trial_id, key, text in database.execute(query):
         attributes.setdefault(trial_id, {})[key] = _value(json.loads(text))

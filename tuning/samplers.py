@@ -3,11 +3,10 @@
 A new sampler is an id in :class:`tuning.config.SamplerSpec` and an entry of :data:`SAMPLERS`; tests go over both.
 """
 
-import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
@@ -15,6 +14,7 @@ from optuna.trial import Trial, TrialState
 
 from core.seeding import derive_seed
 from tuning.config import Choice, Dimension, SamplerName, SamplerSpec, SweepSpec
+from tuning.points import values_of
 from tuning.space import is_active, ordered_dimensions
 
 
@@ -23,24 +23,30 @@ class SamplerKind:
     """What a sampler's id stands for.
 
     Attributes:
-        make: Makes it for a sweep, with the seed of one trial.
-        fitted_to: States of the trials that its model is fitted to, from ``n_startup_trials`` of them on; none
-            if it has no model.
-        n_points: Counts the points that it can propose for a sweep; ``None`` if it never ends.
+        make: Makes it for a sweep, with the seed of one proposal.
+        has_model: Whether it fits a model to the trials so far, from ``n_startup_trials`` of them on.
+        reads_pruned: Whether its model reads PRUNED trials and their constraints. One that does not is shown
+            them as COMPLETE with their penalised values, so that it learns the boundary, too.
     """
 
     make: Callable[[SweepSpec, int], optuna.samplers.BaseSampler]
-    fitted_to: tuple[TrialState, ...] = ()
-    n_points: Callable[[SweepSpec], int] | None = None
+    has_model: bool = False
+    reads_pruned: bool = True
 
 
-def make_sampler(spec: SweepSpec, *, number: int) -> optuna.samplers.BaseSampler:
+def make_sampler(spec: SweepSpec, *, number: int, again: int = 0) -> optuna.samplers.BaseSampler:
     """The sweep's sampler for the trial of this number.
 
     Samplers that draw are seeded by trial, so that a restart does not propose the same points again;
     grid and quasi-Monte Carlo keep one seed and continue through the study.
+
+    Args:
+        spec: The sweep.
+        number: Number of the trial.
+        again: How often the sampler has proposed for this trial what was tried before.
     """
-    drawn = derive_seed(spec.sampler.seed, "sampler", number)
+    purpose = ("sampler", number, again) if again else ("sampler", number)
+    drawn = derive_seed(spec.sampler.seed, *purpose)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         return SAMPLERS[spec.sampler.name].make(spec, drawn)
@@ -69,16 +75,10 @@ def suggest(trial: Trial, name: str, dimension: Dimension) -> Choice:
 
 def is_fitted(sampler: SamplerSpec, study: optuna.Study) -> bool:
     """Whether the next proposal comes from a model of the trials so far, not from chance or a list."""
-    states = SAMPLERS[sampler.name].fitted_to
-    if not states:
+    if not SAMPLERS[sampler.name].has_model:
         return False
-    return len(study.get_trials(deepcopy=False, states=states)) >= sampler.n_startup_trials
-
-
-def n_points(spec: SweepSpec) -> int | None:
-    """Points that the sweep's sampler can propose; ``None`` if it never ends."""
-    count = SAMPLERS[spec.sampler.name].n_points
-    return None if count is None else count(spec)
+    ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+    return len(ended) >= sampler.n_startup_trials
 
 
 def _tpe(spec: SweepSpec, seed: int) -> optuna.samplers.BaseSampler:
@@ -111,40 +111,17 @@ def _qmc(spec: SweepSpec, seed: int) -> optuna.samplers.BaseSampler:
     )
 
 
-class _Grid(optuna.samplers.GridSampler):
-    """A grid under ask and tell: the end of the grid is the sweep's business, not ``Study.stop``'s."""
-
-    def after_trial(self, *args: Any, **kwargs: Any) -> None:
-        """Do not stop the study."""
-
-
-def _on_grid(spec: SweepSpec, seed: int) -> optuna.samplers.BaseSampler:
-    return _Grid(_grid(spec), seed=spec.sampler.seed)
-
-
-def _n_grid_points(spec: SweepSpec) -> int:
-    return math.prod(len(choices) for choices in _grid(spec).values())
-
-
-def _grid(spec: SweepSpec) -> dict[str, list[Choice]]:
-    return {name: _grid_values(dimension) for name, dimension in spec.space.items()}
-
-
-def _grid_values(dimension: Dimension) -> list[Choice]:
-    if dimension.categorical is not None:
-        return list(dimension.categorical)
-    range_ = dimension.float_range or dimension.int_range
-    assert range_ is not None and range_.step is not None  # SweepSpec checks it
-    count = int((range_.high - range_.low) / range_.step + 1e-9) + 1
-    return [min(range_.high, range_.low + i * range_.step) for i in range(count)]  # 3 * 0.1 > 0.3
+def _grid(spec: SweepSpec, seed: int) -> optuna.samplers.BaseSampler:
+    choices = {name: list(values_of(dimension)) for name, dimension in spec.space.items()}
+    return optuna.samplers.GridSampler(choices, seed=spec.sampler.seed)
 
 
 SAMPLERS: Mapping[SamplerName, SamplerKind] = {
-    "tpe": SamplerKind(make=_tpe, fitted_to=(TrialState.COMPLETE, TrialState.PRUNED)),
+    "tpe": SamplerKind(make=_tpe, has_model=True),
     "random": SamplerKind(make=_random),
-    "grid": SamplerKind(make=_on_grid, n_points=_n_grid_points),
+    "grid": SamplerKind(make=_grid),
     "qmc": SamplerKind(make=_qmc),
-    "gp": SamplerKind(make=_gp, fitted_to=(TrialState.COMPLETE,)),
-    "nsga2": SamplerKind(make=_nsga2, fitted_to=(TrialState.COMPLETE, TrialState.PRUNED)),
+    "gp": SamplerKind(make=_gp, has_model=True, reads_pruned=False),
+    "nsga2": SamplerKind(make=_nsga2, has_model=True, reads_pruned=False),
 }
 """Every sampler of a sweep file, by its id."""

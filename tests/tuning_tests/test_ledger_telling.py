@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-import optuna
 import pytest
 from analytic_study import GRID, SPACE, outcome_of, probe, run_trial, spec_of, study_in
 
@@ -119,9 +118,9 @@ def test_notes_are_kept(tmp_path: Path) -> None:
     assert again.has_report_metrics(3) and not again.has_report_metrics(2)
 
 
-def test_a_second_study_of_the_same_name_is_refused(tmp_path: Path) -> None:
+def test_a_ledger_is_not_made_over_another(tmp_path: Path) -> None:
     Ledger(tmp_path, spec_of(), create=True)
-    with pytest.raises(optuna.exceptions.DuplicatedStudyError, match="already exists"):
+    with pytest.raises(FileExistsError, match="the ledger exists already"):
         Ledger(tmp_path, spec_of(), create=True)
 
 

@@ -1,0 +1,193 @@
+"""A sweep driven without Ray: the real ledger and dispatcher, and a worker whose probes are a formula.
+
+Between every two writes of the driver and the worker the run folder can be copied as a kill would leave it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy
+from analytic_study import Params, closure, probe, study_in
+
+from core.measuring.selection import Probe, StoppedBy
+from core.store.durable import append_line
+from tuning.bridge import Assignment, Dispatcher, reconcile
+from tuning.config import SweepSpec
+from tuning.events import EventLog, Silent
+from tuning.ledger import Ledger
+from tuning.records import LEDGER_FILE
+
+_CHANGES = ("INSERT", "UPDATE", "DELETE")
+
+
+def drive(
+    spec: SweepSpec, run_dir: Path, *, at_once: int = 1, up_to: int | None = None
+) -> dict[str, Any] | None:
+    """Bring the run to its budget, as a driver does, from wherever it stands.
+
+    Args:
+        spec: The sweep.
+        run_dir: Its folder.
+        at_once: Trials at the same time, which probe in turn.
+        up_to: End when the trial of this number is proposed, and return its parameters.
+    """
+    ledger = Ledger(run_dir, spec, create=not (run_dir / LEDGER_FILE).exists())
+    log = EventLog(run_dir / "events.jsonl", Silent())
+    reconcile(spec, run_dir, ledger, log)
+    dispatcher = Dispatcher(spec, run_dir, ledger, log, target=spec.budget.trials)
+    running: list[tuple[int, Iterator[Probe]]] = []
+    while True:
+        while len(running) < at_once:
+            assignment = dispatcher.next()
+            if assignment is None:
+                break
+            if assignment.number == up_to:
+                return dict(conclusions(run_dir)[up_to]["params"])
+            running.append((assignment.number, work(assignment, spec)))
+        if not running:
+            return None
+        number, worker = running.pop(0)
+        if dispatcher.take(number, next(worker)):
+            dispatcher.finish(number)
+        else:
+            running.append((number, worker))
+
+
+def work(assignment: Assignment, spec: SweepSpec) -> Iterator[Probe]:
+    """A worker: each probe's line is on disk before the probe is told."""
+    params = {
+        "optimizer.learning_rate": assignment.trial.optimizer.learning_rate,
+        "adapter.rank": assignment.trial.adapter.rank,
+    }
+    for step in range(1, spec.budget.max_steps + 1):
+        made = analytic_probe(params, step, is_last=step == spec.budget.max_steps)
+        line = {
+            "step": step,
+            "metrics": dict(made.metrics),
+            "seconds": made.seconds,
+            "stopped_by": made.stopped_by,
+        }
+        append_line(assignment.folder / "history.jsonl", line)
+        yield made
+
+
+def analytic_probe(params: Params, step: int, *, is_last: bool) -> Probe:
+    """A closure that rises to its value at once; large rates damage, from the second step on."""
+    damage = 0.0 if step == 1 or float(params["optimizer.learning_rate"]) < 3e-3 else 0.9
+    stopped_by: StoppedBy | None = "budget" if is_last else None
+    return probe(step, closure(params) * (0.8 + 0.05 * step), damage, stopped_by)
+
+
+def conclusions(run_dir: Path) -> list[dict[str, Any]]:
+    """What a sweep proposed and concluded, trial by trial; not which attempt it took, or how long."""
+    kept = ("params", "proposed_by", "stopped_by", "reason", "value", "feasible", "step", "steps")
+    return [
+        {key: trial.user_attrs.get(key) for key in (*kept, "metrics", "violations")}
+        | {
+            "state": trial.state.name,
+            "told": trial.values,
+            "intermediate": trial.intermediate_values,
+            "constraints": trial.constraints,
+            "optuna": trial.params,
+        }
+        for trial in study_in(run_dir).trials
+    ]
+
+
+@dataclass
+class Kills:
+    """Copies of a run folder, one for every state in which a kill could leave it.
+
+    Attributes:
+        run_dir: The folder.
+        copies: Where they go.
+        taken: Them, in their order.
+    """
+
+    run_dir: Path
+    copies: Path
+    taken: list[Path] = field(default_factory=list)
+    _seen: object = None
+    _n_commits: int = 0
+
+    def at_commit(self) -> None:
+        """Before what the ledger's transaction changed is there."""
+        self.copy()
+        self._n_commits += 1
+
+    def copy(self) -> None:
+        """Keep the folder as it is, unless nothing that a driver reads has changed since the last time."""
+        files = [p for p in self.run_dir.rglob("*") if p.is_file() and p.name != "events.jsonl"]
+        sizes = {p: p.stat().st_size for p in files if not p.name.startswith((".", LEDGER_FILE))}
+        state = (self._n_commits, (self.run_dir / LEDGER_FILE).exists(), sizes)
+        if state != self._seen:
+            self._seen = state
+            target = self.copies / f"{len(self.taken):04d}"
+            shutil.copytree(self.run_dir, target)
+            self.taken.append(target)
+
+
+@contextmanager
+def unsynced() -> Iterator[None]:
+    """Within the context nothing waits for the disk: what a kill leaves does not depend on it."""
+
+    def opened(connection: Any, record: Any) -> None:
+        connection.execute("PRAGMA synchronous = OFF")
+
+    sqlalchemy.event.listen(sqlalchemy.Engine, "connect", opened)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "fsync", lambda descriptor: None)
+            yield
+    finally:
+        sqlalchemy.event.remove(sqlalchemy.Engine, "connect", opened)
+
+
+@contextmanager
+def every_kill(run_dir: Path, copies: Path) -> Iterator[Kills]:
+    """Within the context, copy the folder before every write that reaches it."""
+    kills, is_changed = Kills(run_dir, copies), False
+
+    def executed(conn: Any, cursor: Any, statement: str, *rest: Any) -> None:
+        nonlocal is_changed
+        is_changed = is_changed or statement.lstrip().startswith(_CHANGES)
+
+    def committed(conn: Any) -> None:
+        nonlocal is_changed
+        if is_changed:
+            kills.at_commit()
+        is_changed = False
+
+    fsync, replace = os.fsync, os.replace
+
+    def synced(descriptor: int) -> None:
+        kills.copy()
+        fsync(descriptor)
+
+    def replaced(*names: Any, **options: Any) -> None:
+        kills.copy()
+        replace(*names, **options)
+
+    listened: dict[str, Callable[..., Any]] = {
+        "after_cursor_execute": executed,
+        "commit": committed,
+    }
+    for event, listener in listened.items():
+        sqlalchemy.event.listen(sqlalchemy.Engine, event, listener)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "fsync", synced)
+            patch.setattr(os, "replace", replaced)
+            yield kills
+    finally:
+        for event, listener in listened.items():
+            sqlalchemy.event.remove(sqlalchemy.Engine, event, listener)
+    kills.copy()
