@@ -12,6 +12,7 @@ from rich.table import Table
 from core.errors import ModelError
 from core.model.packaged import cached_folder
 from tuning.config import SweepSpec
+from tuning.foresight import foresee
 from tuning.resources import Cluster, concurrent_trials, estimate, free_disk_gib, largest_rank
 from tuning.samplers import make_sampler, propose
 from tuning.space import describe
@@ -24,19 +25,21 @@ _FLOPS_PER_GPU = 1e14
 
 
 def show_dry_run(spec: SweepSpec, run_dir: Path, *, as_json: bool) -> None:
-    """Print what the sweep would do; nothing is started or written."""
+    """Print what the sweep would do; nothing is started, and nothing written but a baseline to the cache."""
     here = Cluster.this_machine()
     concurrent = concurrent_trials(spec.resources, here)
     samples = sample_proposals(spec)
     shape = model_shape(spec)
     seconds = None if shape is None else seconds_per_step(spec, shape["parameters"])
     needs = estimate(spec, here, shape=shape, seconds_per_step=seconds)
+    limits = foresee(spec, n_parameters=None if shape is None else shape["parameters"])
     if as_json:
         record = {
             "run": str(run_dir),
             "space": {n: describe(d) for n, d in spec.space.items()},
             "samples": samples,
             "estimate": vars(needs),
+            "limits": limits.plain,
             "spec": spec.plain(),
         }
         print(json.dumps(record, indent=1))  # noqa: T201
@@ -57,7 +60,7 @@ def show_dry_run(spec: SweepSpec, run_dir: Path, *, as_json: bool) -> None:
     console.print(f"{len(samples)} sample configurations (start_from first):")
     for sample in samples:
         console.print("  " + parameters(sample), highlight=False)
-    for line in _needs_lines(spec, run_dir, needs):
+    for line in (*limits.lines, *_needs_lines(spec, run_dir, needs)):
         console.print(line, highlight=False)
 
 

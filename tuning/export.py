@@ -12,7 +12,7 @@ from tuning.records import TrialRecord, attempt_folder
 from tuning.run import Run
 from tuning.wording import decimals
 
-_CARD_METRICS = ("forget_nll", "forget_accuracy", "forget_closure", "retain_drop", "general_drop")
+_CARD_METRICS = ("forget_nll", "forget_accuracy", "forget_closure")
 
 
 def export_trial(run: Run, trial: TrialRecord, out: Path, *, base: str | None) -> None:
@@ -74,7 +74,7 @@ def model_card(run: Run, trial: TrialRecord, base: str, *, is_whole: bool = Fals
     rows = [
         f"| {METRICS[name].full_name} | {_cell(baseline.get(name))} | {_cell(trial.metrics.get(name))} | "
         f"{_cell(report.get(name))} |"
-        for name in _CARD_METRICS
+        for name in (*_CARD_METRICS, *run.spec.trial_selection().limited_metrics)
     ]
     versions = ", ".join(f"{k} {v}" for k, v in run.facts.versions.items())
     parameters = "\n".join(f"- `{name}`: {value}" for name, value in trial.params.items())

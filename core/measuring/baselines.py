@@ -2,12 +2,16 @@
 
 import math
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
+
+from torch import nn
 
 from core.config import ModelConfig, TrialConfig
 from core.errors import ModelError, NothingToForgetError
 from core.measuring.meter import Meter
-from core.metrics.probes import MEASURED, Level, Levels
+from core.measuring.scale import MIN_GAP_NATS
+from core.metrics.probes import MEASURED, Level, Levels, degradation
 from core.model.loading import (
     LoadedModel,
     forward_of,
@@ -19,8 +23,8 @@ from core.store import artifacts
 from core.training.ranks import Group
 from core.training.warm import Warm
 
-MIN_GAP_NATS = 0.3
-"""Smallest difference of cross-entropy between forget set and target that leaves something to forget."""
+MIN_GAP_ACCURACY = 0.05
+"""Smallest difference of accuracy between forget set and target that ``accuracy_closure`` can be a share of."""
 
 
 def baseline_strength(config: TrialConfig, warm: Warm, group: Group, *, part: str) -> float:
@@ -43,18 +47,20 @@ def baseline_levels(config: TrialConfig, warm: Warm, group: Group, *, part: str)
     """Levels of all sets under the target model, and the target of forgetting; measured once and cached.
 
     ``target`` is the forget set's level under ``model.retain_only`` where there is one, else the
-    approximate set's under the target model.
+    approximate set's under the target model. ``unseen`` is the approximate set's level, under
+    ``model.retain_only`` where there is one.
 
     Raises:
         ModelError: If a level is not finite.
-        NothingToForgetError: If the forget set is not predicted clearly better than the target.
+        NothingToForgetError: If the forget set is not predicted clearly better than the target, or
+            something that the trial is judged by is not defined on these rows.
     """
     measured = group.agree(_baseline(config, warm, part) if group.is_first else None)
     levels = {
         name: Level(
             nll=float(measured[f"{name}_nll"]), accuracy=float(measured[f"{name}_accuracy"])
         )
-        for name in (*MEASURED, "approximate", "target")
+        for name in (*MEASURED, "approximate", "target", "unseen")
     }
     for name, at in levels.items():
         if not math.isfinite(at.nll):
@@ -62,19 +68,50 @@ def baseline_levels(config: TrialConfig, warm: Warm, group: Group, *, part: str)
                 f"model.source: the target model's cross-entropy on the {name} set is {at.nll} before "
                 "unlearning; its weights are damaged, or engine.dtype is too small for them (try fp32)"
             )
-    forget, target = levels["forget"].nll, levels["target"].nll
-    if part == "probe" and target - forget < MIN_GAP_NATS:
-        other = (
-            "its own under model.retain_only"
-            if config.model.retain_only
-            else "the approximate set's"
-        )
-        advice = "choose text that the model has memorised, and an approximate set of the same kind that it has not"
-        raise NothingToForgetError(
-            f"data.forget: there is nothing to forget: its cross-entropy {forget:.3f} must lie at least "
-            f"{MIN_GAP_NATS} nats below {other}, which is {target:.3f}; {advice}"
-        )
+    _refuse_nothing_to_forget(config, levels)
+    _refuse_undefined(config, levels, part)
     return levels
+
+
+def _refuse_nothing_to_forget(config: TrialConfig, levels: Levels) -> None:
+    forget, target = levels["forget"], levels["target"]
+    other = (
+        "its own under model.retain_only" if config.model.retain_only else "the approximate set's"
+    )
+    advice = "choose text that the model has memorised, and an approximate set of the same kind that it has not"
+    if target.nll - forget.nll < MIN_GAP_NATS:
+        raise NothingToForgetError(
+            f"data.forget: there is nothing to forget: its cross-entropy {forget.nll:.3f} must lie at least "
+            f"{MIN_GAP_NATS} nats below {other}, which is {target.nll:.3f}; {advice}"
+        )
+    gap = forget.accuracy - target.accuracy
+    if config.selection.metric == "accuracy_closure" and gap < MIN_GAP_ACCURACY:
+        raise NothingToForgetError(
+            f"objective.metric: accuracy_closure has nothing to close: the forget set's accuracy "
+            f"{forget.accuracy:.3f} must lie at least {MIN_GAP_ACCURACY} above {other}, which is "
+            f"{target.accuracy:.3f}; {advice}, or maximise forget_closure"
+        )
+
+
+def _refuse_undefined(config: TrialConfig, levels: Levels, part: str) -> None:
+    """Refuse limits on what the untouched model has no number for: no probe could keep them."""
+    untouched = degradation(levels, levels)
+    for metric in config.selection.limited_metrics:
+        if math.isfinite(untouched.get(metric, math.nan)):
+            continue
+        if metric == "retain_forgetting":
+            rule = (
+                f"unseen text's cross-entropy {levels['unseen'].nll:.3f} must lie at least {MIN_GAP_NATS} nats above "
+                f"the retain set's {levels['retain'].nll:.3f}; limit retain_drop instead, or let `auto` choose"
+            )
+        else:
+            rule = (
+                f"it is a share of the retain set's accuracy, which is {levels['retain'].accuracy:.3f}; "
+                "limit retain_drop instead"
+            )
+        raise NothingToForgetError(
+            f"constraints: {metric} is not defined on the {part} split: {rule}"
+        )
 
 
 def _baseline(config: TrialConfig, warm: Warm, part: str) -> dict[str, float]:
@@ -93,26 +130,54 @@ def _baseline(config: TrialConfig, warm: Warm, part: str) -> dict[str, float]:
     found = artifacts.record("baselines", key, measure)
     source = config.model.retain_only
     if source is None:
-        return found | {f"target_{k}": found[f"approximate_{k}"] for k in ("nll", "accuracy")}
+        alike = {"target": "approximate", "unseen": "approximate"}
+        return found | {
+            f"{name}_{k}": found[f"{of}_{k}"] for name, of in alike.items() for k in _LEVEL
+        }
+    other = _RetainOnly(config, model)
+    for name, rows in (("target", "forget"), ("unseen", f"approximate_{part}")):
 
-    def measure_target() -> dict[str, float]:
-        other = load_model(ModelConfig(source=source), config.engine, field="model.retain_only")
-        sizes = [vocabulary_size(m.network) for m in (model, other)]
-        if sizes[0] != sizes[1] or model.tokenizer.get_vocab() != other.tokenizer.get_vocab():
+        def measure_other(name: str = name, rows: str = rows) -> dict[str, float]:
+            return _named(name, meter.level(forward_of(other.network), data[rows]))
+
+        key = _key(model, {rows: data.identity[rows]}) | {
+            "model": retain_only_identity(config.model)
+        }
+        found = found | artifacts.record("baselines", key, measure_other)
+    return found
+
+
+class _RetainOnly:
+    """The retain-only model, loaded when it is first asked for.
+
+    Raises:
+        ModelError: If it has another tokenizer than the target model.
+    """
+
+    def __init__(self, config: TrialConfig, model: LoadedModel) -> None:
+        self._config, self._model = config, model
+
+    @cached_property
+    def network(self) -> nn.Module:
+        source = self._config.model.retain_only
+        assert source is not None
+        other = load_model(
+            ModelConfig(source=source), self._config.engine, field="model.retain_only"
+        )
+        sizes = [vocabulary_size(m.network) for m in (self._model, other)]
+        if sizes[0] != sizes[1] or self._model.tokenizer.get_vocab() != other.tokenizer.get_vocab():
             raise ModelError(
                 f"model.retain_only: {source!r} has another tokenizer than model.source ({sizes[1]} and {sizes[0]} "
                 "token ids); the two must be made from one model"
             )
-        return _named("target", meter.level(forward_of(other.network), data["forget"]))
+        return other.network
 
-    key = _key(model, {"forget": data.identity["forget"]}) | {
-        "model": retain_only_identity(config.model)
-    }
-    return found | artifacts.record("baselines", key, measure_target)
+
+_LEVEL = ("nll", "accuracy")
 
 
 def _named(name: str, at: Level) -> dict[str, float]:
-    return {f"{name}_nll": at.nll, f"{name}_accuracy": at.accuracy}
+    return {f"{name}_{k}": getattr(at, k) for k in _LEVEL}
 
 
 def _key(model: LoadedModel, rows: Mapping[str, str]) -> dict[str, Any]:

@@ -59,7 +59,10 @@ def test_dry_run_shows_space_samples_and_needs(tune: Command, tiny_sweep: dict[s
 def test_dry_run_as_json(tune: Command, tiny_sweep: dict[str, Any]) -> None:
     done = tune("sweep", write(tiny_sweep), "--dry-run", "--json", "--set", "adapter.scaling=1.0")
     shown = json.loads(done.out)
-    assert (done.status, list(shown)) == (0, ["run", "space", "samples", "estimate", "spec"])
+    assert (done.status, list(shown)) == (
+        0,
+        ["run", "space", "samples", "estimate", "limits", "spec"],
+    )
     assert shown["run"] == "runs/tiny"
     assert shown["space"]["adapter.rank"] == "2, 4"
     assert len(shown["samples"]) == 3 and shown["samples"][0]["adapter.rank"] == 4
