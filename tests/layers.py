@@ -14,6 +14,7 @@ CORE: Layers = {
     "rules": (
         "core/measuring/__init__.py",
         "core/measuring/reporting.py",
+        "core/measuring/scale.py",
         "core/measuring/selection.py",
     ),
     "cache": ("core/store/artifacts.py",),
@@ -101,6 +102,7 @@ TUNING: Layers = {
         "tuning/doctor.py",
         "tuning/dry_run.py",
         "tuning/evaluate.py",
+        "tuning/foresight.py",
         "tuning/prepare.py",
         "tuning/train.py",
         "tuning/validate.py",

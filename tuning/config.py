@@ -13,10 +13,12 @@ from pydantic import (
 )
 
 from core.config import (
+    AUTO,
     STOP_METRIC,
     ConstraintConfig,
     DataConfig,
     EngineConfig,
+    LimitedMetric,
     ModelConfig,
     ObjectiveMetric,
     PastTargetConfig,
@@ -292,8 +294,51 @@ class SweepSpec(Section):
             raise ValueError("; ".join(problems))
         return self
 
+    @model_validator(mode="after")
+    def _auto_is_not_named_beside(self) -> Self:
+        guard = self.pruning.retain
+        for place, names in (
+            ("constraints", tuple(c.metric for c in self.constraints)),
+            ("pruning.retain.metrics", guard.metrics if guard else ()),
+        ):
+            beside = [m for m in names if m in ("retain_drop", "retain_forgetting")]
+            if AUTO in names and beside:
+                raise ValueError(
+                    f"{place}: auto is retain_drop or retain_forgetting, so neither may stand beside it, got "
+                    f"{', '.join(beside)}"
+                )
+        return self
+
+    @property
+    def has_auto(self) -> bool:
+        """Whether a constraint or the guard waits for the baseline to say on which scale damage is counted."""
+        guard = self.pruning.retain
+        return AUTO in (*(c.metric for c in self.constraints), *(guard.metrics if guard else ()))
+
+    def with_auto_as(self, metric: LimitedMetric) -> "SweepSpec":
+        """The same with ``metric`` in place of every ``auto``."""
+        if not self.has_auto:
+            return self
+
+        def chosen(name: LimitedMetric) -> LimitedMetric:
+            return metric if name == AUTO else name
+
+        constraints = tuple(
+            c.model_copy(update={"metric": chosen(c.metric)}) for c in self.constraints
+        )
+        guard = self.pruning.retain
+        if guard is not None:
+            guard = guard.model_copy(update={"metrics": tuple(map(chosen, guard.metrics))})
+        pruning = self.pruning.model_copy(update={"retain": guard})
+        return self.model_copy(update={"constraints": constraints, "pruning": pruning})
+
     def fixed_values(self) -> dict[str, Any]:
-        """Values of a trial that are not searched: nested, without ``selection``'s defaults left out."""
+        """Values of a trial that are not searched: nested, without ``selection``'s defaults left out.
+
+        What is ``auto`` before the baseline is known stands as ``retain_drop``, which every model has.
+        """
+        if self.has_auto:
+            return self.with_auto_as("retain_drop").fixed_values()
         values = {name: dict(getattr(self, name)) for name in FIXED_SECTIONS}
         if not self.batch:
             del values["batch"]  # TrialConfig has a default for the whole section

@@ -15,6 +15,7 @@ from core.errors import ModelError
 from core.model.packaged import cached_folder
 from tuning.config import SweepSpec
 from tuning.data_words import count_lines, data_warnings
+from tuning.foresight import foresee
 from tuning.proposals import next_proposal, starting_points
 from tuning.resources import Cluster, concurrent_trials, estimate, free_disk_gib, largest_rank
 from tuning.space import describe
@@ -27,7 +28,7 @@ _FLOPS_PER_GPU = 1e14
 
 
 def show_dry_run(spec: SweepSpec, run_dir: Path, *, as_json: bool) -> None:
-    """Print what the sweep would do; nothing is started or written.
+    """Print what the sweep would do; nothing is started, and nothing written but a baseline to the cache.
 
     Raises:
         DataError: If the data is on this machine and cannot be read or split.
@@ -39,12 +40,16 @@ def show_dry_run(spec: SweepSpec, run_dir: Path, *, as_json: bool) -> None:
     seconds = None if shape is None else seconds_per_step(spec, shape["parameters"])
     needs = estimate(spec, here, shape=shape, seconds_per_step=seconds)
     counts = data_counts(spec, shape)
+    limits = foresee(
+        spec, n_parameters=None if shape is None else shape["parameters"], counts=counts
+    )
     if as_json:
         record = {
             "run": str(run_dir),
             "space": {n: describe(d) for n, d in spec.space.items()},
             "samples": samples,
             "estimate": vars(needs),
+            "limits": limits.plain,
             "spec": spec.plain(),
             "data_counts": None if counts is None else {k: vars(v) for k, v in counts.items()},
         }
@@ -66,7 +71,7 @@ def show_dry_run(spec: SweepSpec, run_dir: Path, *, as_json: bool) -> None:
     console.print(f"{len(samples)} sample configurations (start_from first):")
     for sample in samples:
         console.print("  " + parameters(sample), highlight=False)
-    for line in [*_data_lines(counts), *_needs_lines(spec, run_dir, needs)]:
+    for line in (*limits.lines, *_data_lines(counts), *_needs_lines(spec, run_dir, needs)):
         console.print(line, highlight=False, soft_wrap=True)
 
 

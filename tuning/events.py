@@ -12,10 +12,19 @@ from tuning.records import now
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """The shared work is done: model, data, baselines, and Fisher where it is needed."""
+    """The shared work is done: model, data, baselines, and Fisher where it is needed.
+
+    Attributes:
+        baseline: Levels before unlearning, on the probe split.
+        seconds: How long it took.
+        limited: What is constrained or guarded, now that the baseline has said what ``auto`` is.
+        scale: What it said, and why; empty if there was no ``auto``.
+    """
 
     baseline: dict[str, float]
     seconds: float
+    limited: tuple[str, ...]
+    scale: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

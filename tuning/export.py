@@ -15,7 +15,7 @@ from tuning.results import doubts
 from tuning.run import Run
 from tuning.wording import between, decimals
 
-_CARD_METRICS = ("forget_nll", "forget_accuracy", "forget_closure", "retain_drop", "general_drop")
+_CARD_METRICS = ("forget_nll", "forget_accuracy", "forget_closure")
 
 
 def export_trial(run: Run, trial: TrialRecord, out: Path, *, base: str | None) -> None:
@@ -78,7 +78,7 @@ def model_card(run: Run, trial: TrialRecord, base: str, *, is_whole: bool = Fals
         f"| {METRICS[name].full_name} | {_cell(baseline.get(name))} | "
         f"{_cell(trial.metrics.get(name), trial.intervals.get(name), name)} | "
         f"{_cell(report.get(name), trial.report_intervals.get(name), name)} |"
-        for name in _CARD_METRICS
+        for name in (*_CARD_METRICS, *run.spec.trial_selection().limited_metrics)
     ]
     versions = ", ".join(f"{k} {v}" for k, v in run.facts.versions.items())
     parameters = "\n".join(f"- `{name}`: {value}" for name, value in trial.params.items())

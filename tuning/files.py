@@ -32,7 +32,11 @@ def load_sweep(path: Path, *, overrides: Mapping[str, Any] | None = None) -> Swe
     Raises:
         ConfigError: With every problem at once.
     """
-    return parse_sweep(read_specification(path, overrides or {}), where=str(path))
+    spec = parse_sweep(read_specification(path, overrides or {}), where=str(path))
+    problem = spec.trial_selection().horizon_problem
+    if problem:
+        raise ConfigError(str(path), [f"stop.past_target: {problem}"])
+    return spec
 
 
 def read_specification(path: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from core.measuring.selection import (
     Probe,
     StoppedBy,
     best_probe,
+    counted_excess,
+    excesses,
     is_feasible,
     penalised_score,
 )
@@ -31,8 +33,8 @@ class Outcome:
         feasible: Whether that probe keeps every constraint.
         step: Its step.
         metrics: Its metrics.
-        violations: ``metric - at_most`` for each constraint, finite, from that probe, or from the violating
-            one of a trial that the guard stopped.
+        violations: How far each constraint is broken (``metric - at_most``, or ``at_least - metric``), finite,
+            from that probe, or from the violating one of a trial that the guard stopped.
         steps: Optimiser steps made.
         intervals: 95 % interval of each closure and drop of that probe; empty where none was measured.
         value_interval: That of ``value``; ``None`` where none was measured, or no probe is feasible.
@@ -96,14 +98,12 @@ def conclude(
 def _finite_violations(
     metrics: Mapping[str, float], selection: SelectionConfig, *, diverged: bool
 ) -> dict[str, float]:
-    hard = selection.retain_guard.hard_limit if selection.retain_guard else 1.0
-    found: dict[str, float] = {}
-    for constraint in selection.constraints:
-        excess = metrics[constraint.metric] - constraint.at_most
-        if diverged or not math.isfinite(excess):
-            excess = max(hard - constraint.at_most, 0.01)
-        found[constraint.metric] = excess
-    return found
+    worst = counted_excess(math.nan, selection)
+    found = excesses(metrics, selection.constraints)
+    return {
+        metric: worst if diverged else counted_excess(excess, selection)
+        for metric, excess in found.items()
+    }
 
 
 def _own_reason(stopped_by: StoppedBy, last: Probe) -> str:

@@ -9,7 +9,6 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from core.config import METRICS
 from core.measuring.selection import Probe
 from tuning.config import SweepSpec
 from tuning.events import (
@@ -26,9 +25,10 @@ from tuning.objective import Outcome
 from tuning.ranking import in_order
 from tuning.results import GUARD_STOPS
 from tuning.time_left import time_left_s
-from tuning.wording import decimals, duration, parameters
+from tuning.wording import decimals, duration, heading, parameters
 
-_WATCHED = ("retain_drop", "general_drop")
+_LIMITED_COLUMNS = 3
+"""What is constrained or guarded has this many columns at most, so that a line fits a terminal."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +53,7 @@ class Progress:
     ) -> None:
         """Begin with ``done`` of ``target`` trials finished; ``clock`` gives seconds."""
         self._spec, self._target, self._clock = spec, target, clock
+        self._limited: tuple[str, ...] = spec.trial_selection().limited_metrics
         self._console = Console(stderr=True)
         self._live: Live | None = None
         self._running: dict[int, _Running] = {}
@@ -104,10 +105,11 @@ class Progress:
 
     def _take(self, event: Event) -> str | None:
         if isinstance(event, Prepared):
-            base = event.baseline
+            base, self._limited = event.baseline, event.limited
+            scale = f"; {event.scale}" if event.scale else ""
             return (
                 f"prepared in {duration(event.seconds)}: forget cross-entropy {base['forget_nll']:.2f}, "
-                f"target {base['target_nll']:.2f} nats per token"
+                f"target {base['target_nll']:.2f} nats per token{scale}"
             )
         if isinstance(event, TrialBegan):
             self._running[event.number] = _Running(began=event, since=self._clock())
@@ -156,13 +158,14 @@ class Progress:
     def _table(self) -> Group:
         table = Table(title=None, box=None, pad_edge=False)
         objective = self._spec.objective.metric
-        for name in ("trial", "step", objective, *(METRICS[m].label for m in _WATCHED)):
-            table.add_column(name, justify="right")
+        watched = (objective, *self._limited[:_LIMITED_COLUMNS])
+        for name in ("trial", "step", *map(heading, watched)):
+            table.add_column(name, justify="right", no_wrap=True)
         table.add_column("parameters", overflow="ellipsis", no_wrap=True)
         for number, trial in sorted(self._running.items()):
             probe = trial.probe
             m = probe.metrics if probe else {}
-            cells = [decimals(m.get(k)) for k in (objective, *_WATCHED)]
+            cells = [decimals(m.get(k)) for k in watched]
             step = f"{probe.step if probe else 0}/{self._spec.budget.max_steps}"
             table.add_row(str(number), step, *cells, parameters(trial.began.params))
         states = [e.outcome.state for e in self._ended]

@@ -7,7 +7,7 @@ says is :class:`tuning.run.Run`.
 import fcntl
 import json
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -105,6 +105,8 @@ class RunFacts:
         report_baseline: The same on the reporting split.
         versions: Of our packages and Python.
         created: UTC time; ``None`` if it was not recorded.
+        scale: On which scale damage to retained text is counted, and why; empty if the file names it.
+        warnings: What a person should know of the limits.
     """
 
     identity: Mapping[str, Any] = field(default_factory=dict)
@@ -114,6 +116,8 @@ class RunFacts:
     report_baseline: Mapping[str, float] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     created: str | None = None
+    scale: str = ""
+    warnings: Sequence[str] = ()
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> "RunFacts":
@@ -123,6 +127,8 @@ class RunFacts:
             **{name: values.get(name) or {} for name in groups},
             data_counts=read_counts(values.get("data_counts")),
             created=values.get("created"),
+            scale=str(values.get("scale") or ""),
+            warnings=[str(warning) for warning in values.get("warnings") or ()],
         )
 
 

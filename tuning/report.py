@@ -198,7 +198,7 @@ def verdict(run: Run) -> str:
         metric = run.spec.objective.metric
         drops = [
             f"{c.metric} {measured(first.metrics.get(c.metric), c.metric)} {METRICS[c.metric].unit} "
-            f"(limit {c.at_most:g})"
+            f"({f'limit {c.limit:g}' if not c.is_floor else c.words})"
             for c in run.spec.constraints
         ]
         kept = f" with {' and '.join(drops)}" if drops else ""
@@ -223,16 +223,12 @@ def verdict(run: Run) -> str:
 
 def watched_metrics(run: Run) -> list[str]:
     """Metrics that the table of trials shows: the objective and what is constrained or guarded."""
-    guard = run.spec.pruning.retain
-    constrained = [c.metric for c in run.spec.constraints]
-    return list(
-        dict.fromkeys([run.spec.objective.metric, *constrained, *(guard.metrics if guard else ())])
-    )
+    return [run.spec.objective.metric, *run.spec.trial_selection().limited_metrics]
 
 
 def metric_rows(run: Run, trial: TrialRecord) -> list[dict[str, Any]]:
     """Metrics of a trial on both splits, with limit and meaning."""
-    limits: dict[str, float] = {c.metric: c.at_most for c in run.spec.constraints}
+    limits: dict[str, str] = {c.metric: c.words for c in run.spec.constraints}
     report = trial.report_metrics or {}
     return [
         {

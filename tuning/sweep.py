@@ -15,13 +15,14 @@ from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, get_args
 
 import ray
 from ray import tune
 
 from core.config import TrialConfig
 from core.errors import UserError, first_line
+from core.measuring.scale import RetainScale, ScaleMetric, limit_warnings
 from core.model.source import CONTENT
 from core.store.durable import commit_yaml
 from core.training.shared_work import one_for_each_work
@@ -43,6 +44,7 @@ from tuning.run import Run, load_run
 from tuning.shared_folder import refuse_unshared
 from tuning.space import bind, corner_proposals
 from tuning.trainable import UnlearningTrial, placement, start_rank
+from tuning.validate import late_guard
 
 _PACKAGES = ("unlearn-tune", "torch", "ray", "optuna", "deepspeed", "peft", "transformers")
 _OBJECT_STORE_BYTES = 100 * 2**20
@@ -208,6 +210,9 @@ def refuse_changed(spec: SweepSpec, run: Run) -> None:
 
 
 def _changes(spec: SweepSpec, run: Run) -> list[str]:
+    for metric in run.spec.trial_selection().limited_metrics:
+        if metric in get_args(ScaleMetric):  # resolved when the run began
+            spec = spec.with_auto_as(metric)
     before, now = run.spec.binding(), spec.binding()
     now["engine"] = {**now["engine"]}
     for key in ("dtype", "device"):  # resolved when the run began
@@ -283,12 +288,28 @@ def _prepare(spec: SweepSpec, watcher: Watcher) -> tuple[SweepSpec, records.RunF
     began = time.monotonic()
     trials = [bind(spec, proposal, where="sweep") for proposal in corner_proposals(spec)]
     facts, hardware, notices = _on_a_rank(spec, _prepare_all, one_for_each_work(trials))
-    watcher.show(Prepared(baseline=dict(facts.baseline), seconds=time.monotonic() - began))
-    for text in (*notices, *data_warnings(facts.data_counts)):
+    scale = RetainScale.of(facts.baseline, facts.report_baseline)
+    chosen = spec.with_auto_as(scale.metric)
+    selection = chosen.trial_selection()
+    warned = [late_guard(selection), *limit_warnings(selection, facts.baseline)]
+    facts = replace(
+        facts,
+        scale=scale.why if spec.has_auto else "",
+        warnings=[warning for warning in warned if warning],
+    )
+    watcher.show(
+        Prepared(
+            baseline=dict(facts.baseline),
+            seconds=time.monotonic() - began,
+            limited=selection.limited_metrics,
+            scale=facts.scale,
+        )
+    )
+    for text in (*facts.warnings, *notices, *data_warnings(facts.data_counts)):
         watcher.show(Warned(text=text))
     versions = {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()}
     facts = replace(facts, versions=versions, created=records.now())
-    return spec.model_copy(update={"engine": dict(spec.engine) | hardware}), facts
+    return chosen.model_copy(update={"engine": dict(spec.engine) | hardware}), facts
 
 
 def _prepare_all(

@@ -7,6 +7,7 @@ from typing import Any
 
 from core.config import TrialConfig
 from core.data.counts import Counts
+from core.errors import UserError
 from core.launch import launch_trial
 from core.measuring.selection import Probe
 from core.store.durable import commit_json, commit_yaml, finite
@@ -19,15 +20,17 @@ def train_trial(config: TrialConfig, out: Path, *, say: Callable[[str], None]) -
 
     Returns:
         What ``result.json`` holds.
+
+    Raises:
+        UserError: If the configuration contradicts itself, or model or data are not as it says.
     """
+    if config.selection.horizon_problem:
+        raise UserError(f"selection.past_target: {config.selection.horizon_problem}")
+    shown = (config.selection.metric, *config.selection.limited_metrics)
 
     def tell(probe: Probe) -> None:
-        m = probe.metrics
-        say(
-            f"step {probe.step}/{config.selection.max_steps}  {config.selection.metric} "
-            f"{m[config.selection.metric]:.4f}  retain_drop {m['retain_drop']:.4f}  "
-            f"general_drop {m['general_drop']:.4f}  {probe.seconds:.0f} s"
-        )
+        values = "  ".join(f"{name} {probe.metrics[name]:.4f}" for name in shown)
+        say(f"step {probe.step}/{config.selection.max_steps}  {values}  {probe.seconds:.0f} s")
 
     def tell_data(counts: Mapping[str, Counts]) -> None:
         for line in [*count_lines(counts), *(f"warning: {w}" for w in data_warnings(counts))]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from core.config import DataConfig, ModelConfig, SourceConfig, parse_trial
+from core.config import DataConfig, ModelConfig, SelectionConfig, SourceConfig, parse_trial
 from core.data.sources import source_problem
 from core.data.splits import ROLES
 from core.errors import ConfigError
@@ -33,15 +33,18 @@ def validate_file(path: Path) -> str:
     if "space" in values or "schema" in values:
         return _validate_sweep(path)
     trial = parse_trial(values, where=str(path))
+    if trial.selection.horizon_problem:
+        raise ConfigError(str(path), [f"selection.past_target: {trial.selection.horizon_problem}"])
     _refuse_absent(_sources(trial.data), trial.model, str(path))
-    return f"{path}: a valid trial"
+    return "\n".join([f"{path}: a valid trial", *_warned(trial.selection)])
 
 
 def _validate_sweep(path: Path) -> str:
     spec = load_sweep(path)
     refuse_missing(spec, where=str(path))
     ranges = "; ".join(f"{n}: {describe(d)}" for n, d in spec.space.items())
-    return f"{path}: a valid sweep of {spec.budget.trials} trials over {ranges}"
+    said = f"{path}: a valid sweep of {spec.budget.trials} trials over {ranges}"
+    return "\n".join([said, *_warned(spec.trial_selection())])
 
 
 def _validate_preparation(path: Path) -> str:
@@ -50,6 +53,28 @@ def _validate_preparation(path: Path) -> str:
         {"forget": config.data.forget, "retain": config.data.retain}, config.model, str(path)
     )
     return f"{path}: a valid preparation of {config.training.epochs} epochs"
+
+
+def late_guard(selection: SelectionConfig) -> str | None:
+    """A warning where grace and patience of the retain guard cover most of a trial's probes, or ``None``."""
+    guard, n = selection.retain_guard, selection.n_probes
+    if guard is None or 2 * guard.first_verdict <= n:
+        return None
+    step = min(guard.first_verdict * selection.probe_every, selection.max_steps)
+    when = (
+        f"can first act on its limit at probe {guard.first_verdict} of {n}, step {step} of {selection.max_steps}"
+        if guard.first_verdict <= n
+        else f"can never act on its limit: a trial has {n} probes"
+    )
+    return (
+        f"the retain guard {when} (grace_steps {guard.grace_steps}, patience {guard.patience}); lower them, or probe "
+        "more often"
+    )
+
+
+def _warned(selection: SelectionConfig) -> list[str]:
+    warning = late_guard(selection)
+    return [] if warning is None else [f"warning: {warning}"]
 
 
 def refuse_missing(spec: SweepSpec, *, where: str) -> None:

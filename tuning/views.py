@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from core.errors import UserError
+from tuning.plots.reading import number_or_nan
 from tuning.ranking import best, pareto_front, ranked, tied_with_best
 from tuning.records import TrialRecord
 from tuning.results import counts, doubts, eta_s, savings
@@ -14,7 +15,7 @@ from tuning.run import Run
 from tuning.wording import between, decimals, duration, heading, parameters, with_interval
 
 _SPARKS = "▁▂▃▄▅▆▇█"
-_BESIDE_OBJECTIVE = ("retain_drop", "general_drop", "forget_accuracy")
+_LIMITED_COLUMNS = 3
 
 
 def pick_trial(run: Run, name: str) -> TrialRecord:
@@ -95,10 +96,11 @@ def best_table(run: Run, *, top: int) -> Group:
     table = Table(box=None, pad_edge=False)
     table.add_column("trial", justify="right")
     table.add_column("state", no_wrap=True)
-    beside = map(heading, _BESIDE_OBJECTIVE)
+    limited = run.spec.trial_selection().limited_metrics[:_LIMITED_COLUMNS]
+    beside = (*limited, "forget_accuracy")
     shown = ranked(run.trials)[:top]
     ends = ["95 %"] if any(t.value_interval for t in shown) else []  # runs without any have none
-    for name in (heading(metric), *ends, "step", *beside):
+    for name in (heading(metric), *ends, "step", *map(heading, beside)):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("parameters", overflow="fold")
     for trial in shown:
@@ -116,7 +118,7 @@ def best_table(run: Run, *, top: int) -> Group:
             decimals(trial.value),
             *[between(trial.value_interval, metric) for _ in ends],
             str(trial.step),
-            *(decimals(m.get(k)) for k in _BESIDE_OBJECTIVE),
+            *(decimals(m.get(k)) for k in beside),
             parameters(trial.params),
         )
     base = run.facts.baseline
@@ -163,9 +165,14 @@ def trial_text(run: Run, trial: TrialRecord) -> Group:
     history = run.history(trial.number) if trial.attempt else []
     if len(history) > 1:
         lines.append(f"curves over steps {history[0]['step']} to {history[-1]['step']}:")
-        for metric in (run.spec.objective.metric, "forget_nll", "retain_drop", "general_drop"):
-            series = [float(line["metrics"][metric]) for line in history]
-            lines.append(f"  {metric:15} {sparkline(series)}  {series[0]:.3f} to {series[-1]:.3f}")
+        limited = run.spec.trial_selection().limited_metrics
+        shown = (run.spec.objective.metric, "forget_nll", *limited)
+        width = max(map(len, shown))
+        for metric in shown:
+            series = [number_or_nan(line["metrics"].get(metric)) for line in history]
+            lines.append(
+                f"  {metric:{width}} {sparkline(series)}  {series[0]:.3f} to {series[-1]:.3f}"
+            )
     lines.append(f"folder: {run.path}/trials/{trial.number:04d}/attempt-{max(1, trial.attempt)}")
     lines.append(
         f"run it again: unlearn-tune train {run.path}/trials/{trial.number:04d}/"

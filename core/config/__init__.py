@@ -9,9 +9,11 @@ from core.config.adapter import AdapterConfig, FisherConfig, TargetGroup
 from core.config.data import DataConfig, FieldNames, PartRows, PreparationData, SourceConfig
 from core.config.method import MethodConfig
 from core.config.metrics import (
+    AUTO,
     METRICS,
     STOP_METRIC,
     ConstraintMetric,
+    LimitedMetric,
     MetricFacts,
     ObjectiveMetric,
     UtilityMetric,
@@ -38,6 +40,7 @@ from core.config.selection import (
 from core.config.trial import TrialConfig, parse_trial
 
 __all__ = [
+    "AUTO",
     "METRICS",
     "STOP_METRIC",
     "AdapterConfig",
@@ -50,6 +53,7 @@ __all__ = [
     "EngineConfig",
     "FieldNames",
     "FisherConfig",
+    "LimitedMetric",
     "MethodConfig",
     "MetricFacts",
     "ModelConfig",

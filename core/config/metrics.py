@@ -13,9 +13,18 @@ ObjectiveMetric = Literal["forget_closure", "accuracy_closure", "forget_closure_
 """Metrics that a trial may maximise."""
 
 ConstraintMetric = Literal[
-    "retain_drop", "general_drop", "retain_accuracy_drop", "general_accuracy_drop"
+    "retain_drop",
+    "general_drop",
+    "retain_accuracy_drop",
+    "general_accuracy_drop",
+    "retain_forgetting",
+    "retain_utility",
 ]
 """Metrics that may be limited, and that the retain guard may watch."""
+
+AUTO: Final = "auto"
+LimitedMetric = Literal[ConstraintMetric, "auto"]
+"""The same in a sweep file, where ``auto`` is the damage to retained text on the scale that fits the baseline."""
 
 UtilityMetric = Literal["retain_utility", "retain_extraction_strength"]
 """What may be kept while the trained difference is scaled back."""
@@ -186,6 +195,13 @@ METRICS: Final[Mapping[str, MetricFacts]] = {
         meaning="fall of general accuracy",
         better="down",
         unit="share of tokens",
+        is_difference=True,
+    ),
+    "retain_forgetting": MetricFacts(
+        label="retain forgetting",
+        role="constraint",
+        meaning="share of its advantage over unseen text that retained text has lost",
+        better="down",
         is_difference=True,
     ),
     "retain_utility": MetricFacts(

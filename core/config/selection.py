@@ -1,32 +1,94 @@
 """How long a trial trains, when it is stopped, and which of its probes counts."""
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
-from core.config.metrics import STOP_METRIC, ConstraintMetric, ObjectiveMetric, UtilityMetric
+from core.config.metrics import (
+    AUTO,
+    METRICS,
+    STOP_METRIC,
+    LimitedMetric,
+    ObjectiveMetric,
+    UtilityMetric,
+)
 from core.config.section import Positive, Section
 
 
-class ConstraintConfig(Section):
-    """An upper limit that a probe must keep to be feasible."""
+def _more_is_better(metric: LimitedMetric) -> bool:
+    return metric != AUTO and METRICS[metric].better == "up"
 
-    metric: ConstraintMetric
+
+class ConstraintConfig(Section):
+    """A limit that a probe must keep to be feasible: ``at_most`` of a damage, ``at_least`` of a utility."""
+
+    metric: LimitedMetric
     """Name of a probe metric; drops are degradations relative to the untouched model."""
-    at_most: Annotated[float, Field(ge=0.0, le=100.0)]
-    """Largest allowed value; nats per token for ``*_drop``, a fraction for ``*_accuracy_drop``."""
+    at_most: Annotated[float, Field(ge=0.0, le=100.0)] | None = None
+    """Largest allowed value; nats per token for ``*_drop``, a fraction for ``*_accuracy_drop`` and
+    ``retain_forgetting``."""
+    at_least: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
+    """Smallest allowed value of ``retain_utility``, a fraction of what it was."""
+
+    @model_validator(mode="after")
+    def _limit_in_the_metric_s_direction(self) -> Self:
+        fitting, other = ("at_least", "at_most") if self.is_floor else ("at_most", "at_least")
+        if getattr(self, fitting) is None or getattr(self, other) is not None:
+            given = {k: getattr(self, k) for k in ("at_most", "at_least")}
+            shown = " ".join(f"{k}={v}" for k, v in given.items() if v is not None)
+            raise ValueError(f"{self.metric} needs {fitting} alone, got {shown or 'neither'}")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _with_its_own_limit_only(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        plain: Mapping[str, Any] = handler(self)
+        return {name: value for name, value in plain.items() if value is not None}
+
+    @property
+    def is_floor(self) -> bool:
+        """Whether values must not fall below the limit, instead of not rising above it."""
+        return _more_is_better(self.metric)
+
+    @property
+    def limit(self) -> float:
+        """The limit, of either direction."""
+        found = self.at_least if self.is_floor else self.at_most
+        assert found is not None  # validated
+        return found
+
+    @property
+    def words(self) -> str:
+        """The limit with its direction."""
+        return f"{'at least' if self.is_floor else 'at most'} {self.limit:g}"
+
+    @property
+    def tolerance(self) -> float:
+        """How far a probe may lie from the untouched model."""
+        return 1.0 - self.limit if self.is_floor else self.limit
+
+    def excess(self, value: float) -> float:
+        """How far ``value`` lies beyond the limit; positive when it is broken, NaN for NaN."""
+        return self.limit - value if self.is_floor else value - self.limit
 
 
 class RetainGuardConfig(Section):
     """When a trial is stopped because retained text degrades. Patience and grace count probes."""
 
-    metrics: Annotated[tuple[ConstraintMetric, ...], Field(min_length=1)] = (
+    metrics: Annotated[tuple[LimitedMetric, ...], Field(min_length=1)] = (
         "retain_drop",
         "general_drop",
     )
     """Watched metrics; the guard acts when any of them is above ``limit``."""
     limit: Annotated[float, Field(ge=0.0, le=100.0)] = 0.10
-    """Largest tolerated value, in nats per token for drops."""
+    """Largest tolerated value: in nats per token for drops, a share for the others; of ``retain_utility``
+    the largest fall below 1."""
     patience: Annotated[int, Field(ge=1, le=1000)] = 2
     """Consecutive violating probes after which the trial stops."""
     grace_steps: Annotated[int, Field(ge=0, le=1000)] = 2
@@ -41,6 +103,20 @@ class RetainGuardConfig(Section):
                 f"hard_limit must exceed limit, got hard_limit={self.hard_limit} limit={self.limit}"
             )
         return self
+
+    @property
+    def first_verdict(self) -> int:
+        """The first probe at which the guard can act on ``limit``, counted from 1."""
+        return self.grace_steps + self.patience
+
+    def bound(self, metric: LimitedMetric, tolerated: float) -> float:
+        """The value of ``metric`` at which ``tolerated``, the limit or the hard limit, is used up."""
+        return 1.0 - tolerated if _more_is_better(metric) else tolerated
+
+    def excess(self, metric: LimitedMetric, value: float, tolerated: float) -> float:
+        """How far ``value`` lies beyond that bound; positive when it is broken."""
+        bound = self.bound(metric, tolerated)
+        return bound - value if _more_is_better(metric) else value - bound
 
 
 class PastTargetConfig(Section):
@@ -93,6 +169,39 @@ class SelectionConfig(Section):
         if twice:
             raise ValueError(f"each metric may have one limit, got two for {', '.join(twice)}")
         return value
+
+    @property
+    def limited_metrics(self) -> tuple[LimitedMetric, ...]:
+        """Metrics that a constraint limits or the guard watches, each once."""
+        watched = self.retain_guard.metrics if self.retain_guard else ()
+        return tuple(dict.fromkeys((*(c.metric for c in self.constraints), *watched)))
+
+    @property
+    def n_probes(self) -> int:
+        """Probes of a trial that nothing stops."""
+        return -(-self.max_steps // self.probe_every)
+
+    @property
+    def horizon_problem(self) -> str | None:
+        """Why the last probe cannot count while overshoot may end the trial before it; ``None`` if it can.
+
+        Asked of what a user hands in, not of a record: an older run may hold the pair.
+        """
+        if self.select != "last" or self.past_target is None:
+            return None
+        return (
+            "past_target ends a trial before its horizon, so that a linear schedule stops at a part of its rate and "
+            "the overshot probe counts; with select: last set past_target: null, or take best_feasible_probe"
+        )
+
+    @model_validator(mode="after")
+    def _metrics_are_chosen(self) -> Self:
+        if AUTO in self.limited_metrics:
+            raise ValueError(
+                "auto is resolved when a sweep begins, by its baseline; name a metric, such as retain_drop or "
+                "retain_forgetting, in constraints and retain_guard.metrics"
+            )
+        return self
 
     @model_validator(mode="after")
     def _probe_within_budget(self) -> Self:

@@ -2,15 +2,19 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
+from torch import nn
 
 from core.config import ModelConfig, TrialConfig
+from core.data.tokens import TokenRow
 from core.errors import ModelError, NothingToForgetError
 from core.measuring.meter import Meter
+from core.measuring.scale import MIN_GAP_NATS
 from core.metrics.intervals import Sums
-from core.metrics.probes import Levels, level
+from core.metrics.probes import Levels, degradation, level
 from core.model.loading import (
     LoadedModel,
     forward_of,
@@ -22,8 +26,8 @@ from core.store import artifacts
 from core.training.ranks import Group
 from core.training.warm import Warm
 
-MIN_GAP_NATS = 0.3
-"""Smallest difference of cross-entropy between forget set and target that leaves something to forget."""
+MIN_GAP_ACCURACY = 0.05
+"""Smallest difference of accuracy between forget set and target that ``accuracy_closure`` can be a share of."""
 
 
 def baseline_strength(config: TrialConfig, warm: Warm, group: Group, *, part: str) -> float:
@@ -56,11 +60,13 @@ def baseline_sums(
     ``target`` are the rows whose level forgetting aims at: the forget set's under ``model.retain_only``
     where there is one, else those of the whole approximate set, of its probe and its report part, under the
     target model. A level of all of them is a third less uncertain than of a half; the reporting split then
-    has no target of its own.
+    has no target of its own. ``unseen`` are the approximate set's rows, under ``model.retain_only`` where there
+    is one.
 
     Raises:
         ModelError: If a level is not finite.
-        NothingToForgetError: If the forget set is not predicted clearly better than the target.
+        NothingToForgetError: If the forget set is not predicted clearly better than the target, or
+            something that the trial is judged by is not defined on these rows.
     """
     sums: Mapping[str, Sums] = group.agree(
         _baseline(config, warm, part) if group.is_first else None
@@ -72,19 +78,50 @@ def baseline_sums(
                 f"model.source: the target model's cross-entropy on the {name} set is {at.nll} before "
                 "unlearning; its weights are damaged, or engine.dtype is too small for them (try fp32)"
             )
-    forget, target = levels["forget"].nll, levels["target"].nll
-    if part == "probe" and target - forget < MIN_GAP_NATS:
-        other = (
-            "its own under model.retain_only"
-            if config.model.retain_only
-            else "the approximate set's"
-        )
-        advice = "choose text that the model has memorised, and an approximate set of the same kind that it has not"
-        raise NothingToForgetError(
-            f"data.forget: there is nothing to forget: its cross-entropy {forget:.3f} must lie at least "
-            f"{MIN_GAP_NATS} nats below {other}, which is {target:.3f}; {advice}"
-        )
+    _refuse_nothing_to_forget(config, levels)
+    _refuse_undefined(config, levels, part)
     return sums
+
+
+def _refuse_nothing_to_forget(config: TrialConfig, levels: Levels) -> None:
+    forget, target = levels["forget"], levels["target"]
+    other = (
+        "its own under model.retain_only" if config.model.retain_only else "the approximate set's"
+    )
+    advice = "choose text that the model has memorised, and an approximate set of the same kind that it has not"
+    if target.nll - forget.nll < MIN_GAP_NATS:
+        raise NothingToForgetError(
+            f"data.forget: there is nothing to forget: its cross-entropy {forget.nll:.3f} must lie at least "
+            f"{MIN_GAP_NATS} nats below {other}, which is {target.nll:.3f}; {advice}"
+        )
+    gap = forget.accuracy - target.accuracy
+    if config.selection.metric == "accuracy_closure" and gap < MIN_GAP_ACCURACY:
+        raise NothingToForgetError(
+            f"objective.metric: accuracy_closure has nothing to close: the forget set's accuracy "
+            f"{forget.accuracy:.3f} must lie at least {MIN_GAP_ACCURACY} above {other}, which is "
+            f"{target.accuracy:.3f}; {advice}, or maximise forget_closure"
+        )
+
+
+def _refuse_undefined(config: TrialConfig, levels: Levels, part: str) -> None:
+    """Refuse limits on what the untouched model has no number for: no probe could keep them."""
+    untouched = degradation(levels, levels)
+    for metric in config.selection.limited_metrics:
+        if math.isfinite(untouched.get(metric, math.nan)):
+            continue
+        if metric == "retain_forgetting":
+            rule = (
+                f"unseen text's cross-entropy {levels['unseen'].nll:.3f} must lie at least {MIN_GAP_NATS} nats above "
+                f"the retain set's {levels['retain'].nll:.3f}; limit retain_drop instead, or let `auto` choose"
+            )
+        else:
+            rule = (
+                f"it is a share of the retain set's accuracy, which is {levels['retain'].accuracy:.3f}; "
+                "limit retain_drop instead"
+            )
+        raise NothingToForgetError(
+            f"constraints: {metric} is not defined on the {part} split: {rule}"
+        )
 
 
 def _baseline(config: TrialConfig, warm: Warm, part: str) -> dict[str, Sums]:
@@ -101,22 +138,43 @@ def _baseline(config: TrialConfig, warm: Warm, part: str) -> dict[str, Sums]:
     found = {name: kept(of_parts) for name, of_parts in parts.items()}
     source = config.model.retain_only
     if source is None:
-        return found | {"target": found["approximate"]}
+        return found | dict.fromkeys(("target", "unseen"), found["approximate"])
+    other = _RetainOnly(config, model)
+    for name, role in (("target", "forget"), ("unseen", "approximate")):
+        rows = [row for of_part in parts[role] for row in data[of_part]]
 
-    def measure_target() -> Sums:
-        other = load_model(ModelConfig(source=source), config.engine)
-        sizes = [vocabulary_size(m.network) for m in (model, other)]
-        if sizes[0] != sizes[1] or model.tokenizer.get_vocab() != other.tokenizer.get_vocab():
+        def measure_other(rows: Sequence[TokenRow] = rows) -> Sums:
+            return meter.row_sums(forward_of(other.network), rows)
+
+        key = _key(model, {of_part: data.identity[of_part] for of_part in parts[role]})
+        found[name] = _kept(key | {"model": retain_only_identity(config.model)}, measure_other)
+    return found
+
+
+class _RetainOnly:
+    """The retain-only model, loaded when it is first asked for.
+
+    Raises:
+        ModelError: If it has another tokenizer than the target model.
+    """
+
+    def __init__(self, config: TrialConfig, model: LoadedModel) -> None:
+        self._config, self._model = config, model
+
+    @cached_property
+    def network(self) -> nn.Module:
+        source = self._config.model.retain_only
+        assert source is not None
+        other = load_model(
+            ModelConfig(source=source), self._config.engine, field="model.retain_only"
+        )
+        sizes = [vocabulary_size(m.network) for m in (self._model, other)]
+        if sizes[0] != sizes[1] or self._model.tokenizer.get_vocab() != other.tokenizer.get_vocab():
             raise ModelError(
                 f"model.retain_only: {source!r} has another tokenizer than model.source ({sizes[1]} and {sizes[0]} "
                 "token ids); the two must be made from one model"
             )
-        return meter.row_sums(forward_of(other.network), data["forget"])
-
-    key = _key(model, {"forget": data.identity["forget"]}) | {
-        "model": retain_only_identity(config.model)
-    }
-    return found | {"target": _kept(key, measure_target)}
+        return other.network
 
 
 def _kept(key: Mapping[str, Any], measure: Callable[[], Sums]) -> Sums:

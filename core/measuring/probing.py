@@ -163,7 +163,10 @@ def probing(config: TrialConfig, warm: Warm, group: Group, *, part: ProbedPart) 
         data=data,
         part=part,
         before=before,
-        rows_of={"target": "approximate" if config.model.retain_only is None else "forget"},
+        rows_of={
+            "target": "approximate" if config.model.retain_only is None else "forget",
+            "unseen": "approximate",
+        },
         calibration=calibration,
     )
 

@@ -52,11 +52,19 @@ class GuardVerdict:
     reason: str
 
 
+WORST_EXCESS = 10.0
+"""What an excess counts at most: beyond it nothing is told apart. Text that costs ten nats per token more than
+before is predicted about as badly as by guessing, and a diverged model is no better than that."""
+
+
 def excesses(
     metrics: Mapping[str, float], constraints: Sequence[ConstraintConfig]
 ) -> dict[str, float]:
-    """``metric - at_most`` for each constraint; a probe is feasible when none is above 0."""
-    return {str(c.metric): metrics[c.metric] - c.at_most for c in constraints}
+    """How far each constraint is broken; a probe is feasible when none is above 0.
+
+    ``metric - at_most``, or ``at_least - metric``.
+    """
+    return {str(c.metric): c.excess(metrics[c.metric]) for c in constraints}
 
 
 def is_feasible(metrics: Mapping[str, float], selection: SelectionConfig) -> bool:
@@ -66,15 +74,26 @@ def is_feasible(metrics: Mapping[str, float], selection: SelectionConfig) -> boo
     )
 
 
+def counted_excess(excess: float, selection: SelectionConfig) -> float:
+    """An excess as it is told and ranked by: finite, and the worst where it is no number.
+
+    The worst is :data:`WORST_EXCESS`, or the guard's hard limit if that is larger, so that no trial that
+    diverged ranks above one whose damage could be measured.
+    """
+    guard = selection.retain_guard
+    worst = max(WORST_EXCESS, guard.hard_limit if guard else 0.0)
+    return min(excess, worst) if math.isfinite(excess) else worst
+
+
 def penalised_score(metrics: Mapping[str, float], selection: SelectionConfig) -> float:
     r"""Score of an infeasible probe, below any feasible one: :math:`-1 - \sum \max(0, m - \mathrm{limit})`.
 
-    A non-finite excess counts as the guard's hard limit, so that the score stays a number.
+    Each excess is that of :func:`counted_excess`; an objective that is no number costs the worst one.
     """
-    worst = selection.retain_guard.hard_limit if selection.retain_guard else 1.0
-    total = 0.0
-    for excess in excesses(metrics, selection.constraints).values():
-        total += max(0.0, excess) if math.isfinite(excess) else worst
+    found = [*excesses(metrics, selection.constraints).values()]
+    total = sum(max(0.0, counted_excess(excess, selection)) for excess in found)
+    if not math.isfinite(metrics[selection.metric]):
+        total = max(total, counted_excess(math.nan, selection))
     return -1.0 - total
 
 
@@ -117,7 +136,7 @@ def guard_verdict(
         The verdict for the last probe, or ``None`` to go on. A non-finite metric, or one above
         ``hard_limit``, acts at once. Otherwise it acts after ``patience`` consecutive violating
         probes that lie after the first ``grace_steps``; a probe violates when any guarded metric is
-        above ``limit``.
+        beyond ``limit``.
     """
     if not series:
         return None
@@ -129,36 +148,40 @@ def guard_verdict(
                 stopped_by="non_finite",
                 metric=metric,
                 value=value,
-                limit=guard.hard_limit,
+                limit=guard.bound(metric, guard.hard_limit),
                 reason=f"{metric} is {value} at probe {len(series)}: the model diverged",
             )
-        if value > guard.hard_limit:
+        if guard.excess(metric, value, guard.hard_limit) > 0.0:
+            bound = guard.bound(metric, guard.hard_limit)
             return GuardVerdict(
                 stopped_by="retain_guard",
                 metric=metric,
                 value=value,
-                limit=guard.hard_limit,
+                limit=bound,
                 reason=(
-                    f"{metric} = {value:.3f} exceeds the hard limit {guard.hard_limit:g} "
-                    f"at probe {len(series)}"
+                    f"{metric} = {value:.3f} {'exceeds' if value > bound else 'is below'} the hard limit "
+                    f"{bound:g} at probe {len(series)}"
                 ),
             )
     recent = series[max(guard.grace_steps, len(series) - guard.patience) :]
-    if len(recent) < guard.patience:
+    if len(recent) < guard.patience or not all(_violates(metrics, guard) for metrics in recent):
         return None
-    if not all(any(m[metric] > guard.limit for metric in guard.metrics) for m in recent):
-        return None
-    worst = max(guard.metrics, key=lambda metric: last[metric])
+    worst = max(guard.metrics, key=lambda metric: guard.excess(metric, last[metric], guard.limit))
+    bound = guard.bound(worst, guard.limit)
     return GuardVerdict(
         stopped_by="retain_guard",
         metric=worst,
         value=last[worst],
-        limit=guard.limit,
+        limit=bound,
         reason=(
-            f"{worst} = {last[worst]:.3f} above the limit {guard.limit:g} "
+            f"{worst} = {last[worst]:.3f} {'above' if last[worst] > bound else 'below'} the limit {bound:g} "
             f"for {guard.patience} probes up to probe {len(series)}"
         ),
     )
+
+
+def _violates(metrics: Mapping[str, float], guard: RetainGuardConfig) -> bool:
+    return any(guard.excess(m, metrics[m], guard.limit) > 0.0 for m in guard.metrics)
 
 
 def is_past_target(

@@ -40,6 +40,9 @@ _Replicated = Mapping[str, _Levels]
 DIFFERENCES: Final[Mapping[str, Callable[[_Replicated, _Replicated], Values]]] = {
     "retain_drop": lambda now, before: now["retain"].nll - before["retain"].nll,
     "general_drop": lambda now, before: now["general"].nll - before["general"].nll,
+    "retain_forgetting": lambda now, before: (
+        (now["retain"].nll - before["retain"].nll) / (before["unseen"].nll - before["retain"].nll)
+    ),
     "retain_accuracy_drop": lambda now, before: before["retain"].accuracy - now["retain"].accuracy,
     "general_accuracy_drop": lambda now, before: (
         before["general"].accuracy - now["general"].accuracy
@@ -66,7 +69,9 @@ def intervals(
     now: Mapping[str, Sums],
     before: Mapping[str, Sums],
     *,
-    rows_of: Mapping[str, str] = MappingProxyType({"target": "approximate"}),
+    rows_of: Mapping[str, str] = MappingProxyType(
+        {"target": "approximate", "unseen": "approximate"}
+    ),
     n_replicates: int = N_REPLICATES,
     seed: int = 0,
 ) -> dict[str, Interval]:
@@ -87,9 +92,11 @@ def intervals(
 
     Args:
         now: Row sums of ``forget``, ``retain`` and ``general`` under the model being unlearned.
-        before: The same under the target model, and ``target``: rows whose level forgetting aims at.
+        before: The same under the target model; ``target``, rows whose level forgetting aims at; and
+            ``unseen``, rows of the retain set's kind that the model never saw.
         rows_of: Set that the rows are of what is measured before only: ``target`` has those of the
-            ``approximate`` set, or of ``forget`` where they are the forget set's under a retain-only model.
+            ``approximate`` set, or of ``forget`` where they are the forget set's under a retain-only model;
+            ``unseen`` those of the ``approximate`` set.
             What has the same rows is drawn together.
         n_replicates: R; the ends of an interval are its percentiles 2.5 and 97.5.
         seed: Of the draws. One seed draws the same rows at every probe of every trial, so that trials are

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from core.losses import align
 from core.losses.alignment import counted_tokens, row_sums
+from core.measuring.scale import MIN_GAP_NATS
 from core.metrics.intervals import Sums
 
 MEASURED = ("forget", "retain", "general")
@@ -89,16 +90,41 @@ def forget_closure(now: float, before: float, target: float) -> float:
     return max(-1.0, min(1.0, 1.0 - abs(now - target) / abs(before - target)))
 
 
+def retain_forgetting(now: float, before: float, unseen: float) -> float | None:
+    r"""Share of its advantage over unseen text of its kind that retained text has lost.
+
+    .. math::
+        \frac{r - r_0}{u - r_0}
+
+    0 as before; 1 when retained text is predicted like text that was never seen; below 0 when it is predicted
+    better than before. On a model that has its retain set by heart this is the scale of forgetting itself.
+
+    Args:
+        now: r, the retain set's level under the model being unlearned.
+        before: r0, under the target model.
+        unseen: u, the approximate set's level under the target model, or under a retain-only model.
+
+    Returns:
+        The share; NaN if ``now`` is not finite; ``None`` if ``unseen`` lies less than
+        :data:`~core.measuring.scale.MIN_GAP_NATS` above ``before``, where there is nothing to take a share of.
+    """
+    if unseen - before < MIN_GAP_NATS:
+        return None
+    return (now - before) / (unseen - before) if math.isfinite(now) else math.nan
+
+
 def degradation(levels: Mapping[str, Level], baseline: Mapping[str, Level]) -> dict[str, float]:
     """Metrics of a probe, relative to the untouched model.
 
     Args:
         levels: Level of ``forget``, ``retain`` and ``general`` now.
-        baseline: The same under the target model, and ``target``: the level that forgetting aims at.
+        baseline: The same under the target model; ``target``, the level that forgetting aims at; and
+            ``unseen``, that of text of the retain set's kind that the model never saw.
 
     Returns:
         For each set ``*_nll`` (nats per token), ``*_perplexity`` and ``*_accuracy``; ``retain_drop`` and
         ``general_drop`` (nats per token, positive when the model got worse); ``*_accuracy_drop``;
+        ``retain_forgetting``, where the retain set has an advantage over unseen text;
         ``retain_utility`` (accuracy now / before); ``forget_closure`` on cross-entropy and
         ``accuracy_closure`` on accuracy; ``accuracy_gap`` (forget accuracy now minus the
         target's).
@@ -111,6 +137,9 @@ def degradation(levels: Mapping[str, Level], baseline: Mapping[str, Level]) -> d
     for name in ("retain", "general"):
         metrics[f"{name}_drop"] = levels[name].nll - baseline[name].nll
         metrics[f"{name}_accuracy_drop"] = baseline[name].accuracy - levels[name].accuracy
+    share = retain_forgetting(levels["retain"].nll, baseline["retain"].nll, baseline["unseen"].nll)
+    if share is not None:
+        metrics["retain_forgetting"] = share
     before = baseline["retain"].accuracy
     metrics["retain_utility"] = levels["retain"].accuracy / before if before else math.nan
     forget, target = baseline["forget"], baseline["target"]

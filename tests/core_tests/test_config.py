@@ -373,3 +373,76 @@ def test_every_field_is_described() -> None:
     ]
     assert len(sections) == 9
     assert [name for section in sections for name in undescribed(section)] == []
+
+
+# Limits
+
+
+@pytest.mark.parametrize(
+    ("constraint", "rule"),
+    [
+        pytest.param(
+            {"metric": "retain_drop", "at_least": 0.1},
+            "retain_drop needs at_most alone, got at_least=0.1",
+            id="damage-from-below",
+        ),
+        pytest.param(
+            {"metric": "retain_utility", "at_most": 0.9},
+            "retain_utility needs at_least alone, got at_most=0.9",
+            id="utility-from-above",
+        ),
+        pytest.param(
+            {"metric": "retain_forgetting"},
+            "retain_forgetting needs at_most alone, got neither",
+            id="no-limit",
+        ),
+        pytest.param(
+            {"metric": "retain_utility", "at_least": 0.9, "at_most": 1.0},
+            "retain_utility needs at_least alone, got at_most=1.0 at_least=0.9",
+            id="both",
+        ),
+    ],
+)
+def test_a_limit_lies_in_the_direction_of_its_metric(constraint: dict[str, Any], rule: str) -> None:
+    (line,) = problems({"selection.constraints": [constraint]})
+    assert line == f"selection.constraints.0: {rule}."
+
+
+def test_a_constraint_is_written_with_its_own_limit_only() -> None:
+    found = parse(
+        {
+            "selection.constraints": [
+                {"metric": "general_drop", "at_most": 0.1},
+                {"metric": "retain_utility", "at_least": 0.95},
+            ]
+        }
+    )
+    plain = found.model_dump(mode="json")["selection"]["constraints"]
+    assert plain == [
+        {"metric": "general_drop", "at_most": 0.1},
+        {"metric": "retain_utility", "at_least": 0.95},
+    ]
+    assert [c.words for c in found.selection.constraints] == ["at most 0.1", "at least 0.95"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"selection.constraints": [{"metric": "auto", "at_most": 0.1}]},
+        {"selection.retain_guard.metrics": ["auto", "general_drop"]},
+    ],
+)
+def test_a_trial_names_its_metrics_since_only_a_sweep_can_choose(changes: dict[str, Any]) -> None:
+    (line,) = problems(changes)
+    assert "auto is resolved when a sweep begins, by its baseline; name a metric" in line
+
+
+def test_the_last_probe_cannot_count_while_overshoot_may_end_the_trial_before_it() -> None:
+    both = parse({"selection.select": "last"}).selection
+    assert both.horizon_problem is not None
+    assert "with select: last set past_target: null" in both.horizon_problem
+    assert (
+        parse({"selection.select": "last", "selection.past_target": None}).selection.horizon_problem
+        is None
+    )
+    assert parse({}).selection.horizon_problem is None

@@ -9,6 +9,7 @@ from core.config import (
     METRICS,
     STOP_METRIC,
     ConstraintMetric,
+    LimitedMetric,
     ObjectiveMetric,
     UtilityMetric,
     metric_facts,
@@ -18,7 +19,8 @@ from core.metrics.probes import MEASURED, Level, degradation
 from core.metrics.rows import ROW_METRICS
 
 LEVELS = {name: Level(nll=2.0, accuracy=0.5) for name in MEASURED}
-BASELINE = LEVELS | {"target": Level(nll=3.0, accuracy=0.25)}
+UNSEEN = Level(nll=3.0, accuracy=0.25)
+BASELINE = LEVELS | {"target": UNSEEN, "unseen": UNSEEN}
 
 
 def of_role(role: str) -> set[str]:
@@ -29,12 +31,16 @@ def of_role(role: str) -> set[str]:
     ("names", "role"),
     [
         pytest.param(ObjectiveMetric, "objective", id="objective"),
-        pytest.param(ConstraintMetric, "constraint", id="constraint"),
         pytest.param(UtilityMetric, "utility", id="utility"),
     ],
 )
 def test_names_that_a_file_may_give_are_those_of_the_role(names: Any, role: str) -> None:
     assert set(get_args(names)) == of_role(role)
+
+
+def test_what_may_be_limited_is_damage_and_the_utility_that_every_probe_has() -> None:
+    assert set(get_args(ConstraintMetric)) == of_role("constraint") | {"retain_utility"}
+    assert set(get_args(LimitedMetric)) == set(get_args(ConstraintMetric)) | {"auto"}
 
 
 def test_the_pattern_of_stop_rules_is_the_stop_metrics_and_a_family() -> None:
@@ -61,6 +67,7 @@ def test_limits_are_in_nats_or_in_shares() -> None:
         "general_drop": "nats per token",
         "retain_accuracy_drop": "share of tokens",
         "general_accuracy_drop": "share of tokens",
+        "retain_forgetting": "",
     }
 
 

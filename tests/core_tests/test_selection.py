@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from core.config import PastTargetConfig, RetainGuardConfig, SelectionConfig
 from core.measuring.reporting import GuardReporter, decide
 from core.measuring.selection import (
+    WORST_EXCESS,
     Probe,
     best_probe,
     excesses,
@@ -240,10 +241,57 @@ def test_the_penalty_is_the_sum_of_the_excesses_by_hand() -> None:
     assert penalised_score(metrics, selection()) == pytest.approx(-1 - 0.3 - 0.05)
 
 
-def test_a_non_finite_excess_costs_the_hard_limit() -> None:
+def test_a_non_finite_excess_costs_the_worst_or_the_hard_limit_whichever_is_larger() -> None:
     metrics = {"forget_closure": 1.0, "retain_drop": math.nan, "general_drop": math.inf}
-    assert penalised_score(metrics, selection()) == pytest.approx(-1 - 0.5 - 0.5)
-    assert penalised_score(metrics, selection(retain_guard=None)) == pytest.approx(-1 - 1 - 1)
+    assert penalised_score(metrics, selection()) == -1 - 2 * WORST_EXCESS
+    assert penalised_score(metrics, selection(retain_guard=None)) == -1 - 2 * WORST_EXCESS
+    generous = GUARD.model_copy(update={"hard_limit": 50.0})
+    assert penalised_score(metrics, selection(retain_guard=generous.model_dump())) == -1 - 2 * 50
+
+
+def test_nan_never_ranks_above_a_drop_that_was_measured() -> None:
+    chosen = selection()
+    diverged = {"forget_closure": 0.5, "retain_drop": math.nan, "general_drop": 0.0}
+    scores = [
+        penalised_score(diverged | {"retain_drop": drop}, chosen) for drop in (0.2, 3.0, 9.0, 80.0)
+    ]
+    assert scores == sorted(scores, reverse=True)
+    assert scores[1] == pytest.approx(-1 - 2.9)
+    assert penalised_score(diverged, chosen) == scores[-1] == -1 - WORST_EXCESS
+
+
+def test_an_objective_that_is_no_number_costs_the_worst_excess() -> None:
+    lost = {"forget_closure": math.nan, "retain_drop": 0.0, "general_drop": 0.0}
+    assert penalised_score(lost, selection()) == -1 - WORST_EXCESS
+
+
+def test_a_utility_is_limited_from_below_and_its_excess_is_positive_when_broken() -> None:
+    chosen = selection(constraints=[{"metric": "retain_utility", "at_least": 0.95}])
+    metrics = {"forget_closure": 0.5, "retain_utility": 0.90}
+    assert excesses(metrics, chosen.constraints) == pytest.approx({"retain_utility": 0.05})
+    assert penalised_score(metrics, chosen) == pytest.approx(-1.05)
+    assert not is_feasible(metrics, chosen)
+    assert is_feasible(metrics | {"retain_utility": 0.95}, chosen)
+    assert not is_feasible(metrics | {"retain_utility": math.nan}, chosen)
+
+
+def test_the_guard_takes_the_fall_of_a_utility_below_1() -> None:
+    guard = GUARD.model_copy(update={"metrics": ("retain_utility", "general_drop"), "limit": 0.05})
+
+    def series(*utilities: float) -> list[dict[str, float]]:
+        return [{"retain_utility": u, "general_drop": 0.0} for u in utilities]
+
+    assert stops_at(series(*[0.95] * 9), guard) is None
+    assert stops_at(series(*[0.94] * 9), guard) == 4
+    assert stops_at(series(1.0, 0.49), guard) == 2
+    assert stops_at(series(1.2, math.nan), guard) == 2
+    found = guard_verdict(series(1.0, 1.0, 0.94, 0.93), guard)
+    assert found is not None
+    assert (found.metric, found.value, found.limit) == ("retain_utility", 0.93, 0.95)
+    assert found.reason == "retain_utility = 0.930 below the limit 0.95 for 2 probes up to probe 4"
+    hard = guard_verdict(series(0.3), guard)
+    assert hard is not None
+    assert hard.reason == "retain_utility = 0.300 is below the hard limit 0.5 at probe 1"
 
 
 anything = st.floats(allow_nan=True, allow_infinity=True)

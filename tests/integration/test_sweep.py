@@ -366,3 +366,42 @@ def test_a_sweep_over_losses_trains_all_weights_and_compares_at_equal_utility(
     assert "AutoModelForCausalLM.from_pretrained(folder)" in card
     sweeper.call("report", "runs/losses")
     assert (sweeper.folder / "runs/losses/report/index.html").is_file()
+
+
+def test_auto_is_resolved_once_by_the_baseline_and_recorded(sweeper: Sweeper) -> None:
+    sweeper.write(
+        {
+            "constraints": [
+                {"metric": "auto", "at_most": 0.10},
+                {"metric": "retain_utility", "at_least": 0.5},
+            ],
+            "pruning": {"retain": {"metrics": ["auto", "retain_utility"], "limit": 0.10}},
+            "start_from": [],
+        }
+    )
+    sweeper.call("sweep", "sweep.yaml", "--trials", "2")
+    run = sweeper.run("tiny")
+    assert [c.model_dump() for c in run.spec.constraints] == [
+        {"metric": "retain_forgetting", "at_most": 0.10},
+        {"metric": "retain_utility", "at_least": 0.5},
+    ]
+    assert run.spec.pruning.retain is not None
+    assert run.spec.pruning.retain.metrics == ("retain_forgetting", "retain_utility")
+    assert run.facts.scale.startswith("auto is retain_forgetting: the retain set is known by heart")
+    told = [t for t in run.trials if t.state in ("COMPLETE", "PRUNED")]
+    assert told
+    for trial in told:
+        assert trial.violations == pytest.approx(
+            {
+                "retain_forgetting": trial.metrics["retain_forgetting"] - 0.10,
+                "retain_utility": 0.5 - trial.metrics["retain_utility"],
+            }
+        )
+    best = json.loads(sweeper.call("best", "runs/tiny", "--format", "json"))
+    assert best["constraints"] == [c.model_dump() for c in run.spec.constraints]
+    sweeper.call("report", "runs/tiny")
+    report = (sweeper.folder / "runs/tiny/report/report.md").read_text(encoding="utf-8")
+    assert "Scale of damage to retained text: auto is retain_forgetting: " in report
+    sweeper.call("resume", "runs/tiny", "--spec", "sweep.yaml", "--trials", "3")
+    assert len(sweeper.run("tiny").trials) == 3
+    assert sweeper.run("tiny").spec == run.spec

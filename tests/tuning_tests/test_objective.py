@@ -11,7 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.config import SelectionConfig
-from core.measuring.selection import GuardVerdict, Probe, StoppedBy, guard_verdict, is_feasible
+from core.measuring.selection import (
+    WORST_EXCESS,
+    GuardVerdict,
+    Probe,
+    StoppedBy,
+    guard_verdict,
+    is_feasible,
+)
 from tuning.objective import Outcome, conclude
 
 LIMIT, HARD = 0.10, 0.50
@@ -145,17 +152,26 @@ def test_past_target_is_complete_with_the_probe_before_the_overshoot() -> None:
 def test_divergence_without_a_feasible_probe_is_pruned_with_finite_violations() -> None:
     outcome = guarded([(0.1, 0.2, 0.0), (math.nan, math.nan, math.inf)])
     assert (outcome.state, outcome.stopped_by) == ("PRUNED", "non_finite")
-    assert outcome.violations == pytest.approx(
-        {"retain_drop": HARD - LIMIT, "general_drop": HARD - LIMIT}
-    )
-    assert outcome.value == pytest.approx(-1.0 - 2 * HARD)
+    assert outcome.violations == {"retain_drop": WORST_EXCESS, "general_drop": WORST_EXCESS}
+    assert outcome.value == -1.0 - 2 * WORST_EXCESS
 
 
 def test_divergence_of_the_forget_set_alone_breaks_every_constraint() -> None:
     outcome = conclude(probes([(math.nan, 0.0, 0.0)], "non_finite"), selection(), None)
     assert (outcome.state, outcome.stopped_by, outcome.feasible) == ("PRUNED", "non_finite", False)
-    assert outcome.violations == pytest.approx({"retain_drop": 0.4, "general_drop": 0.4})
+    assert outcome.violations == {"retain_drop": WORST_EXCESS, "general_drop": WORST_EXCESS}
+    assert outcome.value == -1.0 - WORST_EXCESS
     assert "diverged" in outcome.reason
+
+
+def test_a_diverged_trial_ranks_below_one_that_lost_three_nats() -> None:
+    lost = guarded([(0.3, 3.0, 0.0)])
+    diverged = guarded([(0.3, math.nan, 0.0)])
+    assert lost.violations["retain_drop"] == pytest.approx(2.9)
+    assert diverged.violations["retain_drop"] == WORST_EXCESS > lost.violations["retain_drop"]
+    assert diverged.value < lost.value == pytest.approx(-1.0 - 2.9)
+    beyond = guarded([(0.3, 40.0, 0.0)])
+    assert beyond.value == diverged.value, "what is lost twice over is not told apart"
 
 
 def test_divergence_after_a_good_probe_is_complete_with_its_value() -> None:

@@ -60,7 +60,7 @@ def test_history_holds_value_state_and_best_so_far_of_every_finished_trial(sampl
         (7, "feasible"),
     ]
     values = [math.nan if p.value is None else p.value for p in data.points]
-    assert values == pytest.approx([0.9, -2.2, 0.4, 0.8, -2.0, math.nan, -1.07, 0.6], nan_ok=True)
+    assert values == pytest.approx([0.9, -2.2, 0.4, 0.8, -21.0, math.nan, -1.07, 0.6], nan_ok=True)
     assert [p.best_so_far for p in data.points] == pytest.approx([0.9] * 8)
     assert data.best_number == 0
     assert data.n_by_kind == {"feasible": 4, "infeasible": 1, "pruned": 2, "failed": 1}

@@ -110,7 +110,14 @@ def test_lines_say_what_happens(
     spec: SweepSpec, clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with Progress(spec, target=3, clock=clock) as progress:
-        progress.show(Prepared(baseline={"forget_nll": 1.0, "target_nll": 3.0}, seconds=67.0))
+        progress.show(
+            Prepared(
+                baseline={"forget_nll": 1.0, "target_nll": 3.0},
+                seconds=67.0,
+                limited=("retain_forgetting",),
+                scale="auto is retain_forgetting",
+            )
+        )
         progress.show(Warned(text="one GPU is smaller than the others"))
         progress.show(began(0))
         progress.show(TrialProbed(number=0, probe=Probe(step=1, metrics={}, seconds=1.0)))
@@ -131,7 +138,7 @@ def test_lines_say_what_happens(
     assert shown.out == ""
     assert shown.err.splitlines() == [
         "preparing: model, data, baselines",
-        "prepared in 1 min 7 s: forget cross-entropy 1.00, target 3.00 nats per token",
+        "prepared in 1 min 7 s: forget cross-entropy 1.00, target 3.00 nats per token; auto is retain_forgetting",
         "warning: one GPU is smaller than the others",
         "trial 0: rank=8",
         "trial 0 COMPLETE: forget_closure 0.500 at step 4; reached its budget of 6 steps; 1/3 trials, "
@@ -143,6 +150,39 @@ def test_lines_say_what_happens(
         "about 34 s left",
         "measuring finalists on the reporting split: trials 0",
     ]
+
+
+def without_codes(shown: str) -> list[str]:
+    """Lines without the codes of a terminal."""
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown).splitlines()
+
+
+def test_what_a_sweep_limits_stands_in_the_live_table_and_fits_80_columns(
+    sample_run: Run,
+    clock: Clock,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    limited = (
+        "retain_forgetting",
+        "retain_accuracy_drop",
+        "general_accuracy_drop",
+        "retain_utility",
+    )
+    metrics = dict.fromkeys(limited, -0.125) | {"forget_closure": 0.25}
+    with Progress(sample_run.spec, target=3, clock=clock) as progress:
+        progress.show(
+            Prepared(baseline={"forget_nll": 1.0, "target_nll": 3.0}, seconds=1.0, limited=limited)
+        )
+        progress.show(began(0))
+        progress.show(TrialProbed(number=0, probe=Probe(step=2, metrics=metrics, seconds=1.0)))
+    lines = without_codes(capsys.readouterr().err)
+    assert max(map(len, lines)) <= 80
+    shown = [" ".join(line.split()) for line in lines]
+    assert "forget retain retain general" in shown
+    assert "0 2/6 0.250 -0.125 -0.125 -0.125 rank=8" in shown
 
 
 def test_the_live_table_shows_running_trials_under_the_labels_of_their_metrics(
@@ -157,7 +197,7 @@ def test_the_live_table_shows_running_trials_under_the_labels_of_their_metrics(
     with Progress(spec, target=3, clock=clock) as progress:
         progress.show(began(0))
         progress.show(TrialProbed(number=0, probe=Probe(step=2, metrics=metrics, seconds=1.0)))
-    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().err)
-    lines = [" ".join(line.split()) for line in plain.splitlines()]
-    assert "trial step forget_closure retain drop general drop parameters" in lines
+    lines = [" ".join(line.split()) for line in without_codes(capsys.readouterr().err)]
+    above = lines.index("trial step closure drop drop parameters") - 1
+    assert lines[above] == "forget retain general"
     assert "0 2/6 0.250 -0.010 0.020 rank=8" in lines

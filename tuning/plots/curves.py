@@ -80,15 +80,21 @@ class CurvesData:
 
 def curves_data(run: Run) -> CurvesData:
     """Objective and watched drops at each probe of each trial that has a history."""
-    limits: dict[str, float] = {c.metric: c.at_most for c in run.spec.constraints}
-    guard = run.spec.pruning.retain
-    watched = dict.fromkeys([*limits, *(guard.metrics if guard else ())])
-    hard = guard.hard_limit if guard else 1.0
-    panels = [Panel(metric=run.spec.objective.metric, limit=None, top=1.0)]
-    panels += [
-        Panel(metric=m, limit=limits.get(m, guard.limit if guard else None), top=1.2 * hard)
-        for m in watched
-    ]
+    selection = run.spec.trial_selection()
+    limits: dict[str, float] = {c.metric: c.limit for c in selection.constraints}
+    guard = selection.retain_guard
+    top = 1.2 * (guard.hard_limit if guard else 1.0)
+    panels = [Panel(metric=selection.metric, limit=None, top=1.0)]
+    for metric in selection.limited_metrics:
+        watched = guard.bound(metric, guard.limit) if guard else None
+        is_utility = metric_facts(metric).better == "up"  # of which 1 is the untouched model's
+        panels.append(
+            Panel(
+                metric=metric,
+                limit=limits.get(metric, watched),
+                top=max(1.2, top) if is_utility else top,
+            )
+        )
     first = best(run.trials)
     curves = []
     for trial in run.trials:

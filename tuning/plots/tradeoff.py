@@ -11,7 +11,7 @@ from tuning.run import Run
 
 @dataclass(frozen=True, kw_only=True)
 class TradeoffPoint:
-    """A finished trial at the probe that counts: objective and largest ``metric - at_most``."""
+    """A finished trial at the probe that counts: objective and largest excess over a limit."""
 
     number: int
     kind: Kind
@@ -89,5 +89,5 @@ def tradeoff_data(run: Run) -> TradeoffData:
         front=tuple(sorted((p for p in points if p.is_on_front), key=lambda p: p.excess)),
         best_number=None if first is None else first.number,
         n_hidden=len(finished) - len(points),
-        furthest=2 * max((c.at_most for c in run.spec.constraints), default=0.0) or 0.5,
+        furthest=2 * max((c.tolerance for c in run.spec.constraints), default=0.0) or 0.5,
     )
