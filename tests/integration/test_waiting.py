@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 from torch import multiprocessing
 
-import core.measuring.baselines
-import core.training.attaching
+import core.training.initialisation
 from core.config import TrialConfig
 from core.measuring.history import History
 from core.store import artifacts
@@ -60,11 +59,8 @@ def run_slow_trial(rank: int, host: str, port: int, trial: str, folder: str) -> 
     """One of two ranks, with nothing in the cache."""
     config = TrialConfig.model_validate_json(trial)
     if rank == 0:
-        for module, name in (
-            (core.measuring.baselines, "_baseline"),
-            (core.training.attaching, "initial_factors"),
-        ):
-            setattr(module, name, slow(getattr(module, name)))
+        names = vars(core.training.initialisation)
+        names["importance_sums"] = slow(names["importance_sums"])
         History.commit = slow(History.commit)  # type: ignore[method-assign]
     else:
         Steps.prepare = slow(Steps.prepare)  # type: ignore[method-assign]
@@ -81,7 +77,7 @@ def test_a_trial_s_ranks_outlast_a_first_rank_that_works_longer_than_a_collectiv
     two = make_trial({**changes, "engine.ranks": 2})
     began = time.monotonic()
     spawned(run_slow_trial, two.model_dump_json(), str(tmp_path))
-    assert time.monotonic() - began > 4 * DELAY_S  # baselines, terms, factors, a commit
+    assert time.monotonic() - began > 3 * DELAY_S  # Fisher, terms, a commit
     seen = [json.loads((tmp_path / f"{rank}.json").read_text("utf-8")) for rank in (0, 1)]
     assert seen[0] == seen[1]
     alone = [dict(p.metrics) for p in probes(make_trial(changes), warm=Warm())]
@@ -97,12 +93,12 @@ def run_with_own_cache(rank: int, host: str, port: int, trial: str, folder: str)
     """One of two ranks whose caches lie apart, as on two machines; says which terms it measured itself."""
     os.environ[CACHE_VARIABLE] = str(Path(folder, f"cache-{rank}"))
     measured: list[str] = []
-    make = artifacts._make_once
+    once = artifacts._make_once
 
-    def watched(path: Path, made: Callable[[], None]) -> None:
+    def watched(path: Path, make: Callable[[], None]) -> None:
         if not path.exists():
             measured.append(path.parent.name)
-        make(path, made)
+        once(path, make)
 
     artifacts._make_once = watched
     config = TrialConfig.model_validate_json(trial)
