@@ -19,6 +19,7 @@ from core.measuring.selection import Probe, best_probe
 from core.metrics.probes import Levels
 from core.model.source import locate
 from core.store import artifacts
+from core.store.place import cache_root
 from core.training.adapter import load_adapter, scaled
 from core.training.attaching import attach
 from core.training.engine import Engine
@@ -97,7 +98,7 @@ def probes(
     if group is None:
         group, _meeting = join_alone(config.engine)
     warm = warm or Warm()
-    known = _shared(config, warm, group) if config.partitions == "base" else warm
+    known = _known(config, warm, group)
     model, data = known.model(config), known.data(config)
     measure = probing(config, known, group, part="probe")
     steps = Steps(config, model, data)
@@ -148,21 +149,26 @@ def probes(
         warm.verify()
 
 
-def _shared(config: TrialConfig, warm: Warm, group: Group) -> Warm:
-    """What a trial looks at under ZeRO 3, where no rank holds the whole target model: its outline, and the cache.
+def _known(config: TrialConfig, warm: Warm, group: Group) -> Warm:
+    """What the trial looks at, once its shared work is done: by the first rank, for the others it is copied.
 
-    What is not in the cache is computed here, on a whole model that is let go of again; the processes that
-    share a cache do so one after the other, and the first does it for all.
+    Under ZeRO 3 no rank keeps the whole target model: they look at its outline, and what is not in the cache
+    is computed on a whole model that is let go of again.
     """
-    alone = Group(rank=0, size=1)
-    with artifacts.in_turn("shared-work"):
-        try:
-            with artifacts.only_looked_for():
-                share_work(config, warm=warm.outlined, group=alone)
-        except artifacts.NotMadeError:
-            share_work(config, warm=Warm(), group=alone)
-    group.wait()
-    return warm.outlined
+    alone, known = Group(rank=0, size=1), warm
+    with artifacts.noted() as files:
+        if config.partitions == "base":
+            known = warm.outlined
+        if group.is_first and known is not warm:
+            try:
+                with artifacts.only_looked_for():
+                    share_work(config, warm=known, group=alone)
+            except artifacts.NotMadeError:
+                share_work(config, warm=Warm(), group=alone)
+        elif group.is_first and group.size > 1:
+            share_work(config, warm=warm, group=alone)
+    group.hand_out(files, cache_root())
+    return known
 
 
 def share_work(

@@ -31,6 +31,7 @@ VERSIONS: Mapping[str, int] = {
 
 
 _MAKES_NOTHING: ContextVar[bool] = ContextVar("makes nothing", default=False)
+_NOTED: ContextVar[list[str] | None] = ContextVar("noted", default=None)
 
 
 class NotMadeError(Exception):
@@ -47,11 +48,15 @@ def only_looked_for() -> Iterator[None]:
         _MAKES_NOTHING.reset(token)
 
 
-def in_turn(purpose: str) -> FileLock:
-    """A lock for work that processes on one cache do one after the other."""
-    root = cache_root()
-    root.mkdir(parents=True, exist_ok=True)
-    return FileLock(root / f"{purpose}.lock")
+@contextmanager
+def noted() -> Iterator[list[str]]:
+    """Within the context the files of all artifacts that are asked for are noted, by their names below the cache."""
+    names: list[str] = []
+    token = _NOTED.set(names)
+    try:
+        yield names
+    finally:
+        _NOTED.reset(token)
 
 
 def content_key(determinants: Mapping[str, Any]) -> str:
@@ -70,6 +75,7 @@ def tensors(
         _commit_tensors(path, make())
 
     _make_once(path, make_file)
+    _note(path)
     return load_file(path)
 
 
@@ -117,6 +123,7 @@ def record(
     """Named numbers from the cache, measured first if they are not there."""
     path = _folder(kind) / f"{_key(kind, determinants)}.json"
     _make_once(path, lambda: commit_json(path, make()))
+    _note(path)
     loaded: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
     return loaded
 
@@ -154,6 +161,12 @@ def _folder(kind: str) -> Path:
     path = cache_root() / kind
     path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def _note(path: Path) -> None:
+    names = _NOTED.get()
+    if names is not None:
+        names.append(path.relative_to(cache_root()).as_posix())
 
 
 def _make_once(path: Path, make: Callable[[], None]) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,12 @@ from torch import Tensor
 from torch._C._distributed_c10d import TCPStore
 
 from core.config import EngineConfig
+from core.store.durable import commit
 
 TIMEOUT = timedelta(minutes=10)
 """How long a collective lasts at most, and how long a rank that others wait for may show no sign of life."""
 
-_LOOK = timedelta(seconds=1)
+_LONGEST_NAP_S = 0.2
 
 
 class Patience:
@@ -53,18 +54,14 @@ class Patience:
         if self._store.add(f"{here}/came", 1) == self._size:
             self._store.set(f"{here}/all", "")
         signs = {rank: (-1, time.monotonic()) for rank in range(self._size)}
-        while not self._is_set(f"{here}/all"):
+        nap_s = 0.001
+        while not self._store.check([f"{here}/all"]):  # its own waiting would warn of each time-out
             self._look(signs)
+            time.sleep(nap_s)
+            nap_s = min(2 * nap_s, _LONGEST_NAP_S)
         if self._store.add(f"{here}/left", 1) == self._size:
             for name in ("came", "all", "left"):
                 self._store.delete_key(f"{here}/{name}")
-
-    def _is_set(self, key: str) -> bool:
-        try:
-            self._store.wait([key], min(_LOOK, self._silence / 4))
-        except dist.DistStoreError:
-            return False
-        return True
 
     def _look(self, signs: dict[int, tuple[int, float]]) -> None:
         """Take notice of each rank's signs of life: how many, and since when no more."""
@@ -78,6 +75,10 @@ class Patience:
                     f"rank {rank} has shown no sign of life for {self._silence.total_seconds():g} s, while others "
                     "wait for it"
                 )
+
+
+def _write(content: bytes, path: Path) -> None:
+    path.write_bytes(content)
 
 
 def _sign_of(rank: int) -> str:
@@ -125,6 +126,24 @@ class Group:
         box = [value]
         dist.broadcast_object_list(box, src=0)
         return box[0]
+
+    def hand_out(self, names: Iterable[str], root: Path) -> None:
+        """Copy the first rank's files to every machine that lacks one.
+
+        Args:
+            names: Of files below ``root``; the first rank's count.
+            root: A folder that machines may share, or have each their own.
+        """
+        if self.size == 1:
+            return
+        wanted = [name for name in self.agree(sorted(set(names))) if not (root / name).exists()]
+        lists: list[list[str]] = [[] for _ in range(self.size)]
+        dist.all_gather_object(lists, wanted)
+        for name in sorted({name for missing in lists for name in missing}):
+            content = self.agree((root / name).read_bytes() if self.is_first else None)
+            if name in wanted:
+                (root / name).parent.mkdir(parents=True, exist_ok=True)
+                commit(root / name, partial(_write, content))
 
     def share(self, tensors: Iterable[Tensor]) -> None:
         """Overwrite ``tensors`` with the first rank's."""

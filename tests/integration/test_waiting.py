@@ -1,6 +1,7 @@
 """Ranks wait for a rank that works for all as long as it lives, and no collective waits with them."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -11,10 +12,10 @@ from typing import Any
 import pytest
 from torch import multiprocessing
 
-import core.measuring.baselines
-import core.training.attaching
+import core.training.initialisation
 from core.config import TrialConfig
 from core.measuring.history import History
+from core.store import artifacts
 from core.store.place import CACHE_VARIABLE
 from core.training.ranks import Group, Patience, Rendezvous, join
 from core.training.steps import Steps
@@ -58,11 +59,8 @@ def run_slow_trial(rank: int, host: str, port: int, trial: str, folder: str) -> 
     """One of two ranks, with nothing in the cache."""
     config = TrialConfig.model_validate_json(trial)
     if rank == 0:
-        for module, name in (
-            (core.measuring.baselines, "_baseline"),
-            (core.training.attaching, "initial_factors"),
-        ):
-            setattr(module, name, slow(getattr(module, name)))
+        names = vars(core.training.initialisation)
+        names["importance_sums"] = slow(names["importance_sums"])
         History.commit = slow(History.commit)  # type: ignore[method-assign]
     else:
         Steps.prepare = slow(Steps.prepare)  # type: ignore[method-assign]
@@ -79,13 +77,54 @@ def test_a_trial_s_ranks_outlast_a_first_rank_that_works_longer_than_a_collectiv
     two = make_trial({**changes, "engine.ranks": 2})
     began = time.monotonic()
     spawned(run_slow_trial, two.model_dump_json(), str(tmp_path))
-    assert time.monotonic() - began > 4 * DELAY_S  # baselines, terms, factors, a commit
+    assert time.monotonic() - began > 3 * DELAY_S  # Fisher, terms, a commit
     seen = [json.loads((tmp_path / f"{rank}.json").read_text("utf-8")) for rank in (0, 1)]
     assert seen[0] == seen[1]
     alone = [dict(p.metrics) for p in probes(make_trial(changes), warm=Warm())]
     assert len(alone) == 1
     for found, expected in zip(seen[0], alone, strict=True):
         assert found == pytest.approx(expected, rel=0, abs=1e-5)
+
+
+# A cache for each machine
+
+
+def run_with_own_cache(rank: int, host: str, port: int, trial: str, folder: str) -> None:
+    """One of two ranks whose caches lie apart, as on two machines; says which terms it measured itself."""
+    os.environ[CACHE_VARIABLE] = str(Path(folder, f"cache-{rank}"))
+    measured: list[str] = []
+    once = artifacts._make_once
+
+    def watched(path: Path, make: Callable[[], None]) -> None:
+        if not path.exists():
+            measured.append(path.parent.name)
+        once(path, make)
+
+    artifacts._make_once = watched
+    config = TrialConfig.model_validate_json(trial)
+    group = join(rank, 2, host, port, config.engine)
+    found = [dict(p.metrics) for p in probes(config, group=group, warm=Warm())]
+    Path(folder, f"{rank}.json").write_text(json.dumps([measured, found]), encoding="utf-8")
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_the_first_rank_fills_the_cache_of_every_machine(
+    make_trial: TrialMaker, tmp_path: Path, stage: int
+) -> None:
+    changes = {"method.forget_loss": "npo", "method.adapter_init": "svd", "engine.ranks": 2}
+    trial = make_trial({**changes, "engine.zero_stage": stage, "selection.max_steps": 1})
+    spawned(run_with_own_cache, trial.model_dump_json(), str(tmp_path))
+    (first, found), (second, same) = (
+        json.loads((tmp_path / f"{rank}.json").read_text("utf-8")) for rank in (0, 1)
+    )
+    assert {"baselines", "reference", "factors"} <= set(first)
+    assert second == [], "nothing is measured twice"
+    assert found == same
+    files = [
+        {p.relative_to(root): p.read_bytes() for p in root.rglob("*.*") if p.suffix != ".lock"}
+        for root in (tmp_path / "cache-0", tmp_path / "cache-1")
+    ]
+    assert files[0] == files[1] != {}
 
 
 # A collective has its deadline, and so has silence
