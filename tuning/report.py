@@ -217,7 +217,9 @@ def verdict(run: Run) -> str:
     if nearest is None:
         return f"None of {finished} is feasible: none of them has a value."
     worst = max(nearest.violations, key=lambda m: nearest.violations[m], default=None)
-    how = f", {worst} {number(excess(nearest))} above its limit" if worst else ""
+    floors = {c.metric for c in run.spec.constraints if c.is_floor}
+    side = "below" if worst in floors else "above"
+    how = f", {worst} {number(excess(nearest))} {side} its limit" if worst else ""
     return f"None of {finished} is feasible; trial {nearest.number} comes nearest{how}."
 
 

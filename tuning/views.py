@@ -15,7 +15,8 @@ from tuning.run import Run
 from tuning.wording import between, decimals, duration, heading, parameters, with_interval
 
 _SPARKS = "▁▂▃▄▅▆▇█"
-_LIMITED_COLUMNS = 3
+_LIMITED_COLUMNS = 2
+"""What is constrained or guarded has this many columns beside the objective, so that parameters fit 80 signs."""
 
 
 def pick_trial(run: Run, name: str) -> TrialRecord:

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -255,6 +256,30 @@ def test_what_figures_say_is_computed_without_the_libraries_that_draw() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_utility_has_its_floor_as_limit_and_room_above_1(build_run: Built) -> None:
+    limits = {
+        "constraints": [
+            {"metric": "retain_utility", "at_least": 0.95},
+            {"metric": "general_drop", "at_most": 0.2},
+        ],
+        "pruning": {"retain": {"metrics": ["retain_utility", "retain_drop"], "limit": 0.1}},
+    }
+    run = build_run(changes=limits)
+    panels = {p.metric: (p.limit, p.top) for p in plots.curves_data(run).panels}
+    assert panels == {
+        "forget_closure": (None, 1.0),
+        "retain_utility": (0.95, 1.2),
+        "general_drop": (0.2, 0.6),
+        "retain_drop": (0.1, 0.6),
+    }
+    assert plots.tradeoff_data(run).furthest == pytest.approx(2 * 0.2)
+    watched = run.spec.model_copy(update={"constraints": ()})
+    panels = {
+        p.metric: (p.limit, p.top) for p in plots.curves_data(replace(run, spec=watched)).panels
+    }
+    assert panels["retain_utility"] == (0.9, 1.2), "what the guard tolerates is a fall below 1"
 
 
 def test_panels_are_titled_with_unit_and_direction() -> None:

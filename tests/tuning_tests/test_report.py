@@ -277,6 +277,36 @@ def test_run_without_a_feasible_trial_says_what_came_nearest(
     assert "No trial is feasible." in text
 
 
+def test_the_report_says_the_scale_and_the_warnings_and_limits_from_below(
+    build_run: Built, sample_notes: Mapping[str, Any]
+) -> None:
+    scale = "auto is retain_forgetting: the retain set is known by heart"
+    warning = "the retain guard can first act on its limit at probe 4 of 6"
+    run = build_run(
+        changes={"constraints": [{"metric": "retain_utility", "at_least": 0.95}]},
+        notes=dict(sample_notes) | {"scale": scale, "warnings": [warning]},
+    )
+    path = write_report(run)
+    text = path.with_name("report.md").read_text(encoding="utf-8")
+    for shown in (Page(path).text, text.replace("\\", "")):
+        assert f"Scale of damage to retained text: {scale}." in shown
+        assert f"Warning: {warning}." in shown
+        assert "under retain_utility at least 0.95" in shown
+        assert "(at least 0.95)" in shown
+
+
+def test_what_falls_below_its_limit_is_said_so(
+    build_run: Built, trial_script: Callable[..., Any]
+) -> None:
+    run = build_run(
+        scripts=[trial_script(probes=[(2.0, 0.19, 0.12)] * 6)],
+        changes={"constraints": [{"metric": "retain_utility", "at_least": 0.999}]},
+        notes={"ended": "no_feasible"},
+    )
+    utility = run.trials[0].metrics["retain_utility"]
+    assert verdict(run).endswith(f"retain_utility {0.999 - utility:.3f} below its limit.")
+
+
 def test_report_is_replaced_and_no_other_file_is_left(sample_run: Run) -> None:
     write_report(sample_run)
     before = {p.name for p in (sample_run.path / "report").iterdir()}

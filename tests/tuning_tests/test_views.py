@@ -2,6 +2,7 @@
 
 import io
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -29,6 +30,29 @@ def test_the_best_trials_stand_under_labels_of_two_lines(sample_run: Run) -> Non
     assert first.split() == ["forget", "retain", "general", "forget"]
     assert " ".join(second.split()) == "trial state closure step drop drop accuracy parameters"
     assert row.split()[:7] == ["*0", "COMPLETE", "0.900", "5", "0.060", "0.080", "0.440"]
+
+
+def test_what_a_sweep_limits_stands_beside_the_objective_and_fits_80_columns(
+    build_run: Callable[..., Run],
+) -> None:
+    names = ["retain_utility", "retain_accuracy_drop", "general_accuracy_drop", "general_drop"]
+    guard = {"retain": {"metrics": names, "limit": 0.2}}
+    run = build_run(
+        changes={
+            "constraints": [{"metric": "retain_utility", "at_least": 0.95}],
+            "pruning": guard,
+        }
+    )
+    out = io.StringIO()
+    Console(file=out, width=80).print(best_table(run, top=3))
+    lines = out.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[0].split() == ["forget", "retain", "retain", "forget"]
+    assert lines[1].split()[:6] == ["trial", "state", "closure", "step", "utility", "accuracy"]
+    assert "learning_rate=" in lines[2]
+    curves = [line.split()[0] for line in lines_of(trial_text(run, run.trials[0]))]
+    for name in ("forget_closure", "forget_nll", *names):
+        assert name in curves
 
 
 @pytest.mark.parametrize(
