@@ -7,37 +7,52 @@ from __future__ import annotations
 
 import os
 import shutil
+import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy
-from analytic_study import Params, closure, probe, study_in
+from analytic_study import Params, closure, probe
 
 from core.measuring.selection import Probe, StoppedBy
 from core.store.durable import append_line
-from tuning.bridge import Assignment, Dispatcher, reconcile
+from tuning.bridge import SAVED_LAST, Assignment, Dispatcher, reconcile
 from tuning.config import SweepSpec
 from tuning.events import EventLog, Silent
 from tuning.ledger import Ledger
 from tuning.records import LEDGER_FILE
 
+_CONCLUDED = {
+    "recorded": "SELECT trial_id, key, value_json FROM trial_user_attributes WHERE key IN ('params', 'proposed_by', "
+    "'stopped_by', 'reason', 'value', 'feasible', 'step', 'steps', 'metrics', 'violations')",
+    "parameter": "SELECT trial_id, param_name, param_value FROM trial_params",
+    "constraint": "SELECT trial_id, key, value_json FROM trial_system_attributes WHERE key LIKE 'constraints:%'",
+    "intermediate": "SELECT trial_id, step, intermediate_value FROM trial_intermediate_values",
+    "told": "SELECT trial_id, objective, value FROM trial_values",
+}
 _CHANGES = ("INSERT", "UPDATE", "DELETE")
 
 
 def drive(
-    spec: SweepSpec, run_dir: Path, *, at_once: int = 1, up_to: int | None = None
-) -> dict[str, Any] | None:
+    spec: SweepSpec,
+    run_dir: Path,
+    *,
+    at_once: int = 1,
+    up_to: int | None = None,
+    is_shared: bool = True,
+) -> str | None:
     """Bring the run to its budget, as a driver does, from wherever it stands.
 
     Args:
         spec: The sweep.
         run_dir: Its folder.
         at_once: Trials at the same time, which probe in turn.
-        up_to: End when the trial of this number is proposed, and return its parameters.
+        is_shared: Whether what the worker saves is seen by the driver.
+        up_to: End when the trial of this number is proposed, and return its parameters as JSON.
     """
     ledger = Ledger(run_dir, spec, create=not (run_dir / LEDGER_FILE).exists())
     log = EventLog(run_dir / "events.jsonl", Silent())
@@ -50,8 +65,8 @@ def drive(
             if assignment is None:
                 break
             if assignment.number == up_to:
-                return dict(conclusions(run_dir)[up_to]["params"])
-            running.append((assignment.number, work(assignment, spec)))
+                return str(conclusions(run_dir)[up_to]["recorded.params"])
+            running.append((assignment.number, work(assignment, spec, is_shared=is_shared)))
         if not running:
             return None
         number, worker = running.pop(0)
@@ -61,7 +76,7 @@ def drive(
             running.append((number, worker))
 
 
-def work(assignment: Assignment, spec: SweepSpec) -> Iterator[Probe]:
+def work(assignment: Assignment, spec: SweepSpec, *, is_shared: bool) -> Iterator[Probe]:
     """A worker: each probe's line is on disk before the probe is told."""
     params = {
         "optimizer.learning_rate": assignment.trial.optimizer.learning_rate,
@@ -75,6 +90,10 @@ def work(assignment: Assignment, spec: SweepSpec) -> Iterator[Probe]:
             "seconds": made.seconds,
             "stopped_by": made.stopped_by,
         }
+        if is_shared:  # a real worker saves its best probe first
+            saved = assignment.folder / "adapter" / SAVED_LAST[0]
+            saved.parent.mkdir(parents=True, exist_ok=True)
+            saved.touch()
         append_line(assignment.folder / "history.jsonl", line)
         yield made
 
@@ -88,18 +107,13 @@ def analytic_probe(params: Params, step: int, *, is_last: bool) -> Probe:
 
 def conclusions(run_dir: Path) -> list[dict[str, Any]]:
     """What a sweep proposed and concluded, trial by trial; not which attempt it took, or how long."""
-    kept = ("params", "proposed_by", "stopped_by", "reason", "value", "feasible", "step", "steps")
-    return [
-        {key: trial.user_attrs.get(key) for key in (*kept, "metrics", "violations")}
-        | {
-            "state": trial.state.name,
-            "told": trial.values,
-            "intermediate": trial.intermediate_values,
-            "constraints": trial.constraints,
-            "optuna": trial.params,
-        }
-        for trial in study_in(run_dir).trials
-    ]
+    with closing(sqlite3.connect(run_dir / LEDGER_FILE)) as database:
+        trials = database.execute("SELECT trial_id, state FROM trials ORDER BY number").fetchall()
+        shown = {trial_id: {"state": state} for trial_id, state in trials}
+        for name, query in _CONCLUDED.items():
+            for trial_id, key, value in database.execute(query):
+                shown[trial_id][f"{name}.{key}"] = value
+    return list(shown.values())
 
 
 @dataclass

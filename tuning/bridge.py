@@ -8,6 +8,7 @@ crash could lose.
 import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,21 @@ from tuning.trainable import PROBE
 SAVED_LAST = ("adapter_model.safetensors", "config.json")
 """What a saved adapter, or a whole model, has when it is complete."""
 NUMBER = "number"
+
+
+class LostAdapterError(Exception):
+    """A worker committed its best adapter, and it is not there.
+
+    Args:
+        folder: Where it should be.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Say where, and what to look at."""
+        super().__init__(
+            f"its best probe is feasible, but {folder} holds no adapter: the run folder is not the one that the "
+            "worker writes to; put it on storage that all nodes share"
+        )
 
 
 @dataclass
@@ -115,17 +131,25 @@ class Dispatcher:
         )
         if not ended:
             return
-        outcome = conclude_attempt(
-            self._ledger,
-            self._run_dir,
-            number,
-            assignment.attempt,
-            assignment.probes,
-            assignment.trial,
-            assignment.verdict,
-            duration_s=round(time.monotonic() - assignment.began, 1),
-        )
+        try:
+            outcome = conclude_attempt(
+                self._ledger,
+                self._run_dir,
+                number,
+                assignment.attempt,
+                assignment.probes,
+                assignment.trial,
+                assignment.verdict,
+                duration_s=round(time.monotonic() - assignment.began, 1),
+            )
+        except LostAdapterError as err:
+            self._give_up(number, assignment.attempt, str(err))
+            return
         self._log.emit(TrialEnded(number=number, outcome=outcome))
+
+    def _give_up(self, number: int, attempt: int, reason: str) -> None:
+        self._ledger.fail(number, reason)
+        self._log.emit(TrialBroke(number=number, attempt=attempt, reason=reason, is_final=True))
 
     def broke(self, number: int) -> None:
         """An attempt ended with an error: try again, or give up with the reason."""
@@ -174,17 +198,18 @@ def reconcile(spec: SweepSpec, run_dir: Path, ledger: Ledger, log: EventLog) -> 
             seen.append(probe)
             verdict = ledger.report(number, attempt, seen)
             if verdict is not None or probe.stopped_by is not None:
-                outcome = conclude_attempt(
-                    ledger,
-                    run_dir,
-                    number,
-                    attempt,
-                    seen,
-                    trial,
-                    verdict,
-                    duration_s=probe.seconds,
-                )
-                log.emit(TrialEnded(number=number, outcome=outcome, adopted=True))
+                with suppress(LostAdapterError):  # then it runs again
+                    outcome = conclude_attempt(
+                        ledger,
+                        run_dir,
+                        number,
+                        attempt,
+                        seen,
+                        trial,
+                        verdict,
+                        duration_s=probe.seconds,
+                    )
+                    log.emit(TrialEnded(number=number, outcome=outcome, adopted=True))
                 break
 
 
@@ -216,12 +241,18 @@ def conclude_attempt(
     *,
     duration_s: float,
 ) -> Outcome:
-    """Commit ``result.json`` of an ended attempt, then tell the ledger."""
+    """Commit ``result.json`` of an ended attempt, then tell the ledger.
+
+    Raises:
+        LostAdapterError: If the probe that counts is feasible and its adapter is not in the run folder.
+    """
     outcome = conclude(probes, trial.selection, verdict)
     folder = attempt_folder(number, attempt)
     saved = run_dir / folder / "adapter"
     is_saved = any((saved / name).is_file() for name in SAVED_LAST)
-    adapter = f"{folder}/adapter" if is_saved and outcome.feasible else None
+    if outcome.feasible and not is_saved:
+        raise LostAdapterError(saved)
+    adapter = f"{folder}/adapter" if outcome.feasible else None
     record = {
         "number": number,
         "attempt": attempt,

@@ -198,7 +198,7 @@ class SamplerSpec(Section):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Its seed; each trial derives its own from it and its number."""
     n_startup_trials: Annotated[int, Field(ge=1)] = 10
-    """tpe, gp: random trials before the model is fitted."""
+    """tpe, gp: random trials before the model is fitted; nsga2: its population."""
 
 
 class ResourcesSpec(Section):

@@ -129,7 +129,7 @@ def next_proposal(
     """
     number = next((n for n, t in enumerate(trials) if not is_born(t)), len(trials))
     unborn = trials[number] if number < len(trials) else None
-    study = study_in_memory(_as_sampled(t, spec) for t in trials[: number + 1])
+    study = study_in_memory(as_sampled(t, spec) for t in trials[: number + 1])
     noted = {k: v for k, v in (study_notes or {}).items() if k.startswith(_OWN_NOTES)}
     for trial in trials[:number]:
         noted |= trial.system_attrs.get(NOTES, {})
@@ -186,7 +186,7 @@ def _asked(spec: SweepSpec, study: optuna.Study) -> FrozenTrial:
     return copy.deepcopy(study.get_trials(deepcopy=False)[trial.number])
 
 
-def _as_sampled(trial: FrozenTrial, spec: SweepSpec) -> FrozenTrial:
+def as_sampled(trial: FrozenTrial, spec: SweepSpec) -> FrozenTrial:
     """A trial in the form that the sweep's sampler reads."""
     seen = copy.copy(trial)
     seen.user_attrs = {}

@@ -11,7 +11,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from core.errors import UserError, first_line
 from core.store.durable import commit_text
 
-_QUESTION = ".shared"
+QUESTION = ".shared"
+"""Beginning of the names of the files that are exchanged."""
+
 _TIMEOUT_S = 60.0
 
 
@@ -25,14 +27,14 @@ def refuse_unshared(run_dir: Path) -> None:
         UserError: With the node's address and what it found.
     """
     token = secrets.token_hex(16)
-    question = run_dir.resolve() / _QUESTION
+    question = run_dir.resolve() / QUESTION
     commit_text(question, token)
     answers: list[Path] = []
     try:
         for node in ray.nodes():
             if not node["Alive"] or not node["Resources"].get("CPU"):
                 continue
-            answer = question.with_name(f"{_QUESTION}-{node['NodeID'][:12]}")
+            answer = question.with_name(f"{QUESTION}-{node['NodeID'][:12]}")
             answers.append(answer)
             problem = _asked(node["NodeID"], question, answer, token)
             if problem is not None:

@@ -41,7 +41,7 @@ from tuning.ledger import Ledger
 from tuning.ranking import by_probes
 from tuning.resources import Cluster, concurrent_trials
 from tuning.run import Run, load_run
-from tuning.shared_folder import refuse_unshared
+from tuning.shared_folder import QUESTION, refuse_unshared
 from tuning.space import bind, corner_proposals
 from tuning.trainable import UnlearningTrial, placement, start_rank
 from tuning.validate import late_guard
@@ -51,6 +51,8 @@ _OBJECT_STORE_BYTES = 100 * 2**20
 _KNOCK_TIMEOUT_S = 5.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _BEFORE_LEDGER = {records.LOCK_FILE, records.SPEC_FILE}
+_HALVES = (*(f".{name}." for name in (records.SPEC_FILE, records.LEDGER_FILE)), QUESTION)
+"""How the names begin that a kill leaves of files that were being committed, or asked for on other nodes."""
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error
@@ -184,7 +186,7 @@ def refuse_existing(spec: SweepSpec, run_dir: Path) -> None:
     """
     if not run_dir.exists():
         return
-    found = {p.name for p in run_dir.iterdir() if not p.name.startswith(".")}  # half-written ones
+    found = {p.name for p in run_dir.iterdir() if not p.name.startswith(_HALVES)}
     if found <= _BEFORE_LEDGER and not records.is_driven(run_dir):
         return  # its driver was killed before anything was tried
     message = f"{run_dir} exists already; go on with `unlearn-tune resume {run_dir}`, or give another --name"
@@ -233,7 +235,10 @@ def _drive(
     log = EventLog(run_dir / "events.jsonl", watcher)
     began, before = time.monotonic(), ledger.driver_facts()
     target = before.target or spec.budget.trials
-    target = min(target, ledger.n_points() or target)  # a grid may have fewer points
+    points = ledger.n_points()
+    if points is not None and points < target:
+        target, wanted = points, target
+        log.emit(Warned(text=exhausted(points, wanted)))
     ledger.set_note("concurrent", concurrent)
     ledger.set_note("target", target)
     ledger.set_note("ended", None)
@@ -251,6 +256,14 @@ def _drive(
     finally:
         elapsed_s = (before.elapsed_s or 0.0) + time.monotonic() - began
         ledger.set_note("elapsed_s", round(elapsed_s, 1))
+
+
+def exhausted(points: int, wanted: int) -> str:
+    """What is said when a space has fewer points than trials are wanted."""
+    return (
+        f"the sweep ends after {points} trials, not {wanted}: then every configuration of its space was tried once; "
+        "to repeat them, search `seed`, too"
+    )
 
 
 def _ending(run: Run) -> records.Ending:

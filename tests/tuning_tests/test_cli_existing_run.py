@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from analytic_study import spec_of
 from command_line import Command, changed, is_refused, write
 
 from core.errors import UserError
 from core.store.durable import commit_yaml
-from tuning.records import LOCK_FILE, SPEC_FILE
+from tuning.records import LEDGER_FILE, LOCK_FILE, SPEC_FILE
 from tuning.run import Run
-from tuning.sweep import refuse_other_contents
+from tuning.sweep import exhausted, refuse_existing, refuse_other_contents
 
 
 def specification(run: Run) -> dict[str, Any]:
@@ -52,6 +53,19 @@ def test_a_folder_that_is_no_run_is_not_overwritten(
     kept.write_text("mine", encoding="utf-8")
     is_refused(tune("sweep", file), "runs/tiny exists already")
     assert kept.read_text(encoding="utf-8") == "mine"
+
+
+def test_halves_that_a_kill_left_are_no_run(tmp_path: Path) -> None:
+    for name in (LOCK_FILE, SPEC_FILE, f".{SPEC_FILE}.0f", f".{LEDGER_FILE}.1e"):
+        (tmp_path / name).touch()
+    refuse_existing(spec_of(), tmp_path)
+    (tmp_path / ".mine").touch()
+    with pytest.raises(UserError, match="exists already"):
+        refuse_existing(spec_of(), tmp_path)
+
+
+def test_a_space_that_ends_before_the_budget_says_so() -> None:
+    assert "ends after 27 trials, not 40" in exhausted(27, 40)
 
 
 def test_resume_refuses_a_changed_file(tune: Command, sample_run: Run) -> None:

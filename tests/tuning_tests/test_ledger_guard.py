@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from analytic_study import outcome_of, probe, run_trial, spec_of, study_in
 
+from tuning.config import RankingName
 from tuning.ledger import Ledger
 
 
@@ -51,12 +53,13 @@ def test_a_second_attempt_is_not_judged_by_the_first_ones_probes(tmp_path: Path)
     assert ledger.report(number, second, series) is not None
 
 
-@pytest.mark.parametrize("ranking", ["none", "median"])
+@pytest.mark.parametrize("ranking", get_args(RankingName))
 def test_a_replay_after_a_crash_gives_the_verdicts_that_were_given_before_it(
     tmp_path: Path, ranking: str
 ) -> None:
     pruning = {"retain": {"limit": 0.1, "hard_limit": 0.5, "patience": 2, "grace_steps": 0}}
-    spec = spec_of(pruning=pruning | {"ranking": ranking, "startup_trials": 0, "warmup_steps": 0})
+    ranked = {"startup_trials": 0, "warmup_steps": 0, "reduction_factor": 2}
+    spec = spec_of(pruning=pruning | {"ranking": ranking} | ranked)
     ledger = Ledger(tmp_path, spec, create=True)
     run_trial(ledger, spec, value=lambda _: 0.65)
     number, _ = ledger.ask()
@@ -96,6 +99,61 @@ def test_without_a_guard_nothing_is_stopped(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path, spec_of(pruning={"retain": None}), create=True)
     number, _ = ledger.ask()
     assert ledger.report(number, ledger.begin_attempt(number), [probe(1, 0.1, 9.0)]) is None
+
+
+@pytest.mark.parametrize("ranking", get_args(RankingName))
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_trial_that_made_all_its_steps_is_not_stopped_by_a_comparison(
+    tmp_path: Path, ranking: str, steps: int
+) -> None:
+    pruning = {"retain": None, "ranking": ranking, "warmup_steps": steps}
+    spec = spec_of(pruning=pruning, budget={"trials": 6, "max_steps": steps})
+    ledger = Ledger(tmp_path, spec, create=True)
+    values = iter([0.9, 0.5, 0.8, 0.4, 0.7, 0.6])
+    for _ in range(6):
+        reached = next(values)
+        run_trial(ledger, spec, lambda _, reached=reached: reached)  # type: ignore[misc]
+    ended = [t for t in study_in(tmp_path).trials if max(t.intermediate_values) == steps]
+    assert len(ended) >= 5
+    assert {t.state.name for t in ended} == {"COMPLETE"}
+
+
+@pytest.mark.parametrize("ranking", ["successive_halving", "hyperband"])
+def test_a_second_attempt_completes_its_rungs_anew(tmp_path: Path, ranking: str) -> None:
+    """Of two trials that are compared at step 1, a worse one is stopped there, also in its second attempt."""
+    pruning = {"retain": None, "ranking": ranking, "warmup_steps": 1, "reduction_factor": 2}
+    spec = spec_of(pruning=pruning, budget={"trials": 12, "max_steps": 2})
+    ledger = Ledger(tmp_path, spec, create=True)
+    for _ in range(6):
+        run_trial(ledger, spec, lambda _: 0.8)
+    verdicts = []
+    for _ in range(3):  # of hyperband's two brackets, one compares at step 1
+        number, _ = ledger.ask()
+        first, second = (
+            ledger.report(number, ledger.begin_attempt(number), [probe(1, 0.1)]) for _ in range(2)
+        )
+        assert first == second
+        verdicts.append(first)
+    stopped = [v for v in verdicts if v is not None]
+    assert stopped and {v.stopped_by for v in stopped} == {"ranking_pruner"}
+
+
+def test_a_verdict_is_recorded_before_it_is_acted_upon(tmp_path: Path) -> None:
+    """What was decided stands, although the trials that it was compared with have changed since."""
+    pruning = {"retain": None, "ranking": "median", "startup_trials": 1, "warmup_steps": 0}
+    spec = spec_of(pruning=pruning)
+    ledger = Ledger(tmp_path, spec, create=True)
+    run_trial(ledger, spec, lambda _: 0.3)
+    number, _ = ledger.ask()
+    attempt, series = ledger.begin_attempt(number), [probe(1, 0.2)]
+    assert ledger.report(number, attempt, series) is None
+    run_trial(ledger, spec, lambda _: 0.9)
+    run_trial(ledger, spec, lambda _: 0.9)
+    assert Ledger(tmp_path, spec, create=False).report(number, attempt, series) is None
+    second = ledger.begin_attempt(number)
+    verdict = ledger.report(number, second, series)
+    assert verdict is not None and verdict.stopped_by == "ranking_pruner"
+    assert Ledger(tmp_path, spec, create=False).report(number, second, series) == verdict
 
 
 def test_the_median_pruner_stops_what_ranks_behind(tmp_path: Path) -> None:
