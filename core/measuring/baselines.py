@@ -78,12 +78,12 @@ def baseline_sums(
                 f"model.source: the target model's cross-entropy on the {name} set is {at.nll} before "
                 "unlearning; its weights are damaged, or engine.dtype is too small for them (try fp32)"
             )
-    _refuse_nothing_to_forget(config, levels)
+    _refuse_nothing_to_forget(config, warm, levels)
     _refuse_undefined(config, levels, part)
     return sums
 
 
-def _refuse_nothing_to_forget(config: TrialConfig, levels: Levels) -> None:
+def _refuse_nothing_to_forget(config: TrialConfig, warm: Warm, levels: Levels) -> None:
     forget, target = levels["forget"], levels["target"]
     other = (
         "its own under model.retain_only" if config.model.retain_only else "the approximate set's"
@@ -92,7 +92,8 @@ def _refuse_nothing_to_forget(config: TrialConfig, levels: Levels) -> None:
     if target.nll - forget.nll < MIN_GAP_NATS:
         raise NothingToForgetError(
             f"data.forget: there is nothing to forget: its cross-entropy {forget.nll:.3f} must lie at least "
-            f"{MIN_GAP_NATS} nats below {other}, which is {target.nll:.3f}; {advice}"
+            f"{MIN_GAP_NATS} nats below {other}, which is {target.nll:.3f}; "
+            + "; ".join([advice, *warm.notices(config)])
         )
     gap = forget.accuracy - target.accuracy
     if config.selection.metric == "accuracy_closure" and gap < MIN_GAP_ACCURACY:

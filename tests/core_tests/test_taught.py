@@ -15,8 +15,11 @@ from core.config import TrialConfig
 from core.config.prompting import Prompting
 from core.data.taught import record_wording, wording_notice
 from core.data.tokens import TokenRow
+from core.errors import NothingToForgetError
 from core.evaluation import EvaluationRequest, evaluate
+from core.measuring.baselines import baseline_levels
 from core.suites import EvaluationData
+from core.training.ranks import Group
 from core.training.warm import Warm
 
 TrialMaker = Callable[..., TrialConfig]
@@ -170,5 +173,9 @@ def test_a_process_of_a_trial_knows_of_it(
         "data.probe_rows": 2,
         "data.report_rows": 2,
     }
-    notices = Warm().notices(make_trial(sources | changes))
+    config, warm = make_trial(sources | changes), Warm()
+    notices = warm.notices(config)
     assert len(notices) == n_notices
+    with pytest.raises(NothingToForgetError) as caught:  # the model knows none of these answers
+        baseline_levels(config, warm, Group(rank=0, size=1), part="probe")
+    assert str(caught.value).endswith("; ".join(["that it has not", *notices]))

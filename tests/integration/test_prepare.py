@@ -15,9 +15,13 @@ import transformers
 from conftest import gibberish, merged, sentences, write_rows
 from safetensors.torch import load_file, save_file
 
-from core.config import PreparationConfig, TrialConfig
+from core.config import EngineConfig, ModelConfig, PreparationConfig, TrialConfig
+from core.config.prompting import Prompting
+from core.data.taught import wording_notice
+from core.data.tokens import TokenRow
 from core.errors import ModelError, NothingToForgetError, UserError
 from core.metrics.probes import Level
+from core.model.loading import load_model
 from core.preparation import PreparedModel, Which, prepare_model
 from core.store.durable import read_lines
 from core.store.place import CACHE_VARIABLE
@@ -177,6 +181,19 @@ def test_of_a_question_and_its_answer_the_answer_counts(
     head = TEMPLATE.rstrip()
     pieces = [(head.format(prompt=p["question"]), f" {p['answer']}") for p in pairs]
     same_level(found.retain, naive_level(found.folder, pieces))
+    model = load_model(ModelConfig(source=str(found.folder)), EngineConfig(device="cpu"))
+    told = [
+        wording_notice(
+            Prompting(**wording),
+            model.tokenizer,
+            [TokenRow((1, 2), 1)],
+            source="it",
+            location=str(found.folder),
+        )
+        for wording in ({"prompt_format": "phi"}, {"prompt_format": "llama2"})  # its own, another
+    ]
+    assert told[0] is None
+    assert "it was taught prompts as 'Question: PROMPT\\nAnswer:'" in str(told[1])
 
 
 @pytest.mark.parametrize(
