@@ -69,7 +69,7 @@ WRONG = [
     pytest.param("trainign.epochs", 3, ["trainign: unknown key; did you mean 'training'?"], id="section"),
     pytest.param("training.epoch", 3, ["training.epoch: unknown key; did you mean 'epochs'?"], id="key"),
     pytest.param(
-        "data.approximate", {"source": "x.jsonl"}, ["data.approximate: unknown key; known keys: forget, retain"],
+        "data.approximate", {"source": "x.jsonl"}, ["data.approximate: unknown key; known keys: prompt_format, plain_template, system_prompt, forget, retain"],
         id="role",
     ),
     pytest.param("training.epochs", 0, ["training.epochs: ", "greater than or equal to 1, got 0"], id="epochs"),
@@ -278,5 +278,5 @@ def test_the_shipped_sweep_takes_prepared_models_by_set(
 def test_the_shipped_sweep_writes_prompts_as_its_preparation_does() -> None:
     sweep, preparation = (yaml.safe_load(p.read_text("utf-8")) for p in (AUTHORS, EXAMPLE))
     assert sweep["model"] == preparation["model"]
-    for key in ("forget", "retain", "prompt_format", "plain_template"):
+    for key in ("forget", "retain", "prompt_format", "plain_template", "system_prompt"):
         assert sweep["data"][key] == preparation["data"][key]
