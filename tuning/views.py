@@ -100,8 +100,7 @@ def best_table(run: Run, *, top: int) -> Group:
     limited = run.spec.trial_selection().limited_metrics[:_LIMITED_COLUMNS]
     beside = (*limited, "forget_accuracy")
     shown = ranked(run.trials)[:top]
-    ends = ["95 %"] if any(t.value_interval for t in shown) else []  # runs without any have none
-    for name in (heading(metric), *ends, "step", *map(heading, beside)):
+    for name in (heading(metric), "step", *map(heading, beside)):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("parameters", overflow="fold")
     for trial in shown:
@@ -116,8 +115,7 @@ def best_table(run: Run, *, top: int) -> Group:
         table.add_row(
             f"{mark}{trial.number}",
             trial.state,
-            decimals(trial.value),
-            *[between(trial.value_interval, metric) for _ in ends],
+            f"{decimals(trial.value)}\n{between(trial.value_interval, metric)}".rstrip(),
             str(trial.step),
             *(decimals(m.get(k)) for k in beside),
             parameters(trial.params),
@@ -125,7 +123,7 @@ def best_table(run: Run, *, top: int) -> Group:
     base = run.facts.baseline
     legend = (
         "* on the Pareto front of objective and largest constraint excess   ~ ties with the best   "
-        "! breaks a constraint   ^ breaks one on the reporting split"
+        "! breaks a constraint   ^ breaks one on the reporting split   a to b: 95 % interval"
     )
     target = (
         f"untouched model: forget accuracy {base['forget_accuracy']:.3f}, target "

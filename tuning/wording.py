@@ -56,8 +56,9 @@ def between(ends: tuple[float, float] | None, metric: str) -> str:
     """``0.81 to 1.00``, the ends of an interval of a metric; empty where there is none."""
     if ends is None:
         return ""
-    is_signed = metric_facts(metric).is_difference
-    return " to ".join(f"{end:+.2f}" if is_signed else f"{end:.2f}" for end in ends)
+    form = "+.2f" if metric_facts(metric).is_difference else ".2f"
+    shown = (format(end, form) for end in ends)
+    return " to ".join(text[1:] if text in ("-0.00", "+0.00") else text for text in shown)
 
 
 def with_interval(value: Any, ends: tuple[float, float] | None, metric: str) -> str:

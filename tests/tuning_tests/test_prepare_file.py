@@ -69,7 +69,12 @@ WRONG = [
     pytest.param("trainign.epochs", 3, ["trainign: unknown key; did you mean 'training'?"], id="section"),
     pytest.param("training.epoch", 3, ["training.epoch: unknown key; did you mean 'epochs'?"], id="key"),
     pytest.param(
-        "data.approximate", {"source": "x.jsonl"}, ["data.approximate: unknown key; known keys: prompt_format, plain_template, system_prompt, forget, retain"],
+        "data.approximate",
+        {"source": "x.jsonl"},
+        [
+            "data.approximate: unknown key; known keys: prompt_format, plain_template, system_prompt, "
+            "forget, retain"
+        ],
         id="role",
     ),
     pytest.param("training.epochs", 0, ["training.epochs: ", "greater than or equal to 1, got 0"], id="epochs"),

@@ -327,3 +327,34 @@ def test_report_needs_neither_ray_nor_torch_nor_optuna() -> None:
 
 def test_markdown_shows_signs_as_they_are() -> None:
     assert markdown("a|b <i> *c*\nd_e") == r"a\|b &lt;i&gt; \*c\* d_e"
+
+
+def test_intervals_ties_and_broken_constraints_stand_in_both_pages(
+    build_run: Built, trial_script: Any
+) -> None:
+    probes = [(2.9, 0.02, 0.02), (2.8, 0.05, 0.05)]
+    run = build_run(
+        scripts=[trial_script(probes=[p], half_width=0.1) for p in probes],
+        changes={"budget": {"trials": 2, "max_steps": 1}},
+        notes={
+            "report:0": {"retain_drop": 0.02, "general_drop": 0.143},
+            "report:1": {"retain_drop": 0.04, "general_drop": 0.06},
+        },
+    )
+    page = write_report(run)
+    text = page.with_name("report.md").read_text(encoding="utf-8")
+    for shown in (text.replace("\\~", "~"), Page(page).text):
+        assert (
+            "Trial 1 is the best of 2 finished trials: forget_closure 0.900 (0.80 to 1.00)" in shown
+        )
+        assert "Trial 0 ties with it: the 95 % intervals overlap" in shown
+        assert "general_drop +0.143 (limit 0.1)" in shown
+        assert "95 % intervals by resampling rows" in shown
+    assert "| 0 \\~ ^ |" in text
+    assert "| retain_drop | +0.050 (-0.05 to +0.15) | +0.040 | 0.1 |" in text
+
+
+def test_a_run_without_intervals_does_not_speak_of_them(sample_run: Run) -> None:
+    text = write_report(sample_run).with_name("report.md").read_text(encoding="utf-8")
+    assert "intervals by resampling" not in text
+    assert "tie with it" not in text

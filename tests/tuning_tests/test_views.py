@@ -72,6 +72,30 @@ def test_the_objective_stands_under_its_label(
     assert heading[1] in second
 
 
+def test_the_table_marks_ties_and_finalists_that_break_a_constraint(
+    build_run: Callable[..., Run], trial_script: Any
+) -> None:
+    probes = [(2.9, 0.02, 0.02), (2.8, 0.05, 0.05), (1.6, 0.0, 0.0)]
+    run = build_run(
+        scripts=[trial_script(probes=[p], half_width=0.1) for p in probes],
+        changes={"budget": {"trials": 3, "max_steps": 1}},
+        notes={
+            "report:0": {"retain_drop": 0.02, "general_drop": 0.143},
+            "report:1": {"retain_drop": 0.04, "general_drop": 0.06},
+        },
+    )
+    text = "\n".join(lines_of(best_table(run, top=3)))
+    assert [line.split()[0] for line in text.splitlines() if "COMPLETE" in line] == [
+        "*1",
+        "~^0",
+        "*2",
+    ]
+    assert "0.80 to 1.00" in text
+    assert "^ breaks one on the reporting split" in text
+    shown = "\n".join(lines_of(trial_text(run, run.trials[1])))
+    assert "retain_drop = 0.0500 (-0.05 to +0.15)   reporting split 0.0400" in shown
+
+
 def test_time_left_stands_in_the_status_of_a_running_sweep(sample_run: Run) -> None:
     run = replace(sample_run, is_driven=True)
     assert status_text(run).endswith("left: about 9 s")  # 11.4 s each, 1.5 trials, two at a time

@@ -5,9 +5,11 @@ import math
 import pytest
 
 from tuning.wording import (
+    between,
     decimals,
     duration,
     heading,
+    listed,
     measured,
     number,
     parameter,
@@ -15,6 +17,7 @@ from tuning.wording import (
     percent,
     score,
     signed,
+    with_interval,
 )
 
 
@@ -31,6 +34,26 @@ from tuning.wording import (
 )
 def test_numbers_are_short(value: float | None, shown: str) -> None:
     assert number(value) == shown
+
+
+def test_ends_of_an_interval_have_two_decimals_and_those_of_a_drop_their_sign() -> None:
+    assert between((0.8123, 1.0), "forget_closure") == "0.81 to 1.00"
+    assert between((-0.093, 0.004), "retain_drop") == "-0.09 to 0.00"
+    assert between((-0.001, 0.129), "retain_drop") == "0.00 to +0.13"
+    assert between(None, "retain_drop") == ""
+
+
+def test_a_metric_stands_with_its_interval_where_it_has_one() -> None:
+    assert with_interval(0.91, (0.8, 0.99), "forget_closure") == "0.910 (0.80 to 0.99)"
+    assert with_interval(0.1, (-0.03, 0.23), "retain_drop") == "+0.100 (-0.03 to +0.23)"
+    assert with_interval(0.91, None, "forget_closure") == "0.910"
+
+
+@pytest.mark.parametrize(
+    ("numbers", "words"), [([3], "3"), ([3, 5], "3 and 5"), ([0, 2, 7], "0, 2 and 7"), ([], "")]
+)
+def test_numbers_are_listed(numbers: list[int], words: str) -> None:
+    assert listed(numbers) == words
 
 
 def test_drops_carry_their_sign() -> None:
