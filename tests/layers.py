@@ -46,6 +46,7 @@ CORE: Layers = {
     "training": (
         "core/training/attaching.py",
         "core/training/initialisation.py",
+        "core/training/memory.py",
         "core/training/needs.py",
         "core/training/steps.py",
     ),
@@ -57,7 +58,12 @@ CORE: Layers = {
         "core/measuring/probing.py",
     ),
     "suites": ("core/suites/*.py",),
-    "whole tasks": ("core/evaluation.py", "core/preparation.py", "core/worker.py"),
+    "whole tasks": (
+        "core/estimate.py",
+        "core/evaluation.py",
+        "core/preparation.py",
+        "core/worker.py",
+    ),
     "launch": ("core/launch.py",),
 }
 
