@@ -75,7 +75,7 @@ TUNING: Layers = {
         "tuning/space.py",
         "tuning/strict_yaml.py",
     ),
-    "machines": ("tuning/cluster.py", "tuning/resources.py"),
+    "machines": ("tuning/cluster.py", "tuning/machine.py", "tuning/resources.py"),
     "judgement": ("tuning/objective.py", "tuning/pruning.py", "tuning/samplers.py"),
     "wording": ("tuning/time_left.py", "tuning/wording.py"),
     "records": (
@@ -98,6 +98,7 @@ TUNING: Layers = {
         "tuning/train.py",
         "tuning/validate.py",
     ),
+    "failures": ("tuning/failures.py",),
     "trial on Ray": ("tuning/trainable.py",),
     "bridge": ("tuning/bridge.py",),
     "sweep": ("tuning/sweep.py",),

@@ -10,9 +10,17 @@ from rich.console import Console
 from rich.table import Table
 
 from core.errors import ModelError
-from core.model.packaged import cached_folder
 from tuning.config import SweepSpec
-from tuning.resources import Cluster, concurrent_trials, estimate, free_disk_gib, largest_rank
+from tuning.resources import (
+    Cluster,
+    Estimate,
+    estimate,
+    free_disk_gib,
+    is_model_here,
+    largest_rank,
+    rank_needs,
+    with_gpus,
+)
 from tuning.samplers import make_sampler, propose
 from tuning.space import describe
 from tuning.wording import duration, parameters
@@ -26,11 +34,11 @@ _FLOPS_PER_GPU = 1e14
 def show_dry_run(spec: SweepSpec, run_dir: Path, *, as_json: bool) -> None:
     """Print what the sweep would do; nothing is started or written."""
     here = Cluster.this_machine()
-    concurrent = concurrent_trials(spec.resources, here)
     samples = sample_proposals(spec)
-    shape = model_shape(spec)
-    seconds = None if shape is None else seconds_per_step(spec, shape["parameters"])
-    needs = estimate(spec, here, shape=shape, seconds_per_step=seconds)
+    shape, memory = model_shape(spec), rank_needs(spec)
+    sweep = with_gpus(spec, here, memory)
+    seconds = None if shape is None else seconds_per_step(sweep, shape["parameters"])
+    needs = estimate(sweep, here, shape=shape, needs=memory, seconds_per_step=seconds)
     if as_json:
         record = {
             "run": str(run_dir),
@@ -44,7 +52,8 @@ def show_dry_run(spec: SweepSpec, run_dir: Path, *, as_json: bool) -> None:
     console = Console()
     console.print(
         f"sweep {spec.name} -> {run_dir}: {spec.budget.trials} trials of at most "
-        f"{spec.budget.max_steps} steps, {concurrent} at a time, sampler {spec.sampler.name}"
+        f"{spec.budget.max_steps} steps, {needs.concurrent} at a time "
+        f"({needs.because}), sampler {spec.sampler.name}"
     )
     table = Table(box=None, pad_edge=False)
     for name in ("searched field", "range", "why"):
@@ -78,8 +87,7 @@ def model_shape(spec: SweepSpec) -> dict[str, int] | None:
     from core.config import ModelConfig
     from core.model.loading import model_shape as shape_of
 
-    kind, _, name = str(spec.model.get("source")).partition(":")
-    if kind == "package" and cached_folder(name) is None:
+    if not is_model_here(spec):
         return None  # a dry run downloads nothing
     try:
         return shape_of(ModelConfig.model_validate(spec.model))
@@ -96,20 +104,33 @@ def seconds_per_step(spec: SweepSpec, n_parameters: int) -> float:
     )
     flops = 2 * n_parameters * tokens * (2 * plan_rows + probe_rows / spec.budget.probe_every)
     ranks = spec.resources.ranks_per_trial
-    if spec.resources.gpus_per_rank:
-        return flops / (_FLOPS_PER_GPU * spec.resources.gpus_per_rank * ranks)
+    if spec.resources.n_gpus:
+        return flops / (_FLOPS_PER_GPU * spec.resources.n_gpus * ranks)
     return flops / (_FLOPS_PER_CORE * spec.resources.cpus_per_rank * ranks)
 
 
-def _needs_lines(spec: SweepSpec, run_dir: Path, needs: Any) -> list[str]:
-    if needs.memory_gib is None:
+def _needs_lines(spec: SweepSpec, run_dir: Path, needs: Estimate) -> list[str]:
+    if needs.parameters is None or needs.disk_gib is None or needs.time_s is None:
         return ["memory, disk and time: not known before the model is on this machine"]
     low, high = needs.time_s
     is_full = spec.adapter.get("kind") == "full"
     trained = "all trained" if is_full else f"adapter of rank {largest_rank(spec)}"
     return [
-        f"model: {needs.parameters / 1e6:.0f} M weights; {trained}: {needs.adapter_parameters / 1e6:.1f} M",
-        f"memory: about {needs.memory_gib:.1f} GiB for {needs.concurrent} trials at a time and the driver",
+        f"model: {needs.parameters / 1e6:.0f} M weights; {trained}: "
+        f"{(needs.adapter_parameters or 0) / 1e6:.1f} M",
+        *_memory_lines(needs),
         f"disk: about {needs.disk_gib:.1f} GiB (free: {free_disk_gib(run_dir):.0f} GiB)",
         f"time: very roughly {duration(low)} to {duration(high)} after preparation",
+    ]
+
+
+def _memory_lines(needs: Estimate) -> list[str]:
+    if needs.rank_gib is None or needs.rank_gpu_gib is None:
+        return ["memory: not known before model and data can be read on this machine"]
+    rows = "its longest rows" if needs.rows_are_known else "rows of max_tokens"
+    place = f"computes on {needs.gpus_per_rank:g} GPUs" if needs.gpus_per_rank else "on the CPU"
+    return [
+        f"a rank: about {needs.rank_gib:.2f} GiB of the machine's memory ({place}); on a GPU it needs about "
+        f"{needs.rank_gpu_gib:.2f} GiB there; for {rows}",
+        f"memory: about {needs.memory_gib:.1f} GiB for {needs.concurrent} trials at a time and the driver",
     ]
