@@ -54,6 +54,7 @@ CORE: Layers = {
     "training": (
         "core/training/attaching.py",
         "core/training/initialisation.py",
+        "core/training/memory.py",
         "core/training/needs.py",
         "core/training/steps.py",
     ),
@@ -65,7 +66,12 @@ CORE: Layers = {
         "core/measuring/probing.py",
     ),
     "suites": ("core/suites/*.py",),
-    "whole tasks": ("core/evaluation.py", "core/preparation.py", "core/worker.py"),
+    "whole tasks": (
+        "core/estimate.py",
+        "core/evaluation.py",
+        "core/preparation.py",
+        "core/worker.py",
+    ),
     "launch": ("core/launch.py",),
 }
 
@@ -78,7 +84,7 @@ TUNING: Layers = {
         "tuning/space.py",
         "tuning/strict_yaml.py",
     ),
-    "machines": ("tuning/cluster.py", "tuning/resources.py"),
+    "machines": ("tuning/cluster.py", "tuning/machine.py", "tuning/resources.py"),
     "judgement": (
         "tuning/objective.py",
         "tuning/proposals.py",
@@ -107,6 +113,7 @@ TUNING: Layers = {
         "tuning/train.py",
         "tuning/validate.py",
     ),
+    "failures": ("tuning/failures.py",),
     "trial on Ray": ("tuning/shared_folder.py", "tuning/trainable.py"),
     "bridge": ("tuning/bridge.py",),
     "sweep": ("tuning/sweep.py",),

@@ -5,7 +5,6 @@ ones); its scheduler reports each probe to the ledger and obeys the pruner. Neit
 crash could lose.
 """
 
-import json
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,7 +22,16 @@ from core.errors import ConfigError
 from core.measuring.selection import GuardVerdict, Probe
 from core.store.durable import commit_json, commit_yaml, finite, read_lines
 from tuning.config import Choice, SweepSpec
-from tuning.events import EventLog, TrialBegan, TrialBroke, TrialEnded, TrialProbed
+from tuning.events import EventLog, TrialBegan, TrialBroke, TrialEnded, TrialProbed, Warned
+from tuning.failures import (
+    FAILURE_FILE,
+    Failure,
+    choose_remedy,
+    halved,
+    read_failure,
+    record_remedy,
+    remedies,
+)
 from tuning.ledger import Ledger
 from tuning.objective import Outcome, conclude
 from tuning.records import attempt_folder
@@ -67,14 +75,36 @@ class Dispatcher:
     """Decides what runs next and what a finished trial is told. One for a driver's life."""
 
     def __init__(
-        self, spec: SweepSpec, run_dir: Path, ledger: Ledger, log: EventLog, *, target: int
+        self,
+        spec: SweepSpec,
+        run_dir: Path,
+        ledger: Ledger,
+        log: EventLog,
+        *,
+        target: int,
+        concurrent: int = 1,
+        needs: str = "",
     ) -> None:
-        """Plan to bring ``ledger`` to ``target`` trials; interrupted trials come first."""
+        """Plan to bring ``ledger`` to ``target`` trials; interrupted trials come first.
+
+        Args:
+            spec: The sweep.
+            run_dir: Its folder.
+            ledger: Its study.
+            log: Where events go.
+            target: Trials of the whole sweep.
+            concurrent: Trials at the same time, until memory is not enough for them.
+            needs: What a rank was estimated to need, for messages about memory.
+        """
         self._spec, self._run_dir, self._ledger, self._log = spec, run_dir, ledger, log
         points = ledger.n_points()
         self._target = target if points is None else min(target, points)
         self._waiting = [(number, params) for number, params, _ in ledger.running()]
         self._assigned: dict[int, Assignment] = {}
+        done = remedies(run_dir.glob("trials/*/attempt-*"))
+        self._at_a_time = max(1, concurrent - ("concurrency" in done))
+        self._halves_batches = "micro_batch" in done
+        self._needs = needs
         self.is_interrupted = False
 
     def __getstate__(self) -> dict[str, Any]:
@@ -83,7 +113,7 @@ class Dispatcher:
 
     def next(self) -> Assignment | None:
         """What to run next, or ``None`` if nothing is left to begin now."""
-        while not self.is_interrupted:
+        while not self.is_interrupted and len(self._assigned) < self._at_a_time:
             if self._waiting:
                 number, params = self._waiting.pop(0)
             elif self._ledger.n_begun() < self._target:
@@ -156,10 +186,16 @@ class Dispatcher:
         assignment = self._assigned.pop(number, None)
         if assignment is None or self.is_interrupted:
             return
-        reason, is_user_error = _failure(assignment.folder)
-        n_failed = len(list(assignment.folder.parent.glob("attempt-*/failure.json")))
-        is_final = is_user_error or n_failed >= self._spec.budget.max_attempts
-        if is_final:
+        failure = read_failure(assignment.folder)
+        reason, is_final = failure.reason, failure.is_user_error
+        earlier = _earlier_failures(assignment)
+        if failure.exhausted is not None and not is_final:
+            is_final, reason = (
+                not self._makes_room(assignment, failure, earlier),
+                self._explained(failure),
+            )
+        if is_final or len(earlier) + 1 >= self._spec.budget.max_attempts:
+            is_final = True
             self._ledger.fail(number, reason)
         else:
             params = {n: p for n, p, _ in self._ledger.running()}[number]
@@ -168,11 +204,32 @@ class Dispatcher:
             TrialBroke(number=number, attempt=assignment.attempt, reason=reason, is_final=is_final)
         )
 
+    def _explained(self, failure: Failure) -> str:
+        return f"{failure.reason} ({self._needs})" if self._needs else failure.reason
+
+    def _makes_room(self, assignment: Assignment, failure: Failure, earlier: list[Failure]) -> bool:
+        """Take less memory from now on, and say so; ``False`` if this trial cannot take less."""
+        before = sum(other.exhausted is not None for other in earlier)
+        remedy = choose_remedy(failure, assignment.trial, concurrent=self._at_a_time, before=before)
+        if remedy is None:
+            return False
+        record_remedy(assignment.folder, remedy)
+        if remedy == "concurrency":
+            self._at_a_time = max(1, self._at_a_time - 1)
+            instead = f"{self._at_a_time} trials at a time from now on"
+        else:
+            self._halves_batches = True
+            instead = "half as many rows in a forward pass from now on, gradients added up over twice as many"
+        self._log.emit(Warned(text=f"trial {assignment.number} ran out of memory: {instead}"))
+        return True
+
     def _begin(self, number: int, params: dict[str, Choice], trial: TrialConfig) -> Assignment:
         attempt = self._ledger.begin_attempt(number)
         folder = (
             self._run_dir / attempt_folder(number, attempt)
         ).resolve()  # Tune changes directories
+        if self._halves_batches:
+            trial = halved(trial) or trial
         commit_yaml(folder / "trial.yaml", trial.model_dump(mode="json"))
         assignment = Assignment(number=number, attempt=attempt, trial=trial, folder=folder)
         self._assigned[number] = assignment
@@ -338,10 +395,11 @@ class InterruptStopper(Stopper):
         return self._is_asked()
 
 
-def _failure(folder: Path) -> tuple[str, bool]:
-    path = folder / "failure.json"
-    if not path.is_file():
-        message = "its process died without a word (killed, or out of memory)"
-        commit_json(path, {"kind": "Died", "message": message, "is_user_error": False})
-    failure = json.loads(path.read_text(encoding="utf-8"))
-    return f"{failure['kind']}: {failure['message']}", bool(failure["is_user_error"])
+def _earlier_failures(assignment: Assignment) -> list[Failure]:
+    """Failures of the trial's attempts before this one."""
+    folders = sorted(assignment.folder.parent.glob("attempt-*"))
+    return [
+        read_failure(folder)
+        for folder in folders
+        if folder != assignment.folder and (folder / FAILURE_FILE).is_file()
+    ]

@@ -1,11 +1,12 @@
 """The sections of a sweep file: what is fixed, what is searched, for how long, and on what."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from difflib import unified_diff
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    BeforeValidator,
     Field,
     StringConstraints,
     field_validator,
@@ -201,26 +202,50 @@ class SamplerSpec(Section):
     """tpe, gp: random trials before the model is fitted; nsga2: its population."""
 
 
+def _auto_or(rule: str, fits: Callable[[float], bool]) -> BeforeValidator:
+    """A check of a field that is a number or ``auto``: one problem, at the field itself."""
+
+    def check(value: object) -> object:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if value != "auto" and not (is_number and fits(value)):  # type: ignore[arg-type]
+            raise ValueError(f"must be auto or {rule}")
+        return value
+
+    return BeforeValidator(check)
+
+
 class ResourcesSpec(Section):
     """What a trial occupies."""
 
     ranks_per_trial: Positive = 1
     """Processes of a trial."""
-    gpus_per_rank: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """GPUs of each; a fraction lets several trials share one."""
+    gpus_per_rank: Annotated[
+        float | Literal["auto"], _auto_or("a number from 0 to 1", lambda n: 0 <= n <= 1)
+    ] = "auto"
+    """GPUs of each; a fraction lets several trials share one. ``auto``: the share that the estimate needs, 0 without
+    a GPU; recorded resolved."""
     cpus_per_rank: Positive = 1
     """CPU cores, and threads, of each."""
-    max_concurrent: Positive | Literal["auto"] = "auto"
-    """Trials at the same time; ``auto``: as many as fit."""
+    max_concurrent: Annotated[
+        int | Literal["auto"],
+        _auto_or("a whole number from 1 on", lambda n: n >= 1 and n == int(n)),
+    ] = "auto"
+    """Trials at the same time; ``auto``: as many as fit into cores, GPUs and memory."""
 
     @model_validator(mode="after")
-    def _one_rank_on_a_gpu(self) -> Self:
-        if self.ranks_per_trial > 1 and 0.0 < self.gpus_per_rank < 1.0:
+    def _ranks_do_not_share_a_gpu(self) -> Self:
+        if self.ranks_per_trial > 1 and 0 < self.n_gpus <= 0.5:
             raise ValueError(
-                "gpus_per_rank: NCCL takes one rank of a trial on a GPU, so several ranks need a whole GPU each "
-                f"(1) or none (0), got {self.gpus_per_rank:g} with ranks_per_trial={self.ranks_per_trial}"
+                "gpus_per_rank: no two ranks of a trial may share a GPU (NCCL refuses that), got "
+                f"gpus_per_rank={self.n_gpus:g} with ranks_per_trial={self.ranks_per_trial}; give 1, 0 for the "
+                "CPU, or one rank"
             )
         return self
+
+    @property
+    def n_gpus(self) -> float:
+        """GPUs of each rank; 0 while ``auto`` is not resolved."""
+        return 0.0 if self.gpus_per_rank == "auto" else self.gpus_per_rank
 
 
 class SweepSpec(Section):

@@ -11,6 +11,7 @@ from typing import Literal
 
 from core.model.packaged import PACKAGED_MODELS, cached_folder
 from core.store.place import CACHE_VARIABLE, cache_root
+from tuning.machine import free_memory_gib
 from tuning.resources import Cluster, free_disk_gib
 
 _FAMILY = {
@@ -82,12 +83,15 @@ def _compiler() -> Check:
 
 def _devices() -> Check:
     here = Cluster.this_machine()
-    return Check("devices", "ok", f"{here.cpus:g} CPU cores, {here.gpus:g} GPUs")
+    found = f"{here.cpus:g} CPU cores, {here.gpus:g} GPUs"
+    if here.gpu_memory_gib is not None:
+        found += f" of {here.gpu_memory_gib:.0f} GiB"
+    return Check("devices", "ok", found)
 
 
 def _memory() -> Check:
-    gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    found = f"{gib:.1f} GiB"
+    gib = free_memory_gib()
+    found = f"{gib:.1f} GiB free"
     if gib < _NEEDED_MEMORY_GIB:
         return Check("memory", "warn", found, f"the demo needs about {_NEEDED_MEMORY_GIB:g} GiB")
     return Check("memory", "ok", found)

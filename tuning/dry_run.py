@@ -12,12 +12,20 @@ from core.config import DataConfig, ModelConfig, SourceConfig
 from core.data.benchmarks import NAMED
 from core.data.counts import Counts
 from core.errors import ModelError
-from core.model.packaged import cached_folder
 from tuning.config import SweepSpec
 from tuning.data_words import count_lines, data_warnings
 from tuning.foresight import foresee
 from tuning.proposals import next_proposal, starting_points
-from tuning.resources import Cluster, concurrent_trials, estimate, free_disk_gib, largest_rank
+from tuning.resources import (
+    Cluster,
+    Estimate,
+    estimate,
+    free_disk_gib,
+    is_model_here,
+    largest_rank,
+    rank_needs,
+    with_gpus,
+)
 from tuning.space import describe
 from tuning.wording import duration, parameters
 
@@ -34,11 +42,11 @@ def show_dry_run(spec: SweepSpec, run_dir: Path, *, as_json: bool) -> None:
         DataError: If the data is on this machine and cannot be read or split.
     """
     here = Cluster.this_machine()
-    concurrent = concurrent_trials(spec.resources, here)
     samples = sample_proposals(spec)
-    shape = model_shape(spec)
-    seconds = None if shape is None else seconds_per_step(spec, shape["parameters"])
-    needs = estimate(spec, here, shape=shape, seconds_per_step=seconds)
+    shape, memory = model_shape(spec), rank_needs(spec)
+    sweep = with_gpus(spec, here, memory)
+    seconds = None if shape is None else seconds_per_step(sweep, shape["parameters"])
+    needs = estimate(sweep, here, shape=shape, needs=memory, seconds_per_step=seconds)
     counts = data_counts(spec, shape)
     limits = foresee(
         spec, n_parameters=None if shape is None else shape["parameters"], counts=counts
@@ -58,7 +66,8 @@ def show_dry_run(spec: SweepSpec, run_dir: Path, *, as_json: bool) -> None:
     console = Console()
     console.print(
         f"sweep {spec.name} -> {run_dir}: {spec.budget.trials} trials of at most "
-        f"{spec.budget.max_steps} steps, {concurrent} at a time, sampler {spec.sampler.name}"
+        f"{spec.budget.max_steps} steps, {needs.concurrent} at a time "
+        f"({needs.because}), sampler {spec.sampler.name}"
     )
     table = Table(box=None, pad_edge=False)
     for name in ("searched field", "range", "why"):
@@ -90,8 +99,8 @@ def model_shape(spec: SweepSpec) -> dict[str, int] | None:
     """Size of the sweep's model, from its configuration alone; ``None`` if that is not on this machine."""
     from core.model.loading import model_shape as shape_of
 
-    if not _is_here(spec):
-        return None
+    if not is_model_here(spec):
+        return None  # a dry run downloads nothing
     try:
         return shape_of(ModelConfig.model_validate(spec.model))
     except ModelError:
@@ -108,7 +117,7 @@ def data_counts(spec: SweepSpec, shape: dict[str, int] | None) -> dict[str, Coun
     from core.model.loading import local_tokenizer
 
     data = DataConfig.model_validate(spec.data)
-    if not _is_here(spec) or any(
+    if not is_model_here(spec) or any(
         source.mirror is None and _is_of_hub(source)
         for _, source in data
         if isinstance(source, SourceConfig)
@@ -120,12 +129,6 @@ def data_counts(spec: SweepSpec, shape: dict[str, int] | None) -> dict[str, Coun
         return None
     vocabulary = None if shape is None else shape["vocabulary"]
     return split_data(data, tokenizer, vocabulary=vocabulary).counts
-
-
-def _is_here(spec: SweepSpec) -> bool:
-    """Whether the model can be read without converting a package: a dry run downloads nothing."""
-    kind, _, name = str(spec.model.get("source")).partition(":")
-    return kind != "package" or cached_folder(name) is not None
 
 
 def _is_of_hub(source: SourceConfig) -> bool:
@@ -145,8 +148,8 @@ def seconds_per_step(spec: SweepSpec, n_parameters: int) -> float:
     )
     flops = 2 * n_parameters * tokens * (2 * plan_rows + probe_rows / spec.budget.probe_every)
     ranks = spec.resources.ranks_per_trial
-    if spec.resources.gpus_per_rank:
-        return flops / (_FLOPS_PER_GPU * spec.resources.gpus_per_rank * ranks)
+    if spec.resources.n_gpus:
+        return flops / (_FLOPS_PER_GPU * spec.resources.n_gpus * ranks)
     return flops / (_FLOPS_PER_CORE * spec.resources.cpus_per_rank * ranks)
 
 
@@ -157,15 +160,28 @@ def _data_lines(counts: dict[str, Counts] | None) -> list[str]:
     return lines + [f"warning: {text}" for text in data_warnings(counts)]
 
 
-def _needs_lines(spec: SweepSpec, run_dir: Path, needs: Any) -> list[str]:
-    if needs.memory_gib is None:
+def _needs_lines(spec: SweepSpec, run_dir: Path, needs: Estimate) -> list[str]:
+    if needs.parameters is None or needs.disk_gib is None or needs.time_s is None:
         return ["memory, disk and time: not known before the model is on this machine"]
     low, high = needs.time_s
     is_full = spec.adapter.get("kind") == "full"
     trained = "all trained" if is_full else f"adapter of rank {largest_rank(spec)}"
     return [
-        f"model: {needs.parameters / 1e6:.0f} M weights; {trained}: {needs.adapter_parameters / 1e6:.1f} M",
-        f"memory: about {needs.memory_gib:.1f} GiB for {needs.concurrent} trials at a time and the driver",
+        f"model: {needs.parameters / 1e6:.0f} M weights; {trained}: "
+        f"{(needs.adapter_parameters or 0) / 1e6:.1f} M",
+        *_memory_lines(needs),
         f"disk: about {needs.disk_gib:.1f} GiB (free: {free_disk_gib(run_dir):.0f} GiB)",
         f"time: very roughly {duration(low)} to {duration(high)} after preparation",
+    ]
+
+
+def _memory_lines(needs: Estimate) -> list[str]:
+    if needs.rank_gib is None or needs.rank_gpu_gib is None:
+        return ["memory: not known before model and data can be read on this machine"]
+    rows = "its longest rows" if needs.rows_are_known else "rows of max_tokens"
+    place = f"computes on {needs.gpus_per_rank:g} GPUs" if needs.gpus_per_rank else "on the CPU"
+    return [
+        f"a rank: about {needs.rank_gib:.2f} GiB of the machine's memory ({place}); on a GPU it needs about "
+        f"{needs.rank_gpu_gib:.2f} GiB there; for {rows}",
+        f"memory: about {needs.memory_gib:.1f} GiB for {needs.concurrent} trials at a time and the driver",
     ]

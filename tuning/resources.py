@@ -1,79 +1,237 @@
 """How many trials fit at once, and what a sweep will need: time, memory, disk."""
 
-import os
+import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import psutil
+import yaml
 
+from core.config import TrialConfig
 from core.errors import UserError
 from tuning.config import ResourcesSpec, SweepSpec
+from tuning.machine import free_cpus, free_memory_gib, visible_gpus
+from tuning.space import bind, corner_proposals
 
 RANK_MEMORY_GIB = 3.0
-"""Memory that ``max_concurrent: auto`` counts for a rank on this machine; the demo's ranks take 2.8."""
+"""Memory that is counted for a rank whose model or data are not on this machine."""
+DRIVER_GIB = 1.5
+"""Memory of the driver and of Ray itself."""
+GPU_SPARE = 1.1
+"""What a share of a GPU is larger than the estimate."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """What is there to run on.
+    """What there is to run on.
 
     Attributes:
         cpus: CPU cores over all nodes.
         gpus: GPUs over all nodes.
         memory_gib: Memory that is free; ``None`` where that is not known (a cluster).
+        gpu_memory_gib: Memory of the smallest GPU; ``None`` where that is not known.
+        called: What it is called in messages.
     """
 
     cpus: float
     gpus: float
     memory_gib: float | None = None
+    gpu_memory_gib: float | None = None
+    called: str = "this machine"
 
     @classmethod
-    def this_machine(cls) -> "Cluster":
-        """Cores that this process may use, and GPUs that the driver lists."""
+    def this_machine(cls, root: Path = Path("/")) -> "Cluster":
+        """Cores and memory within this container's limits, and the GPUs that the environment shows."""
+        gpus = visible_gpus()
+        memories = [gpu.memory_gib for gpu in gpus]
+        known = [m for m in memories if m is not None]
         return cls(
-            cpus=len(os.sched_getaffinity(0)),
-            gpus=len(list(Path("/dev").glob("nvidia[0-9]*"))),
-            memory_gib=psutil.virtual_memory().available / 2**30,
+            cpus=max(1.0, free_cpus(root)),
+            gpus=len(gpus),
+            memory_gib=free_memory_gib(root),
+            gpu_memory_gib=min(known) if known and len(known) == len(memories) else None,
         )
 
     @classmethod
-    def from_ray(cls, resources: Mapping[str, float]) -> "Cluster":
+    def from_ray(
+        cls, resources: Mapping[str, float], *, called: str = "the cluster as it is"
+    ) -> "Cluster":
         """From Ray's cluster resources."""
-        return cls(cpus=resources.get("CPU", 0.0), gpus=resources.get("GPU", 0.0))
+        return cls(cpus=resources.get("CPU", 0.0), gpus=resources.get("GPU", 0.0), called=called)
 
 
-def concurrent_trials(resources: ResourcesSpec, cluster: Cluster, *, may_grow: bool = False) -> int:
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What a rank of the largest trial needs, GiB.
+
+    Attributes:
+        on_cpu: Of the machine's memory, if it computes on the CPU.
+        on_gpu: Of a GPU's memory, if it computes there.
+        beside_gpu: Of the machine's memory, if it computes on a GPU.
+        is_bound: The rows are not known, and each is taken to be as long as it may be.
+    """
+
+    on_cpu: float
+    on_gpu: float
+    beside_gpu: float
+    is_bound: bool
+
+    def of_machine(self, resources: ResourcesSpec) -> float:
+        """Memory of the machine for one rank."""
+        return self.beside_gpu if resources.n_gpus else self.on_cpu
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitting:
+    """How many trials run at the same time, and what says so."""
+
+    trials: int
+    because: str
+
+
+def largest_trials(spec: SweepSpec) -> list[TrialConfig]:
+    """One trial for each combination of losses, batch and place of the adapter, with its largest rank."""
+    found: dict[Any, TrialConfig] = {}
+    for proposal in corner_proposals(spec):
+        trial = bind(spec, proposal, where="sweep")
+        adapter, method = trial.adapter, trial.method
+        losses = (method.forget_loss, method.retain_loss, method.retain_source)
+        place = (adapter.kind, adapter.targets, adapter.layers, method.adapter_init == "lora")
+        key = (losses, place, trial.batch)
+        if key not in found or found[key].adapter.rank < adapter.rank:
+            found[key] = trial
+    return list(found.values())
+
+
+def rank_needs(spec: SweepSpec) -> Needs | None:
+    """What a rank of the sweep's largest trial needs; ``None`` where model or data cannot be looked at.
+
+    Loads torch. What is wrong with model or data is said when they are read.
+    """
+    from core.estimate import rank_memory
+
+    if not is_model_here(spec):
+        return None
+    try:
+        memories = [rank_memory(trial) for trial in largest_trials(spec)]
+    except UserError:
+        return None
+    gib = 2**30
+    return Needs(
+        on_cpu=max(m.on_cpu for m in memories) / gib,
+        on_gpu=max(m.on_gpu for m in memories) / gib,
+        beside_gpu=max(m.beside_gpu for m in memories) / gib,
+        is_bound=any(m.is_bound for m in memories),
+    )
+
+
+def is_model_here(spec: SweepSpec) -> bool:
+    """Whether a packaged model was converted before: looking at it downloads nothing."""
+    from core.model.packaged import cached_folder
+
+    kind, _, name = str(spec.model.get("source")).partition(":")
+    return kind != "package" or cached_folder(name) is not None
+
+
+def with_gpus(spec: SweepSpec, cluster: Cluster, needs: Needs | None) -> SweepSpec:
+    """The sweep with ``resources.gpus_per_rank: auto`` resolved.
+
+    0 without a GPU, or where ``engine.device`` is ``cpu``. Else the share of a GPU that the estimate needs, in
+    hundredths and at most 1; a whole one where a trial has several ranks, of which no two may share a GPU, or
+    where the estimate or the GPU's memory is not known.
+    """
+    resources = spec.resources
+    if resources.gpus_per_rank != "auto":
+        return spec
+    share = 1.0
+    if cluster.gpus == 0 or spec.engine.get("device") == "cpu":
+        share = 0.0
+    elif resources.ranks_per_trial == 1 and needs is not None and cluster.gpu_memory_gib:
+        whole = GPU_SPARE * needs.on_gpu / cluster.gpu_memory_gib
+        share = min(1.0, math.ceil(round(100 * whole, 6)) / 100)
+    changed = resources.model_copy(update={"gpus_per_rank": share})
+    return spec.model_copy(update={"resources": changed})
+
+
+def concurrent_trials(
+    resources: ResourcesSpec,
+    cluster: Cluster,
+    needs: Needs | None = None,
+    *,
+    may_grow: bool = False,
+) -> Fitting:
     """Trials at the same time: what is asked for, or as many as fit.
 
     Args:
-        resources: What a trial occupies.
-        cluster: What is there.
+        resources: What a trial occupies, with ``gpus_per_rank`` resolved.
+        cluster: What there is, or what an autoscaling cluster may become.
+        needs: What a rank needs of memory; a rank is counted with 3 GiB if absent.
         may_grow: An autoscaling cluster may add nodes, so that nothing is refused.
 
     Raises:
         UserError: If not even one trial fits.
     """
-    cpus = resources.ranks_per_trial * resources.cpus_per_rank
-    gpus = resources.ranks_per_trial * resources.gpus_per_rank
-    fitting = int(cluster.cpus // cpus)
+    ranks = resources.ranks_per_trial
+    cpus, gpus = ranks * resources.cpus_per_rank, ranks * resources.n_gpus
+    fits = [
+        Fitting(
+            trials=int(cluster.cpus // cpus), because=f"{cluster.cpus:g} cores of {cluster.called}"
+        )
+    ]
     if gpus:
-        fitting = min(fitting, int(cluster.gpus / gpus + 1e-9))
-    if fitting < 1 and not may_grow:
+        because = f"{cluster.gpus:g} GPUs of {cluster.called}, {resources.n_gpus:g} for a rank"
+        fits.append(Fitting(trials=int(cluster.gpus / gpus + 1e-9), because=because))
+    fitting = min(fits, key=lambda fit: fit.trials)
+    if fitting.trials < 1 and not may_grow:
         raise UserError(
             f"resources: a trial needs {cpus} CPUs and {gpus:g} GPUs "
-            f"({resources.ranks_per_trial} ranks x {resources.cpus_per_rank} CPUs, {resources.gpus_per_rank:g} "
+            f"({ranks} ranks x {resources.cpus_per_rank} CPUs, {resources.n_gpus:g} "
             f"GPUs), but only {cluster.cpus:g} CPUs and {cluster.gpus:g} GPUs are there; lower "
             "resources.ranks_per_trial, cpus_per_rank or gpus_per_rank"
         )
-    if resources.max_concurrent == "auto":
-        if cluster.memory_gib is not None:
-            fitting = min(
-                fitting, int(cluster.memory_gib / (resources.ranks_per_trial * RANK_MEMORY_GIB))
-            )
-        return max(1, fitting)
-    return resources.max_concurrent if may_grow else min(resources.max_concurrent, max(1, fitting))
+    asked = resources.max_concurrent
+    if asked != "auto":
+        largest = asked if may_grow else min(asked, max(1, fitting.trials))
+        because = "resources.max_concurrent" if largest == asked else fitting.because
+        return Fitting(trials=largest, because=because)
+    if cluster.memory_gib is not None:
+        gib = RANK_MEMORY_GIB if needs is None else needs.of_machine(resources)
+        free = cluster.memory_gib - DRIVER_GIB
+        because = f"{cluster.memory_gib:.1f} GiB of free memory, {gib:.1f} for a rank"
+        in_memory = Fitting(trials=int(free / (ranks * gib)), because=because)
+        fitting = min(fitting, in_memory, key=lambda fit: fit.trials)
+    return Fitting(trials=max(1, fitting.trials), because=fitting.because)
+
+
+def largest_of(config: Mapping[str, Any]) -> dict[str, float]:
+    """Most CPUs and GPUs that an autoscaling cluster of a cluster file may have.
+
+    Each resource on its own: ``max_workers`` of the file, spread over the node types that have most of it.
+    """
+    types: Mapping[str, Any] = config.get("available_node_types") or {}
+    head = config.get("head_node_type")
+    most = {}
+    for name in ("CPU", "GPU"):
+        total = float(((types.get(str(head)) or {}).get("resources") or {}).get(name, 0))
+        left = int(config.get("max_workers", 0))
+        offers = ((float((t.get("resources") or {}).get(name, 0)), t, n) for n, t in types.items())
+        for amount, node_type, type_name in sorted(offers, key=lambda offer: -offer[0]):
+            if type_name == head:
+                continue
+            nodes = min(left, int(node_type.get("max_workers", left)))
+            total, left = total + nodes * amount, left - nodes
+        most[name] = total
+    return most
+
+
+def read_largest(path: Path) -> dict[str, float] | None:
+    """:func:`largest_of` the file that Ray leaves on a head that it started; ``None`` if there is none."""
+    if not path.is_file():
+        return None
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return largest_of(config) if isinstance(config, dict) else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,19 +240,29 @@ class Estimate:
 
     Attributes:
         concurrent: Trials at the same time.
+        because: What says so.
+        gpus_per_rank: GPUs of a rank, resolved.
         parameters: Weights of the model; ``None`` if they cannot be told without loading it.
         adapter_parameters: Trained weights: of the largest adapter, or all.
-        memory_gib: Memory of all trials at the same time, weights and optimiser and logits.
+        rank_gib: Memory of the machine for one rank of the largest trial.
+        rank_gpu_gib: Memory of a GPU for the same rank, if it computes there.
+        rows_are_known: The largest passes are those of the trial's own rows.
+        memory_gib: Memory of all trials at the same time, and the driver.
         disk_gib: Adapters of all trials and the shared artifacts.
         time_s: Seconds if no trial is stopped early, and if half of the steps are saved.
     """
 
     concurrent: int
-    parameters: int | None
-    adapter_parameters: int | None
-    memory_gib: float | None
-    disk_gib: float | None
-    time_s: tuple[float, float] | None
+    because: str
+    gpus_per_rank: float
+    parameters: int | None = None
+    adapter_parameters: int | None = None
+    rank_gib: float | None = None
+    rank_gpu_gib: float | None = None
+    rows_are_known: bool = False
+    memory_gib: float | None = None
+    disk_gib: float | None = None
+    time_s: tuple[float, float] | None = None
 
 
 def free_disk_gib(path: Path) -> float:
@@ -110,49 +278,44 @@ def estimate(
     cluster: Cluster,
     *,
     shape: Mapping[str, int] | None,
+    needs: Needs | None,
     seconds_per_step: float | None,
 ) -> Estimate:
     """Estimate a sweep.
 
     Args:
-        spec: The sweep.
+        spec: The sweep, with ``resources.gpus_per_rank`` resolved.
         cluster: What it runs on.
         shape: ``parameters``, ``vocabulary``, ``linear_in_plus_out`` (summed over target layers) of the
             model, where it is known.
+        needs: What a rank needs of memory, where that is known.
         seconds_per_step: Of one optimiser step with its probe, where it is known.
     """
-    concurrent = concurrent_trials(spec.resources, cluster)
-    memory = disk = None
-    adapter = None
+    fitting = concurrent_trials(spec.resources, cluster, needs)
+    known: dict[str, Any] = {}
     if shape is not None:
         rank = largest_rank(spec)
         is_full = spec.adapter.get("kind") == "full"
         adapter = shape["parameters"] if is_full else rank * shape["linear_in_plus_out"]
-        batch = spec.batch.get("micro_batch_size") or spec.batch.get("global_batch_size") or 8
-        tokens = 2 * batch * max(s.get("max_tokens", 256) for s in _sources(spec))
-        logits = (
-            4 * tokens * shape["vocabulary"] * 4
-        )  # float32, softmax and gradient beside the logits
         frozen = 2 if spec.engine.get("dtype") == "bf16" else 4
-        ranks = spec.resources.ranks_per_trial
-        process = 0.7 * 2**30  # interpreter with torch, deepspeed and transformers
-        trial = ranks * (shape["parameters"] * frozen + logits + process) + 18 * adapter
-        memory = (concurrent * trial + 1.5 * 2**30) / 2**30
-        saved = (
-            frozen if is_full else 8
-        )  # bytes of a trained weight: the model's own, or twice the rank
+        # bytes of a trained weight: the model's own, or twice the rank
+        saved = frozen if is_full else 8
         disk = (spec.budget.trials * saved * adapter + 12 * shape["parameters"]) / 2**30
-    time_s = None
+        known |= {"parameters": shape["parameters"], "adapter_parameters": adapter}
+        known["disk_gib"] = disk
+    if needs is not None:
+        gib = needs.of_machine(spec.resources)
+        known |= {"rank_gib": gib, "rank_gpu_gib": needs.on_gpu}
+        known["rows_are_known"] = not needs.is_bound
+        known["memory_gib"] = DRIVER_GIB + fitting.trials * spec.resources.ranks_per_trial * gib
     if seconds_per_step is not None:
-        whole = seconds_per_step * spec.budget.max_steps * spec.budget.trials / concurrent
-        time_s = (0.5 * whole, whole)
+        whole = seconds_per_step * spec.budget.max_steps * spec.budget.trials / fitting.trials
+        known["time_s"] = (0.5 * whole, whole)
     return Estimate(
-        concurrent=concurrent,
-        parameters=None if shape is None else shape["parameters"],
-        adapter_parameters=adapter,
-        memory_gib=memory,
-        disk_gib=disk,
-        time_s=time_s,
+        concurrent=fitting.trials,
+        because=fitting.because,
+        gpus_per_rank=spec.resources.n_gpus,
+        **known,
     )
 
 
@@ -165,7 +328,3 @@ def largest_rank(spec: SweepSpec) -> int:
         return max(int(c) for c in dimension.categorical)
     assert dimension.int_range is not None  # rank is a whole number
     return dimension.int_range.high
-
-
-def _sources(spec: SweepSpec) -> list[Mapping[str, int]]:
-    return [v for v in spec.data.values() if isinstance(v, dict)]

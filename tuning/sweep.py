@@ -39,7 +39,14 @@ from tuning.data_words import data_warnings
 from tuning.events import EventLog, Prepared, Reporting, Silent, Warned, Watcher
 from tuning.ledger import Ledger
 from tuning.ranking import by_probes
-from tuning.resources import Cluster, concurrent_trials
+from tuning.resources import (
+    Cluster,
+    Needs,
+    concurrent_trials,
+    rank_needs,
+    read_largest,
+    with_gpus,
+)
 from tuning.run import Run, load_run
 from tuning.shared_folder import QUESTION, refuse_unshared
 from tuning.space import bind, corner_proposals
@@ -49,6 +56,10 @@ from tuning.validate import late_guard
 _PACKAGES = ("unlearn-tune", "torch", "ray", "optuna", "deepspeed", "peft", "transformers")
 _OBJECT_STORE_BYTES = 100 * 2**20
 _KNOCK_TIMEOUT_S = 5.0
+_CLUSTER_FILE = Path("~/ray_bootstrap_config.yaml").expanduser()
+"""Where ``ray up`` leaves the cluster file on the head."""
+_A_GLANCE = 0.01
+"""Share of a GPU that a look at it takes."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _BEFORE_LEDGER = {records.LOCK_FILE, records.SPEC_FILE}
 _HALVES = (*(f".{name}." for name in (records.SPEC_FILE, records.LEDGER_FILE)), QUESTION)
@@ -93,14 +104,15 @@ def run_sweep(
     run_dir.mkdir(parents=True, exist_ok=True)
     with _signals() as signals, _lock(run_dir):
         try:
-            with _ray(spec, launch) as concurrent:
+            with _ray(spec, launch) as plan:
                 signals.install()  # Ray put its own in their place
+                plan.tell(watcher)
                 refuse_unshared(run_dir)
-                spec, facts = _prepare(spec, watcher)
+                spec, facts = _prepare(plan.spec, watcher)
                 commit_yaml(run_dir / records.SPEC_FILE, {"sweep": spec.plain(), **asdict(facts)})
                 ledger = Ledger(run_dir, spec, create=True)
                 with _driver_log(run_dir):
-                    _drive(spec, run_dir, ledger, concurrent, watcher, signals)
+                    _drive(spec, run_dir, ledger, plan, watcher, signals)
         finally:
             if not (run_dir / records.LEDGER_FILE).exists():
                 shutil.rmtree(run_dir)  # ended before anything was tried: the name stays free
@@ -137,8 +149,9 @@ def resume_sweep(
         raise UserError(
             f"--trials: the run already has {begun} trials, got {trials}; give a larger number"
         )
-    with _signals() as signals, _lock(run_dir), _ray(run.spec, launch) as concurrent:
+    with _signals() as signals, _lock(run_dir), _ray(run.spec, launch) as plan:
         signals.install()  # Ray put its own in their place
+        plan.tell(watcher)
         refuse_unshared(run_dir)
         ledger = Ledger(run_dir, run.spec, create=False)
         _, facts = _prepare(run.spec, watcher)
@@ -150,7 +163,7 @@ def resume_sweep(
         if trials is not None:
             ledger.set_note("target", trials)
         with _driver_log(run_dir):
-            _drive(run.spec, run_dir, ledger, concurrent, watcher, signals)
+            _drive(run.spec, run_dir, ledger, plan, watcher, signals)
     return load_run(run_dir)
 
 
@@ -227,7 +240,7 @@ def _drive(
     spec: SweepSpec,
     run_dir: Path,
     ledger: Ledger,
-    concurrent: int,
+    plan: "_Plan",
     watcher: Watcher,
     signals: "_Signals",
 ) -> None:
@@ -239,16 +252,24 @@ def _drive(
     if points is not None and points < target:
         target, wanted = points, target
         log.emit(Warned(text=exhausted(points, wanted)))
-    ledger.set_note("concurrent", concurrent)
+    ledger.set_note("concurrent", plan.concurrent)
     ledger.set_note("target", target)
     ledger.set_note("ended", None)
     ledger.set_note("session_began", time.time())
     try:
         reconcile(spec, run_dir, ledger, log)
-        dispatcher = Dispatcher(spec, run_dir, ledger, log, target=target)
+        dispatcher = Dispatcher(
+            spec,
+            run_dir,
+            ledger,
+            log,
+            target=target,
+            concurrent=plan.concurrent,
+            needs=plan.needs_in_words,
+        )
         if not dispatcher.is_done:
             with signals.handed_to(dispatcher):
-                _execute(spec, dispatcher, concurrent)
+                _execute(spec, dispatcher, plan.concurrent)
             signals.raise_received()
         _report_finalists(spec, run_dir, ledger, log)
         run = load_run(run_dir)
@@ -407,9 +428,40 @@ def _on_a_rank(spec: SweepSpec, function: Any, argument: Any) -> Any:
         ray.kill(rank)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """What a sweep runs on.
+
+    Attributes:
+        spec: The sweep, with ``resources.gpus_per_rank`` resolved.
+        concurrent: Trials at the same time.
+        because: What says so.
+        needs: What a rank needs of memory, where that is known.
+    """
+
+    spec: SweepSpec
+    concurrent: int
+    because: str
+    needs: Needs | None
+
+    @property
+    def needs_in_words(self) -> str:
+        """What a rank needs, for messages; empty where that is not known."""
+        if self.needs is None:
+            return ""
+        machine = f"{self.needs.of_machine(self.spec.resources):.2f} GiB of the machine's memory"
+        gpu = f" and {self.needs.on_gpu:.2f} GiB of a GPU" if self.spec.resources.n_gpus else ""
+        return f"a rank of the largest trial is estimated to need {machine}{gpu}"
+
+    def tell(self, watcher: Watcher) -> None:
+        """Say what was chosen, where the machine and not the file said so."""
+        if self.concurrent < self.spec.budget.trials and self.because != "resources.max_concurrent":
+            watcher.show(Warned(text=f"{self.concurrent} trials at a time: {self.because}"))
+
+
 @contextmanager
-def _ray(spec: SweepSpec, launch: Launch) -> Iterator[int]:
-    """A Ray to run on, and the number of trials at the same time.
+def _ray(spec: SweepSpec, launch: Launch) -> Iterator[_Plan]:
+    """A Ray to run on, and what runs on it.
 
     Raises:
         UserError: If the cluster does not answer, or not even one trial fits.
@@ -419,13 +471,14 @@ def _ray(spec: SweepSpec, launch: Launch) -> Iterator[int]:
     os.environ["TUNE_FORCE_TRIAL_CLEANUP_S"] = "60"
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    is_far = launch.address is not None
     if launch.address is None:
-        here = Cluster.this_machine()
-        fitting = concurrent_trials(spec.resources, here)  # refuses before Ray starts
+        cluster = Cluster.this_machine()
+        concurrent_trials(with_gpus(spec, cluster, None).resources, cluster)  # refuses before Ray
         ray.init(
             address="local",
-            num_cpus=int(here.cpus),
-            num_gpus=int(here.gpus),
+            num_cpus=int(cluster.cpus),
+            num_gpus=int(cluster.gpus),
             include_dashboard=False,
             object_store_memory=_OBJECT_STORE_BYTES,
             **common,
@@ -439,13 +492,56 @@ def _ray(spec: SweepSpec, launch: Launch) -> Iterator[int]:
                 f"--address {launch.address}: the cluster does not answer: {first_line(err)}; check the address, "
                 "that `ray status` works there, and that the authentication token is the cluster's"
             ) from err
-        fitting = concurrent_trials(
-            spec.resources, Cluster.from_ray(ray.cluster_resources()), may_grow=True
-        )
+        cluster = _largest_cluster()
     try:
-        yield min(fitting, spec.budget.trials)
+        needs, gpu_memory_gib = _looked_at(spec, cluster, is_far=is_far)
+        if cluster.gpu_memory_gib is None:
+            cluster = replace(cluster, gpu_memory_gib=gpu_memory_gib)
+        spec = with_gpus(spec, cluster, needs)
+        fitting = concurrent_trials(spec.resources, cluster, needs, may_grow=is_far)
+        concurrent = min(fitting.trials, spec.budget.trials)
+        yield _Plan(spec=spec, concurrent=concurrent, because=fitting.because, needs=needs)
     finally:
         ray.shutdown()
+
+
+def _largest_cluster() -> Cluster:
+    """The cluster at its largest: as its autoscaler or its file says, else as it is."""
+    from ray._private.state import state
+
+    now = ray.cluster_resources()
+    most: Mapping[str, float] | None = state.get_max_resources_from_cluster_config()
+    called = "the cluster at its largest, by Ray's autoscaler"
+    if not most:
+        most = read_largest(_CLUSTER_FILE)
+        called = f"the cluster at its largest, by {_CLUSTER_FILE}"
+    if not most:
+        return Cluster.from_ray(now)
+    largest = {n: max(float(most.get(n, 0)), now.get(n, 0.0)) for n in ("CPU", "GPU")}
+    return Cluster.from_ray(largest, called=called)
+
+
+def _looked_at(
+    spec: SweepSpec, cluster: Cluster, *, is_far: bool
+) -> tuple[Needs | None, float | None]:
+    """What a rank needs, and the memory of a GPU, from a process that ends afterwards: torch stays out of this one.
+
+    It is looked for only where ``auto`` has to be resolved.
+    """
+    resources = spec.resources
+    if resources.max_concurrent != "auto" and resources.gpus_per_rank != "auto":
+        return None, None
+    on_gpu_node = is_far and cluster.gpus > 0 and spec.engine.get("device") != "cpu"
+    task = ray.remote(_look).options(
+        num_cpus=1, num_gpus=_A_GLANCE if on_gpu_node else 0, max_calls=1
+    )
+    found: tuple[Needs | None, float | None] = ray.get(task.remote(spec))
+    return found
+
+
+def _look(spec: SweepSpec) -> tuple[Needs | None, float | None]:
+    """Runs where ranks run."""
+    return rank_needs(spec), Cluster.this_machine().gpu_memory_gib
 
 
 def _knock(address: str) -> None:

@@ -16,6 +16,8 @@ from core.errors import UserError, first_line
 from core.measuring.selection import Probe
 from core.store.durable import commit_json
 from tuning.config import ResourcesSpec
+from tuning.failures import FAILURE_FILE, exhausted
+from tuning.machine import oom_kills
 
 logger = logging.getLogger(__name__)
 
@@ -159,6 +161,7 @@ class UnlearningTrial(tune.Trainable):
         self._resources: ResourcesSpec = config["resources"]
         self._folder = Path(config["folder"])
         self._begun = False
+        self._kills_before = oom_kills()
 
     def _start_ranks(self) -> list[Any]:
         size = self._config.engine.ranks
@@ -174,12 +177,16 @@ class UnlearningTrial(tune.Trainable):
 
     def _record_failure(self, err: Exception) -> None:
         cause = getattr(err, "cause", None) or err
+        kind = type(cause).__name__
         commit_json(
-            self._folder / "failure.json",
+            self._folder / FAILURE_FILE,
             {
-                "kind": type(cause).__name__,
-                "message": str(cause) if isinstance(cause, UserError) else first_line(cause),
+                "kind": kind,
+                "message": first_line(cause) if not isinstance(cause, UserError) else str(cause),
                 "is_user_error": isinstance(cause, UserError),
+                "exhausted": exhausted(
+                    kind, str(cause), kernel_killed=oom_kills() > self._kills_before
+                ),
                 "traceback": traceback.format_exc(),
             },
         )
@@ -190,12 +197,10 @@ def start_rank(
 ) -> Any:
     """Start a rank's process with its share of cores and GPUs, in a bundle of a placement group."""
     threads = str(resources.cpus_per_rank)
-    hidden = (
-        {} if resources.gpus_per_rank else {"CUDA_VISIBLE_DEVICES": ""}
-    )  # Ray shows all by default
+    hidden = {} if resources.n_gpus else {"CUDA_VISIBLE_DEVICES": ""}  # Ray shows all by default
     options: dict[str, Any] = {
         "num_cpus": resources.cpus_per_rank,
-        "num_gpus": resources.gpus_per_rank,
+        "num_gpus": resources.n_gpus,
         "runtime_env": {
             "env_vars": {
                 "OMP_NUM_THREADS": threads,  # before torch starts: two busy pools stall each other
@@ -219,6 +224,6 @@ def start_rank(
 def placement(resources: ResourcesSpec) -> tune.PlacementGroupFactory:
     """A trial's place: nothing for the small Tune actor, a bundle for each rank."""
     bundle = {"CPU": float(resources.cpus_per_rank)}
-    if resources.gpus_per_rank:
-        bundle["GPU"] = float(resources.gpus_per_rank)
+    if resources.n_gpus:
+        bundle["GPU"] = resources.n_gpus
     return tune.PlacementGroupFactory([{}] + [bundle] * resources.ranks_per_trial, strategy="PACK")

@@ -278,8 +278,8 @@ def final_logits(network: nn.Module, hidden_BTD: Tensor) -> Tensor:
     return cast(Tensor, head(hidden_BTD))
 
 
-def model_shape(config: ModelConfig) -> dict[str, int]:
-    """``parameters``, ``vocabulary`` and ``linear_in_plus_out`` (over all target layers), without weights.
+def outlined_network(config: ModelConfig, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """The model without its weights: shapes alone, in evaluation mode; nothing requires a gradient.
 
     Raises:
         ModelError: If the model's configuration is not on this machine.
@@ -290,13 +290,48 @@ def model_shape(config: ModelConfig) -> dict[str, int]:
             location, revision=revision, trust_remote_code=False, local_files_only=True
         )
         with torch.device("meta"):
-            network = transformers.AutoModelForCausalLM.from_config(architecture)
+            network = transformers.AutoModelForCausalLM.from_config(architecture, dtype=dtype)
     except (OSError, ValueError) as err:
         raise ModelError(f"model.source: no configuration of {config.source!r} here") from err
+    outlined: nn.Module = network.eval().requires_grad_(False)
+    return outlined
+
+
+def outlined_model(config: ModelConfig, engine: EngineConfig) -> LoadedModel:
+    """The model without its weights, in the engine's precision, with its tokenizer: what plans are made from.
+
+    Raises:
+        ModelError: If its configuration or its tokenizer is not on this machine.
+    """
+    dtype = resolve_dtype(engine)
+    network = outlined_network(config, dtype)
+    location, revision = locate(config)
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            location, revision=revision, trust_remote_code=False, local_files_only=True
+        )
+    except (OSError, ValueError) as err:
+        raise ModelError(f"model.source: no tokenizer of {config.source!r} here") from err
+    return LoadedModel(
+        network=network,
+        tokenizer=tokenizer,
+        identity="",
+        dtype=dtype,
+        device=torch.device("cpu"),
+    )
+
+
+def model_shape(config: ModelConfig) -> dict[str, int]:
+    """``parameters``, ``vocabulary`` and ``linear_in_plus_out`` (over all target layers), without weights.
+
+    Raises:
+        ModelError: If the model's configuration is not on this machine.
+    """
+    network = outlined_network(config)
     targets = resolve_targets(network, "all", rank=1)
     return {
         "parameters": sum(p.numel() for p in network.parameters()),
-        "vocabulary": int(architecture.vocab_size),
+        "vocabulary": vocabulary_size(network),
         "linear_in_plus_out": sum(sum(linear_shape(network.get_submodule(n))) for n in targets),
     }
 

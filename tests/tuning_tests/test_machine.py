@@ -1,0 +1,150 @@
+"""What a process may use: limits of containers of both versions, and the GPUs that the environment shows."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from tuning.machine import (
+    Gpu,
+    container_limits,
+    free_cpus,
+    free_memory_gib,
+    listed_gpus,
+    oom_kills,
+    visible_gpus,
+)
+
+GIB = 2**30
+
+
+def machine(folder: Path, groups: str, files: Mapping[str, str]) -> Path:
+    """A folder that stands for ``/``: ``proc/self/cgroup``, and files under ``sys/fs/cgroup``."""
+    (folder / "proc/self").mkdir(parents=True)
+    (folder / "proc/self/cgroup").write_text(groups, encoding="utf-8")
+    for name, text in files.items():
+        path = folder / "sys/fs/cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    return folder
+
+
+VERSION_2 = "0::/\n"
+VERSION_1 = "5:memory:/docker/abc\n3:cpu,cpuacct:/docker/abc\n"
+
+
+def test_a_container_of_version_2(tmp_path: Path) -> None:
+    files = {
+        "memory.max": str(6 * GIB),
+        "memory.current": str(3 * GIB),
+        "memory.stat": f"anon {2 * GIB}\ninactive_file {GIB}\n",
+        "cpu.max": "150000 100000\n",
+    }
+    found = container_limits(machine(tmp_path, VERSION_2, files))
+    assert found.cpus == 1.5
+    assert found.memory_gib == 4.0  # files that are kept can be given back
+
+
+def test_a_container_of_version_1(tmp_path: Path) -> None:
+    files = {
+        "memory/docker/abc/memory.limit_in_bytes": str(8 * GIB),
+        "memory/docker/abc/memory.usage_in_bytes": str(2 * GIB),
+        "memory/docker/abc/memory.stat": f"total_inactive_file {GIB}\n",
+        "cpu,cpuacct/docker/abc/cpu.cfs_quota_us": "200000\n",
+        "cpu,cpuacct/docker/abc/cpu.cfs_period_us": "100000\n",
+    }
+    found = container_limits(machine(tmp_path, VERSION_1, files))
+    assert (found.cpus, found.memory_gib) == (2.0, 7.0)
+
+
+def test_a_container_of_version_1_that_sees_its_own_group_as_the_root(tmp_path: Path) -> None:
+    files = {
+        "memory/memory.limit_in_bytes": str(4 * GIB),
+        "cpu,cpuacct/cpu.cfs_quota_us": "100000\n",
+        "cpu,cpuacct/cpu.cfs_period_us": "100000\n",
+    }
+    found = container_limits(machine(tmp_path, VERSION_1, files))
+    assert (found.cpus, found.memory_gib) == (1.0, 4.0)
+
+
+def test_the_tightest_of_nested_groups_holds(tmp_path: Path) -> None:
+    files = {
+        "outer/memory.max": str(2 * GIB),
+        "outer/cpu.max": "max 100000",
+        "outer/inner/memory.max": "max",
+        "outer/inner/memory.high": str(3 * GIB),
+        "outer/inner/cpu.max": "50000 100000",
+    }
+    found = container_limits(machine(tmp_path, "0::/outer/inner\n", files))
+    assert (found.cpus, found.memory_gib) == (0.5, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("groups", "files"),
+    [
+        pytest.param(VERSION_2, {"memory.max": "max", "cpu.max": "max 100000"}, id="version-2"),
+        pytest.param(
+            VERSION_1,
+            {
+                "memory/memory.limit_in_bytes": "9223372036854771712",
+                "cpu,cpuacct/cpu.cfs_quota_us": "-1",
+                "cpu,cpuacct/cpu.cfs_period_us": "100000",
+            },
+            id="version-1",
+        ),
+        pytest.param(VERSION_2, {}, id="nothing-mounted"),
+    ],
+)
+def test_without_limits_the_machine_counts(
+    tmp_path: Path, groups: str, files: Mapping[str, str]
+) -> None:
+    found = container_limits(machine(tmp_path, groups, files))
+    assert (found.cpus, found.memory_gib) == (None, None)
+
+
+def test_the_fewer_cores_and_the_less_memory_count(tmp_path: Path) -> None:
+    files = {"memory.max": str(GIB // 2), "cpu.max": "50000 100000"}
+    root = machine(tmp_path, VERSION_2, files)
+    assert free_cpus(root) == 0.5
+    assert free_memory_gib(root) == 0.5
+
+
+def test_kills_for_want_of_memory_are_counted_by_the_kernel(tmp_path: Path) -> None:
+    root = machine(tmp_path, VERSION_2, {"memory.events": "low 0\noom 3\noom_kill 2\n"})
+    assert oom_kills(root) == 2
+
+
+def test_kills_outside_containers_are_counted_by_the_machine(tmp_path: Path) -> None:
+    root = machine(tmp_path, VERSION_2, {})
+    (root / "proc/vmstat").write_text("pgfault 12\noom_kill 7\n", encoding="utf-8")
+    assert oom_kills(root) == 7
+
+
+GPUS = [Gpu(index=i, uuid=f"GPU-{name}", memory_gib=80.0) for i, name in enumerate("abcd")]
+
+
+@pytest.mark.parametrize(
+    ("environment", "shown"),
+    [
+        pytest.param({}, [0, 1, 2, 3], id="absent-shows-all"),
+        pytest.param({"CUDA_VISIBLE_DEVICES": ""}, [], id="empty-shows-none"),
+        pytest.param({"CUDA_VISIBLE_DEVICES": "-1"}, [], id="minus-one-shows-none"),
+        pytest.param({"CUDA_VISIBLE_DEVICES": "2,3"}, [2, 3], id="numbers"),
+        pytest.param({"CUDA_VISIBLE_DEVICES": "GPU-c,GPU-a"}, [2, 0], id="names"),
+        pytest.param(
+            {"CUDA_VISIBLE_DEVICES": "1,9,2"}, [1], id="up-to-the-first-that-is-not-there"
+        ),
+        pytest.param({"CUDA_VISIBLE_DEVICES": "MIG-x"}, [-1], id="part-of-a-gpu"),
+    ],
+)
+def test_the_environment_says_which_gpus_count(
+    environment: Mapping[str, str], shown: list[int]
+) -> None:
+    assert [gpu.index for gpu in visible_gpus(environment, GPUS)] == shown
+
+
+def test_the_tools_lines_are_read_in_gib() -> None:
+    text = "0, GPU-a, 81559\n1, GPU-b, [N/A]\n"
+    first, second = listed_gpus(text)
+    assert first == Gpu(index=0, uuid="GPU-a", memory_gib=81559 / 1024)
+    assert second.memory_gib is None

@@ -1,0 +1,127 @@
+"""Why an attempt at a trial broke, and what is done about it: another attempt, with less at a time, or none."""
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from core.config import BatchConfig, TrialConfig
+from core.store.durable import commit_json
+
+Exhausted = Literal["gpu", "machine"]
+"""Whose memory was not enough."""
+Remedy = Literal["micro_batch", "concurrency"]
+
+FAILURE_FILE = "failure.json"
+
+_ON_GPU = re.compile(r"CUDA out of memory|CUDA error: out of memory|HIP out of memory")
+_ON_MACHINE = re.compile(
+    r"DefaultCPUAllocator: (can't allocate|not enough) memory|Cannot allocate memory|std::bad_alloc"
+)
+_BY_RAY = re.compile(r"(killed|terminated)[^.]*(low memory|memory pressure|running low on memory)")
+
+
+def exhausted(kind: str, message: str, *, kernel_killed: bool = False) -> Exhausted | None:
+    """Whose memory an error tells of, or ``None``.
+
+    Args:
+        kind: Class of the error.
+        message: What it says, whole.
+        kernel_killed: The kernel has killed a process for want of memory meanwhile.
+    """
+    if _ON_GPU.search(message):
+        return "gpu"
+    if kind == "MemoryError" or _ON_MACHINE.search(message):
+        return "machine"
+    if kind == "OutOfMemoryError":  # Ray's, when its monitor killed a process; torch's names CUDA
+        return "machine"
+    died = kind in ("ActorDiedError", "RayActorError", "WorkerCrashedError", "Died")
+    return "machine" if died and (kernel_killed or _BY_RAY.search(message)) else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """An attempt that broke, as its folder records it.
+
+    Attributes:
+        reason: Class and message.
+        is_user_error: Another attempt would end in the same way.
+        exhausted: Whose memory was not enough, if that is why.
+        remedy: What the next attempt does otherwise.
+    """
+
+    reason: str
+    is_user_error: bool
+    exhausted: Exhausted | None
+    remedy: Remedy | None
+
+
+def read_failure(folder: Path) -> Failure:
+    """The failure of an attempt; one that left no word died."""
+    path = folder / FAILURE_FILE
+    if not path.is_file():
+        message = "its process died without a word (killed, or out of memory)"
+        commit_json(path, {"kind": "Died", "message": message, "is_user_error": False})
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return Failure(
+        reason=f"{record['kind']}: {record['message']}",
+        is_user_error=bool(record["is_user_error"]),
+        exhausted=record.get("exhausted"),
+        remedy=record.get("remedy"),
+    )
+
+
+def record_remedy(folder: Path, remedy: Remedy) -> None:
+    """Keep what the next attempt does otherwise, so that a resumed sweep does it too."""
+    path = folder / FAILURE_FILE
+    commit_json(path, json.loads(path.read_text(encoding="utf-8")) | {"remedy": remedy})
+
+
+def remedies(attempts: Iterable[Path]) -> set[Remedy]:
+    """What was done otherwise after attempts in these folders."""
+    found = (read_failure(p).remedy for p in attempts if (p / FAILURE_FILE).is_file())
+    return {remedy for remedy in found if remedy is not None}
+
+
+def choose_remedy(
+    failure: Failure, trial: TrialConfig, *, concurrent: int, before: int
+) -> Remedy | None:
+    """What to do about memory that was not enough; ``None`` if nothing is left to do.
+
+    Args:
+        failure: The failure.
+        trial: The attempt's trial.
+        concurrent: Trials that ran at the same time.
+        before: Attempts at this trial that memory broke before.
+    """
+    if before:
+        return None
+    if failure.exhausted == "machine" and concurrent > 1:
+        return "concurrency"
+    return None if halved(trial) is None else "micro_batch"
+
+
+def halved(trial: TrialConfig) -> TrialConfig | None:
+    """The same trial with half as many rows in a forward pass; ``None`` if a pass cannot be halved.
+
+    The optimiser's steps are the same: gradients are accumulated over twice as many passes. Probes read half
+    as many rows at a time, too.
+    """
+    batch = trial.batch
+    rows = batch.micro_batch_size
+    if rows is None:
+        if batch.whole_forget_set:
+            return None  # only the data say how many rows
+        rows = trial.batch_plan().micro_batch_size
+    if rows % 2:
+        return None
+    total = None if batch.whole_forget_set else trial.batch_plan().global_batch_size
+    smaller = BatchConfig(
+        global_batch_size=total,
+        micro_batch_size=rows // 2,
+        whole_forget_set=batch.whole_forget_set,
+        probe_batch_size=max(1, batch.probe_batch_size // 2),
+    )
+    return trial.model_copy(update={"batch": smaller})
