@@ -100,6 +100,8 @@ def tensors_by_row(
     folder = _folder(kind) / _key(kind, determinants)
     parts = _parts(folder)
     if not parts.keys() >= set(rows):
+        if _MAKES_NOTHING.get():
+            raise NotMadeError(folder.name)
         with FileLock(folder.with_name(folder.name + ".lock")):
             parts = _parts(folder)
             missing = [row for row in dict.fromkeys(rows) if row not in parts]
@@ -112,6 +114,7 @@ def tensors_by_row(
         by_part.setdefault(parts[row], []).append(row)
     found: dict[str, Tensor] = {}
     for path, names in by_part.items():
+        _note(path)
         with safe_open(path, framework="pt") as file:
             found |= {name: file.get_tensor(name) for name in names}
     return [found[row] for row in rows]
