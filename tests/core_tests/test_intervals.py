@@ -38,7 +38,12 @@ def probe(n: int = 16) -> tuple[dict[str, Sums], dict[str, Sums]]:
     before["forget"] = drawn(7, n, 2.0, 0.3)
     now = {name: harder(sums, by=0.05, seed=i) for i, (name, sums) in enumerate(before.items())}
     now["forget"] = harder(before["forget"], by=1.9, seed=9)
-    return now, before | {"target": drawn(8, 2 * n, 4.2)}
+    return now, before | aims(drawn(8, 2 * n, 4.2), unseen=drawn(10, 2 * n, 6.0))
+
+
+def aims(target: Sums, *, unseen: Sums | None = None) -> dict[str, Sums]:
+    """What is measured before only: rows of the target, and of unseen text; the same if only one is given."""
+    return {"target": target, "unseen": target if unseen is None else unseen}
 
 
 def harder(sums: Sums, *, by: float, seed: int = 0) -> Sums:
@@ -65,7 +70,7 @@ def test_every_closure_and_every_drop_of_a_probe_has_an_interval() -> None:
 def test_with_one_row_a_set_every_interval_is_the_metric_itself() -> None:
     """Each draw is the one row: so every formula agrees with that of the probe."""
     now, before = probe(n=1)
-    before["target"] = before["target"][:1]
+    before["target"], before["unseen"] = before["target"][:1], before["unseen"][:1]
     metrics = degradation(levels(now), levels(before))
     for name, (low, high) in intervals(now, before).items():
         assert low == pytest.approx(metrics[name]) == high, name
@@ -86,7 +91,7 @@ def test_the_interval_of_a_mean_is_two_standard_errors_wide_on_each_side() -> No
     now = before + np.stack([10 * differences, 0 * differences, 0 * differences], axis=1)
     found = intervals(
         dict.fromkeys(MEASURED, now),
-        dict.fromkeys(MEASURED, before) | {"target": rows([6.0] * n)},
+        dict.fromkeys(MEASURED, before) | aims(rows([6.0] * n)),
         n_replicates=40_000,
     )["retain_drop"]
     error = differences.std() / math.sqrt(n)
@@ -99,7 +104,7 @@ def test_what_makes_a_row_hard_before_and_after_cancels_in_a_drop() -> None:
     """All rows rise by 0.1 nats, however different they are: paired, the drop is certain."""
     before = {name: drawn(i, 16, 4.0, 2.0) for i, name in enumerate(MEASURED)}
     now = {name: s + np.array([0.1, 0.0, 0.0]) * s[:, 2:] for name, s in before.items()}
-    found = intervals(now, before | {"target": drawn(5, 16, 6.0)})
+    found = intervals(now, before | aims(drawn(5, 16, 6.0)))
     assert found["retain_drop"] == pytest.approx((0.1, 0.1))
     assert found["general_drop"] == pytest.approx((0.1, 0.1))
 
@@ -108,7 +113,7 @@ def test_long_rows_count_for_more() -> None:
     """Two rows of 10 and 90 tokens: a draw is both (0.9), or twice one of them (0 or 1)."""
     before = rows([4.0, 4.0], tokens=[10.0, 90.0])
     now = rows([4.0, 5.0], tokens=[10.0, 90.0])
-    target = {"target": rows([6.0])}
+    target = aims(rows([6.0]))
     found = intervals(dict.fromkeys(MEASURED, now), dict.fromkeys(MEASURED, before) | target)
     assert found["retain_drop"] == pytest.approx((0.0, 1.0))
     assert level(now).nll - level(before).nll == pytest.approx(0.9)
@@ -134,8 +139,9 @@ def test_the_levels_of_a_retain_only_model_are_drawn_with_the_forget_rows() -> N
     """The same rows under two models: what makes them hard cancels, and the closure is surer."""
     before = {name: drawn(i, 32, 2.0) for i, name in enumerate(MEASURED)}
     now = {name: harder(s, by=0.9) for name, s in before.items()}
-    before["target"] = harder(before["forget"], by=2.0, seed=1)
-    paired = intervals(now, before, rows_of={"target": "forget"})["forget_closure"]
+    before |= aims(harder(before["forget"], by=2.0, seed=1))
+    of_forget = {"target": "forget", "unseen": "approximate"}
+    paired = intervals(now, before, rows_of=of_forget)["forget_closure"]
     unpaired = intervals(now, before)["forget_closure"]
     assert width(paired) < 0.4 * width(unpaired)
 
@@ -182,7 +188,7 @@ def test_a_naive_bootstrap_agrees() -> None:
 def test_nineteen_of_twenty_intervals_hold_the_truth() -> None:
     """Samples of 48 rows from a known population: the true drop is 0.05 nats."""
     held = 0
-    target = {"target": rows([9.0] * 4)}
+    target = aims(rows([9.0] * 4))
     for seed in range(300):
         before = drawn(seed, 48, 4.3)
         now = harder(before, by=0.05, seed=seed + 1000)
@@ -220,7 +226,7 @@ def test_replicates_are_drawn_in_blocks_without_a_seam(n: int) -> None:
 def test_ends_are_in_order_and_closures_in_their_range(seed: int, n: int, shift: float) -> None:
     before = {name: drawn(seed + i, n, 4.0) for i, name in enumerate(MEASURED)}
     now = {name: harder(s, by=shift, seed=seed) for name, s in before.items()}
-    found = intervals(now, before | {"target": drawn(seed + 9, n, 6.5)}, n_replicates=200)
+    found = intervals(now, before | aims(drawn(seed + 9, n, 6.5)), n_replicates=200)
     for name, (low, high) in found.items():
         assert low <= high
         if name in DISTANCES:
