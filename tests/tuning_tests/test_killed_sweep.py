@@ -59,7 +59,7 @@ def test_a_kill_between_any_two_writes_changes_nothing(
         assert len(kills) > 25 * spec.budget.trials
         for n, killed in enumerate(kills):
             begun = len(conclusions(killed)) if (killed / LEDGER_FILE).exists() else 0
-            is_whole = n % 20 == 0 or begun == spec.budget.trials
+            is_whole = n % 30 == 0 or begun == spec.budget.trials
             proposed = drive(spec, killed, up_to=None if is_whole else begun)
             shown = conclusions(killed)
             if not is_whole:
@@ -75,7 +75,7 @@ def test_a_kill_while_two_trials_run_changes_nothing(tmp_path: Path, sampler: st
     spec = sweep(sampler, "none", pruning={"retain": None}, budget=budget)
     with unsynced():
         expected, kills = driven(spec, tmp_path, at_once=2)
-        for killed in kills[::5]:
+        for killed in kills[::8]:
             drive(spec, killed, at_once=2)
             assert conclusions(killed) == expected, killed.name
 
