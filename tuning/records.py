@@ -128,7 +128,7 @@ class RunFacts:
             data_counts=read_counts(values.get("data_counts")),
             created=values.get("created"),
             scale=str(values.get("scale") or ""),
-            warnings=[str(warning) for warning in values.get("warnings") or ()],
+            warnings=tuple(str(warning) for warning in values.get("warnings") or ()),
         )
 
 

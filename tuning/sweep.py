@@ -532,9 +532,8 @@ def _looked_at(
     if resources.max_concurrent != "auto" and resources.gpus_per_rank != "auto":
         return None, None
     on_gpu_node = is_far and cluster.gpus > 0 and spec.engine.get("device") != "cpu"
-    task = ray.remote(_look).options(
-        num_cpus=1, num_gpus=_A_GLANCE if on_gpu_node else 0, max_calls=1
-    )
+    glance = _A_GLANCE if on_gpu_node else 0
+    task = ray.remote(max_calls=1, num_cpus=1, num_gpus=glance)(_look)  # the process ends with it
     found: tuple[Needs | None, float | None] = ray.get(task.remote(spec))
     return found
 

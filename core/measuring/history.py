@@ -20,7 +20,8 @@ class History:
 
     A line of ``history.jsonl`` is a probe; a probe that is, or could become, the one that counts also has
     ``rows``: of each set ``nll`` (nats, summed over a row) and ``correct`` (greedy choices), one number for
-    each row. The line of step 0, the untouched model, has ``tokens``, too, and the rows of ``target``.
+    each row. The line of step 0, the untouched model, has ``tokens``, too, and the rows of ``target``
+    and ``unseen``.
     """
 
     def __init__(
@@ -61,7 +62,8 @@ class History:
             "initial_rms": {"a0": rms_a, "b0": rms_b},
             "base_checksum": base_checksum,
             "rows": {
-                name: _plain(self._before[name], with_tokens=True) for name in (*MEASURED, "target")
+                name: _plain(self._before[name], with_tokens=True)
+                for name in (*MEASURED, "target", "unseen")
             },
         }
         append_line(self._path, line)

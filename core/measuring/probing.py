@@ -110,7 +110,9 @@ class Probing:
         levels = {name: level(of_rows) for name, of_rows in sums.items()}
         metrics = degradation(levels, self.baseline)
         found = intervals(sums, self.before, rows_of=self.rows_of)
-        finite = {name: ends for name, ends in found.items() if math.isfinite(metrics.get(name, math.nan))}
+        finite = {
+            name: ends for name, ends in found.items() if math.isfinite(metrics.get(name, math.nan))
+        }
         return Measurement(metrics=metrics, intervals=finite, sums=sums)
 
     def _stop_metrics(self, network: nn.Module) -> dict[str, float]:

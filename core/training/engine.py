@@ -15,7 +15,7 @@ from core.model.loading import forward_of
 from core.training.checkpointing import checkpointed
 from core.training.passes import Forwarded, MicroBatch, Part, Wanted
 from core.training.ranks import deepspeed, zero_options
-from core.training.trained import Trained, float32_on_cpu
+from core.training.trained import LARGEST_BUCKET, Trained, float32_on_cpu
 
 Taken = Mapping[str, list[tuple[Tensor, Tensor]]]
 """Layer name to what the adapter added to it, and its own output, at each pass."""
@@ -50,7 +50,9 @@ class Engine:
             optimizer=client,
             model_parameters=parameters,
             dist_init_required=False,
-            config=_deepspeed_config(engine, optimizer, plan, dtype),
+            config=_deepspeed_config(
+                engine, optimizer, plan, dtype, n_trained=sum(_size(p) for p in parameters)
+            ),
         )
         if engine.zero_stage == 0:
             client.state.clear()  # that step's moments, which would count as a first one
@@ -169,13 +171,26 @@ def _full_shape(parameter: Tensor) -> tuple[int, ...]:
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
+def _size(parameter: Tensor) -> int:
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
 def _deepspeed_config(
-    engine: EngineConfig, optimizer: OptimizerConfig, plan: BatchPlan, dtype: torch.dtype
+    engine: EngineConfig,
+    optimizer: OptimizerConfig,
+    plan: BatchPlan,
+    dtype: torch.dtype,
+    *,
+    n_trained: int,
 ) -> dict[str, Any]:
+    zero = zero_options(engine)
+    if engine.zero_stage in (1, 2):
+        # it takes the whole bucket at each step, 2 GB by default; gradients of an adapter are far fewer
+        zero["reduce_bucket_size"] = min(LARGEST_BUCKET, n_trained)
     return {
         "train_micro_batch_size_per_gpu": plan.micro_batch_size,
         "gradient_accumulation_steps": plan.gradient_accumulation_steps,
-        "zero_optimization": zero_options(engine),
+        "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,  # ours is torch's AdamW: nothing to compile
         "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": dtype == torch.bfloat16},

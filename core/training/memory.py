@@ -28,6 +28,7 @@ from core.metrics.probes import token_sums
 from core.model.layers import linear_shape, resolve_targets
 from core.model.loading import outlined_network
 from core.training.adapter import DifferenceAdapter, InitialFactors
+from core.training.trained import LARGEST_BUCKET
 
 _SMALL_V, _SMALL_T = 1024, 9
 _STAGE_3_LIVE = 10**9
@@ -74,7 +75,7 @@ def held_states(frozen: int, trained: int, engine: EngineConfig, *, width: int) 
     has_master = stage >= 1 or width < 4
     optimizer = trained * (8 + (8 if has_master else 0)) // share
     gradient = trained * width // (ranks if stage >= 2 else 1)
-    bucket = trained * width if stage in (1, 2) else 0
+    bucket = min(trained, LARGEST_BUCKET) * width if stage in (1, 2) else 0
     kept = trained * width // (ranks if stage == 3 else 1)
     gathered = min(frozen + trained, _STAGE_3_LIVE) * width if stage == 3 else 0
     weights = frozen * width

@@ -7,6 +7,9 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+LARGEST_BUCKET = 500_000_000
+"""Gradients that an engine sums up at a time, at most: DeepSpeed's default."""
+
 Gather = Callable[[Tensor], Tensor]
 """How to read a trained parameter in full: its float32 value on the CPU, on every rank."""
 

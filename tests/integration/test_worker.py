@@ -239,7 +239,7 @@ def test_the_history_holds_what_its_intervals_follow_from(finished: Finished, wa
             for name, of in rows.items()
         }
 
-    now, before = sums(best, MEASURED), sums(untouched, (*MEASURED, "target"))
+    now, before = sums(best, MEASURED), sums(untouched, (*MEASURED, "target", "unseen"))
     for name in MEASURED:
         assert level(now[name]).nll == pytest.approx(best["metrics"][f"{name}_nll"], abs=1e-4)
         assert level(now[name]).accuracy == best["metrics"][f"{name}_accuracy"]

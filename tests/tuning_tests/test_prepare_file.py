@@ -284,4 +284,4 @@ def test_the_shipped_sweep_writes_prompts_as_its_preparation_does() -> None:
     sweep, preparation = (yaml.safe_load(p.read_text("utf-8")) for p in (AUTHORS, EXAMPLE))
     assert sweep["model"] == preparation["model"]
     for key in ("forget", "retain", "prompt_format", "plain_template", "system_prompt"):
-        assert sweep["data"][key] == preparation["data"][key]
+        assert sweep["data"].get(key) == preparation["data"].get(key), key

@@ -32,7 +32,17 @@ def test_each_fact_of_the_driver_is_a_note_of_the_ledger() -> None:
 
 
 def test_the_names_in_spec_yaml_are_kept() -> None:
-    names = ["identity", "rows", "baseline", "report_baseline", "versions", "created"]
+    names = [
+        "identity",
+        "rows",
+        "data_counts",
+        "baseline",
+        "report_baseline",
+        "versions",
+        "created",
+        "scale",
+        "warnings",
+    ]
     assert [field.name for field in fields(RunFacts)] == names
 
 
