@@ -24,7 +24,7 @@ PROCESS_BYTES = 500 * 2**20
 """A rank's process without a model: interpreter, torch, DeepSpeed, transformers, PEFT, Ray."""
 CUDA_BYTES = 600 * 2**20
 """What a process takes of a GPU before the first tensor: context and libraries."""
-HEAP = 1.35
+HEAP = 1.45
 """What the heap of a CPU process grows to, over the activations in it: glibc keeps what is freed, in pieces."""
 
 
