@@ -1,9 +1,11 @@
 """After its first step a trial knows whether every adapted layer is trained."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 from torch import nn
 
 from core.config import TrialConfig
@@ -28,15 +30,21 @@ def with_unused_layer(config: TrialConfig, name: str) -> Warm:
 @pytest.mark.parametrize("stage", [0, 1, 3])
 @pytest.mark.parametrize("init", ["lora", "svd"])
 def test_a_layer_without_a_gradient_stops_the_trial_and_is_named(
-    make_trial: TrialMaker, stage: int, init: str
+    make_trial: TrialMaker, tiny_model: Path, tmp_path: Path, stage: int, init: str
 ) -> None:
-    config = make_trial({"engine.zero_stage": stage, "method.adapter_init": init})
-    warm = with_unused_layer(config, "unused")
+    """What follows gate and up projection of a block multiplies by zero: no gradient reaches them (nor, under `svd`, the zeros)."""
+    network: Any = transformers.AutoModelForCausalLM.from_pretrained(tiny_model)
+    network.model.layers[1].mlp.down_proj.weight.data.zero_()
+    network.save_pretrained(tmp_path / "deaf")
+    transformers.AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "deaf")
+    changes = {"model.source": str(tmp_path / "deaf"), "engine.zero_stage": stage}
+    config = make_trial(changes | {"method.adapter_init": init})
     expected = (
-        r"adapter\.targets: no gradient reached model\.layers\.1\.mlp\.unused in the first step"
+        r"adapter\.targets: no gradient reached model\.layers\.1\.mlp\.gate_proj, "
+        r"model\.layers\.1\.mlp\.up_proj"
     )
     with pytest.raises(ModelError, match=expected):
-        next(probes(config, warm=warm))
+        next(probes(config, warm=Warm()))
 
 
 def test_an_expert_that_no_token_chose_is_no_mistake(make_trial: TrialMaker) -> None:

@@ -168,10 +168,10 @@ def test_unseen_text_is_measured_under_the_retain_only_model(
 
 
 def untrained_level(config: TrialConfig, warm: Warm) -> float:
-    """Cross-entropy of the approximate probe rows under the model of ``config``, row by row."""
+    """Cross-entropy of all approximate rows under the model of ``config``, row by row."""
     model, data = warm.model(config), warm.data(config)
     total, count = 0.0, 0
-    for row in data["approximate_probe"]:
+    for row in (*data["approximate_probe"], *data["approximate_report"]):
         ids = torch.tensor([row.ids])
         logits = model.network(input_ids=ids).logits[0, :-1].float()
         targets = ids[0, 1:]
