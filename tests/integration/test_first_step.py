@@ -32,7 +32,7 @@ def with_unused_layer(config: TrialConfig, name: str) -> Warm:
 def test_a_layer_without_a_gradient_stops_the_trial_and_is_named(
     make_trial: TrialMaker, tiny_model: Path, tmp_path: Path, stage: int, init: str
 ) -> None:
-    """What follows gate and up projection of a block multiplies by zero: no gradient reaches them (nor, under `svd`, the zeros)."""
+    """What follows gate and up projection of a block multiplies by zero: no gradient reaches them."""
     network: Any = transformers.AutoModelForCausalLM.from_pretrained(tiny_model)
     network.model.layers[1].mlp.down_proj.weight.data.zero_()
     network.save_pretrained(tmp_path / "deaf")
