@@ -16,6 +16,7 @@ import core.training.initialisation
 from core.config import TrialConfig
 from core.measuring.history import History
 from core.store import artifacts
+from core.store.durable import commit, commit_json
 from core.store.place import CACHE_VARIABLE
 from core.training.ranks import Group, Patience, Rendezvous, join
 from core.training.steps import Steps
@@ -93,14 +94,15 @@ def run_with_own_cache(rank: int, host: str, port: int, trial: str, folder: str)
     """One of two ranks whose caches lie apart, as on two machines; says which terms it measured itself."""
     os.environ[CACHE_VARIABLE] = str(Path(folder, f"cache-{rank}"))
     measured: list[str] = []
-    once = artifacts._make_once
 
-    def watched(path: Path, make: Callable[[], None]) -> None:
-        if not path.exists():
-            measured.append(path.parent.name)
-        once(path, make)
+    def watched(write: Callable[..., None]) -> Callable[..., None]:
+        def write_and_note(path: Path, value: Any) -> None:
+            measured.append(path.relative_to(os.environ[CACHE_VARIABLE]).parts[0])
+            write(path, value)
 
-    artifacts._make_once = watched
+        return write_and_note
+
+    vars(artifacts).update(commit=watched(commit), commit_json=watched(commit_json))
     config = TrialConfig.model_validate_json(trial)
     group = join(rank, 2, host, port, config.engine)
     found = [dict(p.metrics) for p in probes(config, group=group, warm=Warm())]
