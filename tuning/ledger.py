@@ -44,8 +44,6 @@ from tuning.pruning import (
 from tuning.records import LEDGER_FILE, DriverFacts, Note, report_intervals_note, report_note
 from tuning.samplers import propose
 
-optuna.logging.set_verbosity(optuna.logging.ERROR)
-
 
 class Ledger:
     """A sweep's study, opened by its driver."""

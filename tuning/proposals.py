@@ -22,6 +22,8 @@ from tuning.points import Mark, is_finite, mark, points
 from tuning.pruning import ATTEMPT
 from tuning.samplers import SAMPLERS, is_fitted, make_sampler, propose
 
+optuna.logging.set_verbosity(optuna.logging.ERROR)  # what it logs of each study is no news
+
 STUDY = "sweep"
 FIXED = "fixed_params"
 """System attribute, Optuna's: values of a starting point."""
