@@ -104,11 +104,20 @@ def rank_memory(trial: TrialConfig, *, rows: Largest | None = None) -> RankMemor
     needs = FORGET_LOSSES[method.forget_loss].needs | (retain.needs if retain else frozenset())
     kept = needs & {"hidden", "residuals"}
     step, probe = (
-        traced(trial.model, trial.adapter, at, dtype=model.dtype, needs=kept)
+        traced(
+            trial.model,
+            trial.adapter,
+            at,
+            dtype=model.dtype,
+            needs=kept,
+            checkpoints=trial.engine.activation_checkpointing,
+        )
         for at in (largest.step, largest.probe)
     )
     frozen, trained = n_weights(trial, model.network)
-    states = held_states(frozen, trained, trial.engine, width=width)
+    states = held_states(
+        frozen, trained, trial.engine, width=width, splits_frozen=trial.partitions == "base"
+    )
     return RankMemory(
         weights=states.device,
         offloaded=states.offloaded,

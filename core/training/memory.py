@@ -7,10 +7,11 @@ they run on a small vocabulary, and what they hold is counted in copies of the l
 Shapes: R rows of a pass, T tokens, V vocabulary.
 """
 
+import logging
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -22,12 +23,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from core.config import AdapterConfig, EngineConfig, MethodConfig, ModelConfig
 from core.config.method import Need
+from core.errors import ModelError, first_line
 from core.losses import FORGET_LOSSES, RETAIN_LOSSES, Outputs, Residual
 from core.losses.outputs import Given
 from core.metrics.probes import token_sums
 from core.model.layers import linear_shape, resolve_targets
 from core.model.loading import outlined_network
 from core.training.adapter import DifferenceAdapter, InitialFactors
+from core.training.checkpointing import checkpointed
 from core.training.trained import LARGEST_BUCKET
 
 _SMALL_V, _SMALL_T = 1024, 9
@@ -56,19 +59,23 @@ class States:
     offloaded: int
 
 
-def held_states(frozen: int, trained: int, engine: EngineConfig, *, width: int) -> States:
+def held_states(
+    frozen: int, trained: int, engine: EngineConfig, *, width: int, splits_frozen: bool = False
+) -> States:
     r"""Bytes of weights, gradients and AdamW's states of one rank.
 
-    With ``m`` frozen and ``n`` trained weights of ``width`` bytes over ``r`` ranks: all ``m`` (a rank loads
-    them whole under every stage), the trained ones, their gradient (from stage 2 on a share), and two float32
-    moments; from stage 1 on a float32 copy, its gradient and the moments of a share ``1 / r``; at stage 0
-    such a copy only where the weights are no float32; and one bucket in which gradients are summed up.
+    With ``m`` frozen and ``n`` trained weights of ``width`` bytes over ``r`` ranks: all ``m`` or, where they are
+    split, a share ``1 / r``, and under stage 3 what is gathered of all weights at a time; the trained ones,
+    their gradient (from stage 2 on a share), and two float32 moments; from stage 1 on a float32 copy, its
+    gradient and the moments of a share ``1 / r``; at stage 0 such a copy only where the weights are no
+    float32; and one bucket in which gradients are summed up.
 
     Args:
         frozen: Weights that are not trained.
         trained: Weights that are.
         engine: Stage, ranks and offload.
         width: Bytes of a weight where the model computes.
+        splits_frozen: Each rank keeps its part of the frozen weights.
     """
     stage, ranks = engine.zero_stage, engine.ranks
     share = ranks if stage >= 1 else 1
@@ -78,7 +85,7 @@ def held_states(frozen: int, trained: int, engine: EngineConfig, *, width: int) 
     bucket = min(trained, LARGEST_BUCKET) * width if stage in (1, 2) else 0
     kept = trained * width // (ranks if stage == 3 else 1)
     gathered = min(frozen + trained, _STAGE_3_LIVE) * width if stage == 3 else 0
-    weights = frozen * width
+    weights = frozen * width // (ranks if splits_frozen else 1)
     away = optimizer if engine.offload != "none" else 0
     return States(
         device=weights + kept + gradient + bucket + gathered + optimizer - away, offloaded=away
@@ -150,11 +157,20 @@ def traced(
     *,
     dtype: torch.dtype,
     needs: frozenset[Need] = frozenset(),
+    checkpoints: bool = False,
 ) -> Traced:
     """Trace a pass through the model with what is trained of it.
 
+    Args:
+        model: The model.
+        adapter: What is trained of it.
+        at: Shape of the pass.
+        dtype: Of the weights.
+        needs: What losses keep of it: ``hidden``, ``residuals``.
+        checkpoints: Blocks keep their input only.
+
     Raises:
-        ModelError: If the model's configuration is not on this machine.
+        ModelError: If the model's configuration is not on this machine, or what it does depends on what it reads.
     """
     network = outlined_network(model, dtype)
     trained: nn.Module = network
@@ -164,7 +180,23 @@ def traced(
     else:
         attached = _attached(network, adapter, dtype)
         trained = attached.model
-    with FakeTensorMode():
+    try:
+        return _traced(trained, attached, at, needs=needs, checkpoints=checkpoints)
+    except RuntimeError as err:
+        raise ModelError(
+            f"model.source: what {type(network).__name__} holds cannot be told without computing: {first_line(err)}"
+        ) from err
+
+
+def _traced(
+    trained: nn.Module,
+    attached: DifferenceAdapter | None,
+    at: Pass,
+    *,
+    needs: frozenset[Need],
+    checkpoints: bool,
+) -> Traced:
+    with FakeTensorMode(), _without_complaints():
         _fill(trained)
         ids = torch.zeros((at.rows, at.tokens), dtype=torch.long)
         mask = torch.ones_like(ids)
@@ -177,13 +209,26 @@ def traced(
         del logits
         tapped = attached is not None and "residuals" in needs
         taps: Any = attached.tapped() if tapped and attached is not None else nullcontext({})
-        with Live(before) as live, taps as kept:
+        keeping = checkpointed(trained) if checkpoints else nullcontext()
+        with Live(before) as live, taps as kept, keeping:
             output = trained(**arguments, output_hidden_states="hidden" in needs)
             forward, logits = live.now - width, output.logits
             del output
             logits.backward(torch.empty_like(logits))
             del logits, kept
     return Traced(forward=forward, largest=live.peak, reading=reading, logits=width)
+
+
+@contextmanager
+def _without_complaints() -> Iterator[None]:
+    """An operation that cannot be traced is raised; torch would print it, too."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _attached(network: nn.Module, adapter: AdapterConfig, dtype: torch.dtype) -> DifferenceAdapter:

@@ -1,16 +1,19 @@
 """What a rank needs: the arithmetic of states, what losses hold, and the passes that a trial makes."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal, get_args
 
 import pytest
 import torch
+import transformers
 
-from core.config import EngineConfig, MethodConfig, TrialConfig
+from core.config import AdapterConfig, EngineConfig, MethodConfig, ModelConfig, TrialConfig
 from core.config.method import ForgetLossId
+from core.errors import ModelError
 from core.estimate import bounds, largest_passes, rank_memory
 from core.model.loading import outlined_model
-from core.training.memory import Live, Pass, held_states, loss_width
+from core.training.memory import Live, Pass, held_states, loss_width, traced
 
 TrialMaker = Callable[..., TrialConfig]
 Offload = Literal["none", "optimizer", "parameters"]
@@ -27,7 +30,7 @@ Offload = Literal["none", "optimizer", "parameters"]
         pytest.param(1, 2, 2, "none", 200 + 16 + 16 + 16 + 64, 0, id="stage-1-shares-the-states"),
         pytest.param(2, 2, 2, "none", 200 + 16 + 8 + 16 + 64, 0, id="stage-2-the-gradient-too"),
         pytest.param(1, 2, 2, "optimizer", 200 + 16 + 16 + 16, 64, id="offloaded-lies-beside"),
-        # whole when loaded, and gathered again; half of the trained weights and of their gradient
+        # gathered beside; half of the trained weights and of their gradient
         pytest.param(3, 2, 2, "none", 200 + 8 + 8 + 216 + 64, 0, id="stage-3-gathers"),
     ],
 )
@@ -42,6 +45,39 @@ def test_states_by_hand(
     engine = EngineConfig(zero_stage=stage, ranks=ranks, offload=offload)
     found = held_states(100, 8, engine, width=width)
     assert (found.device, found.offloaded) == (device, offloaded)
+
+
+def test_frozen_weights_that_are_split_are_held_in_part() -> None:
+    engine = EngineConfig(zero_stage=3, ranks=4)
+    whole, part = (
+        held_states(100, 8, engine, width=2, splits_frozen=splits).device
+        for splits in (False, True)
+    )
+    assert whole - part == 200 - 50
+
+
+def test_checkpointed_blocks_keep_less(make_trial: TrialMaker) -> None:
+    plain, checkpointed = (
+        rank_memory(make_trial({"engine.activation_checkpointing": on})) for on in (False, True)
+    )
+    assert checkpointed.activations < 0.5 * plain.activations
+    assert checkpointed.weights == plain.weights
+
+
+def test_a_mixture_that_cannot_be_traced_says_so(tmp_path: Path) -> None:
+    config = transformers.MixtralConfig(
+        vocab_size=64,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        num_local_experts=4,
+    )
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    model = ModelConfig(source=str(tmp_path))
+    with pytest.raises(ModelError, match="cannot be told without computing"):
+        traced(model, AdapterConfig(rank=2), Pass(rows=2, tokens=8), dtype=torch.float32)
 
 
 def test_live_bytes_are_those_that_are_held_together() -> None:

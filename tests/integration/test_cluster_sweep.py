@@ -46,7 +46,6 @@ def two_nodes(tmp_path: Path, sees_the_runs: bool) -> Iterator[tuple[str, dict[s
     """Address of a cluster: a head without CPUs, and one worker node; token authentication on."""
     runs = tmp_path / "runs"
     runs.mkdir()
-    before = set(psutil.pids())
     (tmp_path / "token").write_text("0" * 64, encoding="utf-8")
     env = {
         **os.environ,
@@ -79,18 +78,23 @@ def two_nodes(tmp_path: Path, sees_the_runs: bool) -> Iterator[tuple[str, dict[s
     worker = ray_command(*joining, env=env, hidden=None if sees_the_runs else runs)
     assert worker.returncode == 0, worker.stderr + worker.stdout
     yield f"{host}:{PORT}", env
-    started = [p for p in psutil.process_iter() if p.pid not in before and _is_ray(p)]
+    started = _started_with(env["RAY_AUTH_TOKEN_PATH"])
     for process in started:
         process.kill()
     psutil.wait_procs(started, timeout=20)
 
 
-def _is_ray(process: psutil.Process) -> bool:
-    try:
-        line = " ".join(process.cmdline())
-    except psutil.Error:
-        return False
-    return "ray" in line and (str(PORT) in line or "ray::" in line or "/ray/" in line)
+def _started_with(token: str) -> list[psutil.Process]:
+    """This cluster's processes and their children, by the token that they were started with; no others."""
+    found: dict[int, psutil.Process] = {}
+    for process in psutil.process_iter():
+        try:
+            if process.pid != os.getpid() and process.environ().get("RAY_AUTH_TOKEN_PATH") == token:
+                family = (process, *process.children(recursive=True))
+                found |= {member.pid: member for member in family}
+        except psutil.Error:
+            continue
+    return list(found.values())
 
 
 def far_sweep(

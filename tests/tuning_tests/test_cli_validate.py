@@ -48,6 +48,8 @@ def test_dry_run_shows_space_samples_and_needs(tune: Command, tiny_sweep: dict[s
         "0.0001 to 0.01, log",
         "2 sample configurations (start_from first):",
         "rank=4",
+        "a rank: about ",
+        "for its longest rows",
         "memory: about ",
         "disk: about ",
         "time: very roughly ",
@@ -71,6 +73,9 @@ def test_dry_run_as_json(tune: Command, tiny_sweep: dict[str, Any]) -> None:
     assert estimate["concurrent"] >= 1
     assert estimate["parameters"] > 0 and estimate["adapter_parameters"] > 0
     assert estimate["memory_gib"] > 0 and estimate["disk_gib"] > 0
+    assert estimate["rank_gib"] > 0.4 and estimate["rank_gpu_gib"] > 0.4
+    assert estimate["rows_are_known"] and estimate["because"]
+    assert shown["spec"]["resources"]["gpus_per_rank"] == "auto"
     low, high = estimate["time_s"]
     assert 0 < low < high
     assert left_in_runs() == []
