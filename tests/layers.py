@@ -21,6 +21,7 @@ CORE: Layers = {
     "model source": (
         "core/model/__init__.py",
         "core/model/gguf.py",
+        "core/model/machine.py",
         "core/model/packaged.py",
         "core/model/source.py",
     ),
@@ -84,7 +85,7 @@ TUNING: Layers = {
         "tuning/space.py",
         "tuning/strict_yaml.py",
     ),
-    "machines": ("tuning/cluster.py", "tuning/machine.py", "tuning/resources.py"),
+    "machines": ("tuning/cluster.py", "tuning/resources.py"),
     "judgement": (
         "tuning/objective.py",
         "tuning/proposals.py",

@@ -9,9 +9,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
+from core.model.machine import free_memory_gib
 from core.model.packaged import PACKAGED_MODELS, cached_folder
 from core.store.place import CACHE_VARIABLE, cache_root
-from tuning.machine import free_memory_gib
 from tuning.resources import Cluster, free_disk_gib
 
 _FAMILY = {

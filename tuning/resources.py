@@ -11,8 +11,8 @@ import yaml
 
 from core.config import TrialConfig
 from core.errors import UserError
+from core.model.machine import free_cpus, free_memory_gib, visible_gpus
 from tuning.config import ResourcesSpec, SweepSpec
-from tuning.machine import free_cpus, free_memory_gib, visible_gpus
 from tuning.space import bind, corner_proposals
 
 RANK_MEMORY_GIB = 3.0

@@ -14,10 +14,10 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from core.config import EngineConfig, TrialConfig
 from core.errors import UserError, first_line
 from core.measuring.selection import Probe
+from core.model.machine import oom_kills
 from core.store.durable import commit_json
 from tuning.config import ResourcesSpec
 from tuning.failures import FAILURE_FILE, exhausted
-from tuning.machine import oom_kills
 
 logger = logging.getLogger(__name__)
 

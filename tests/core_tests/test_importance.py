@@ -15,7 +15,7 @@ from core.data.tokens import TokenRow, TokenSplits
 from core.fisher import layer_groups
 from core.model.layers import dense_weight, oriented, resolve_targets
 from core.model.loading import LoadedModel
-from core.model.memory import container_free, free_bytes
+from core.model.memory import free_bytes
 from core.training.importance import importance_sums
 from core.training.initialisation import initial_factors
 
@@ -256,35 +256,3 @@ def test_free_memory_is_no_more_than_the_machine_has() -> None:
     with Path("/proc/meminfo").open(encoding="utf-8") as file:
         total = int(file.readline().split()[1]) * 1024
     assert 0 < free_bytes(torch.device("cpu")) < total
-
-
-@pytest.mark.parametrize(
-    ("files", "expected"),
-    [
-        pytest.param({}, [], id="no-control-group"),
-        pytest.param({"memory.max": "max\n", "memory.current": "7\n"}, [], id="no-limit"),
-        pytest.param({"memory.max": "100\n", "memory.current": "70\n"}, [30], id="limit"),
-        pytest.param(
-            {
-                "memory.max": "100\n",
-                "memory.current": "70\n",
-                "memory.stat": "anon 50\ninactive_file 20\n",
-            },
-            [50],
-            id="cached-files-count-as-free",
-        ),
-        pytest.param({"memory.max": "100\n", "memory.current": "170\n"}, [0], id="over-the-limit"),
-        pytest.param(
-            {"memory/memory.limit_in_bytes": "100\n", "memory/memory.usage_in_bytes": "60\n"},
-            [40],
-            id="version-1",
-        ),
-    ],
-)
-def test_a_container_s_limit_counts(
-    tmp_path: Path, files: Mapping[str, str], expected: list[int]
-) -> None:
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text, encoding="utf-8")
-    assert container_free(tmp_path) == expected

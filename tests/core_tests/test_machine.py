@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tuning.machine import (
+from core.model.machine import (
     Gpu,
     container_limits,
     free_cpus,
@@ -100,6 +100,42 @@ def test_without_limits_the_machine_counts(
 ) -> None:
     found = container_limits(machine(tmp_path, groups, files))
     assert (found.cpus, found.memory_gib) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "expected"),
+    [
+        pytest.param(VERSION_2, {}, None, id="no-control-group"),
+        pytest.param(
+            VERSION_2, {"memory.max": "max\n", "memory.current": "7\n"}, None, id="no-limit"
+        ),
+        pytest.param(VERSION_2, {"memory.max": "100\n", "memory.current": "70\n"}, 30, id="limit"),
+        pytest.param(
+            VERSION_2,
+            {
+                "memory.max": "100\n",
+                "memory.current": "70\n",
+                "memory.stat": "anon 50\ninactive_file 20\n",
+            },
+            50,
+            id="cached-files-count-as-free",
+        ),
+        pytest.param(
+            VERSION_2, {"memory.max": "100\n", "memory.current": "170\n"}, 0, id="over-the-limit"
+        ),
+        pytest.param(
+            VERSION_1,
+            {"memory/memory.limit_in_bytes": "100\n", "memory/memory.usage_in_bytes": "60\n"},
+            40,
+            id="version-1",
+        ),
+    ],
+)
+def test_what_a_limit_leaves_in_bytes(
+    tmp_path: Path, groups: str, files: Mapping[str, str], expected: int | None
+) -> None:
+    found = container_limits(machine(tmp_path, groups, files)).memory_gib
+    assert found == (None if expected is None else expected / GIB)
 
 
 def test_the_fewer_cores_and_the_less_memory_count(tmp_path: Path) -> None:
