@@ -117,7 +117,7 @@ class RunFacts:
     versions: Mapping[str, str] = field(default_factory=dict)
     created: str | None = None
     scale: str = ""
-    warnings: Sequence[str] = ()
+    warnings: Sequence[str] = field(default_factory=list)
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> "RunFacts":
@@ -128,7 +128,7 @@ class RunFacts:
             data_counts=read_counts(values.get("data_counts")),
             created=values.get("created"),
             scale=str(values.get("scale") or ""),
-            warnings=tuple(str(warning) for warning in values.get("warnings") or ()),
+            warnings=[str(warning) for warning in values.get("warnings") or ()],
         )
 
 
