@@ -1,6 +1,6 @@
 """What the drawings share: empty canvases, grids, rings and legends of matplotlib and of plotly."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from matplotlib.axes import Axes
@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from plotly.offline import get_plotlyjs
 
-from tuning.plots.style import BEST_COLOR, Style
+from tuning.plots.style import BEST_COLOR, KINDS, Kind, Style
 
 TOP: Final = 1.18
 """Upper end of axes of an objective, which is at most 1: room for a marker at 1."""
@@ -58,6 +58,30 @@ def finished(
     found = handles or axes.get_legend_handles_labels()[0]
     figure.legend(handles=found, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     return figure
+
+
+def scatter_kinds(
+    axes: Axes,
+    n_by_kind: Mapping[Kind, int],
+    places: Mapping[Kind, Sequence[tuple[float, float]]],
+) -> None:
+    """The points of each kind in its look, with how many there are in the legend.
+
+    Args:
+        axes: Where.
+        n_by_kind: How many trials are of each kind.
+        places: Where those that are drawn lie.
+    """
+    for kind, count in n_by_kind.items():
+        style = KINDS[kind]
+        axes.scatter(
+            *columns(places[kind]),
+            color=style.color,
+            marker=style.marker,
+            s=46,
+            zorder=3,
+            label=f"{style.label} ({count})",
+        )
 
 
 def ring(label: str) -> dict[str, Any]:

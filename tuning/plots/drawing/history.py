@@ -15,6 +15,7 @@ from tuning.plots.drawing.canvas import (
     plotly_marker,
     plotly_ring,
     ring,
+    scatter_kinds,
     whole_ticks,
 )
 from tuning.plots.history import HistoryData
@@ -28,17 +29,11 @@ def history_matplotlib(data: HistoryData) -> Figure:
     if line:
         line.append((data.points[-1].number, line[-1][1]))
         axes.step(*columns(line), where="post", color=BEST_COLOR, lw=1.8, label="best so far")
-    for kind, count in data.n_by_kind.items():
-        style = KINDS[kind]
-        mine = [(p.number, data.drawn(p)) for p in data.points if p.kind == kind]
-        axes.scatter(
-            *columns(mine),
-            color=style.color,
-            marker=style.marker,
-            s=46,
-            zorder=3,
-            label=f"{style.label} ({count})",
-        )
+    places = {
+        kind: [(p.number, data.drawn(p)) for p in data.points if p.kind == kind]
+        for kind in data.n_by_kind
+    }
+    scatter_kinds(axes, data.n_by_kind, places)
     for point in data.points:
         if point.number == data.best_number:
             axes.scatter([point.number], [data.drawn(point)], **ring(f"best: trial {point.number}"))

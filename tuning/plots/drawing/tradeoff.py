@@ -14,6 +14,7 @@ from tuning.plots.drawing.canvas import (
     plotly_marker,
     plotly_ring,
     ring,
+    scatter_kinds,
 )
 from tuning.plots.style import BEST_COLOR, KINDS, LIMIT_COLOR
 from tuning.plots.tradeoff import TradeoffData
@@ -37,17 +38,11 @@ def tradeoff_matplotlib(data: TradeoffData) -> Figure:
             lw=1.6,
             label=f"Pareto front ({len(data.front)})",
         )
-    for kind, count in data.n_by_kind.items():
-        style = KINDS[kind]
-        mine = [(data.drawn(p), p.objective) for p in data.points if p.kind == kind]
-        axes.scatter(
-            *columns(mine),
-            color=style.color,
-            marker=style.marker,
-            s=46,
-            zorder=3,
-            label=f"{style.label} ({count})",
-        )
+    places = {
+        kind: [(data.drawn(p), p.objective) for p in data.points if p.kind == kind]
+        for kind in data.n_by_kind
+    }
+    scatter_kinds(axes, data.n_by_kind, places)
     for point in data.points:
         if point.number == data.best_number:
             axes.scatter(
