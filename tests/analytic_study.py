@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from small_sweep import BASE, WHY
 
 from core.measuring.selection import Probe, StoppedBy
 from tuning.config import Choice, SweepSpec
@@ -16,7 +17,6 @@ from tuning.ledger import Ledger
 from tuning.objective import Outcome, conclude
 from tuning.space import bind, corner_proposals
 
-WHY = {"why": "it matters"}
 RATE = {"float": {"low": 1e-5, "high": 1e-2, "log": True}} | WHY
 SPACE: Mapping[str, Any] = {
     "optimizer.learning_rate": RATE,
@@ -31,15 +31,7 @@ Params = Mapping[str, Choice]
 
 def spec_of(**changes: Any) -> SweepSpec:
     """A small sweep with some top-level keys replaced."""
-    values: dict[str, Any] = {
-        "schema": 1,
-        "name": "small",
-        "model": {"source": "package:smollm2"},
-        "data": {
-            role: {"source": f"embedded:{role}"}
-            for role in ("forget", "retain", "approximate", "general")
-        },
-        "method": {"forget_loss": "ihl"},
+    values: dict[str, Any] = dict(BASE) | {
         "space": SPACE,
         "budget": {"trials": 8, "max_steps": 3},
         "sampler": {"name": "random", "seed": 5},

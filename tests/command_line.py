@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import typer
 import yaml
 
@@ -24,6 +26,29 @@ class Done:
     status: int
     out: str
     err: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """What a command that succeeded printed."""
+        assert self.status == 0, self.err
+        found: dict[str, Any] = json.loads(self.out)
+        return found
+
+
+def invoked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object
+) -> Done:
+    """Run ``unlearn-tune`` through its entry point."""
+    monkeypatch.setattr(sys, "argv", ["unlearn-tune", *map(str, arguments)])
+    capsys.readouterr()
+    status: object = 0
+    try:
+        cli.main()
+    except SystemExit as end:
+        status = end.code or 0
+    assert isinstance(status, int)
+    captured = capsys.readouterr()
+    return Done(status, captured.out, captured.err)
 
 
 Command = Callable[..., Done]

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import yaml
+from command_line import Command, Done, invoked
 from conftest import sentences
 
 from core.config import EngineConfig, ModelConfig
@@ -23,29 +21,10 @@ from core.suites import SUITES
 from core.suites.wmdp_suite import SUBJECTS
 from core.training.adapter import DifferenceAdapter, InitialFactors
 from core.training.trained import float32_on_cpu
-from tuning import cli
 
 pytestmark = pytest.mark.integration
 
 QUESTIONS = {"prompt": "question", "answer": "answer"}
-
-
-@dataclass(frozen=True)
-class Done:
-    """How a command ended."""
-
-    status: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> dict[str, Any]:
-        assert self.status == 0, self.err
-        found: dict[str, Any] = json.loads(self.out)
-        return found
-
-
-Command = Callable[..., Done]
 
 
 @pytest.fixture
@@ -61,17 +40,7 @@ def evaluate(
     plain = ["--dtype", "fp32", "--device", "cpu", "--batch-size", "4"]
 
     def command(*arguments: object, model: object = tiny_model) -> Done:
-        given = ["unlearn-tune", "evaluate", str(model), *plain, *map(str, arguments)]
-        monkeypatch.setattr(sys, "argv", given)
-        capsys.readouterr()
-        status: object = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            status = end.code or 0
-        assert isinstance(status, int)
-        captured = capsys.readouterr()
-        return Done(status, captured.out, captured.err)
+        return invoked(monkeypatch, capsys, "evaluate", model, *plain, *arguments)
 
     return command
 

@@ -2,7 +2,6 @@
 
 import math
 import shutil
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,12 +9,11 @@ from typing import Any, get_args
 
 import pytest
 import yaml
-from command_line import Command, Done, WriteSpec
+from command_line import Command, Done, WriteSpec, invoked
 
 from core.measuring.selection import Probe, StoppedBy, is_past_target
 from core.store.durable import append_line, commit_yaml
 from core.store.place import CACHE_VARIABLE
-from tuning import cli
 from tuning.config import SweepSpec
 from tuning.files import parse_sweep
 from tuning.ledger import Ledger
@@ -342,16 +340,7 @@ def tune(
     monkeypatch.setenv("COLUMNS", "200")
 
     def command(*arguments: object) -> Done:
-        monkeypatch.setattr(sys, "argv", ["unlearn-tune", *map(str, arguments)])
-        capsys.readouterr()
-        status: object = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            status = end.code or 0
-        assert isinstance(status, int)
-        captured = capsys.readouterr()
-        return Done(status, captured.out, captured.err)
+        return invoked(monkeypatch, capsys, *arguments)
 
     return command
 

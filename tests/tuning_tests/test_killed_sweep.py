@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from analytic_study import SPACE, WHY, spec_of
+from analytic_study import SPACE, spec_of
 from driven_sweep import conclusions, drive, every_kill, unsynced
+from small_sweep import WHY
 
 from tuning.config import SweepSpec
 from tuning.records import LEDGER_FILE

@@ -6,7 +6,8 @@ import itertools
 from pathlib import Path
 
 import pytest
-from analytic_study import GRID, WHY, Params, run_trial, spec_of, study_in
+from analytic_study import GRID, Params, run_trial, spec_of, study_in
+from small_sweep import WHY
 
 from tuning.ledger import Ledger
 from tuning.space import bind

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import optuna
 import pytest
-from analytic_study import SPACE, WHY, closure, run_trial, spec_of
+from analytic_study import SPACE, closure, run_trial, spec_of
+from small_sweep import WHY
 
 from tuning.ledger import Ledger
 from tuning.samplers import make_sampler

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from analytic_study import GRID, RATE, WHY, closure, spec_of
+from analytic_study import GRID, RATE, closure, spec_of
 from optuna.trial import FrozenTrial, TrialState
+from small_sweep import WHY
 
 from tuning.ledger import Ledger
 from tuning.points import MOST_POINTS, count_points, mark, points

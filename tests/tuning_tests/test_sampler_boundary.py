@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from analytic_study import GRID, RATE, WHY, outcome_of, probe, spec_of, study_in
+from analytic_study import GRID, RATE, outcome_of, probe, spec_of, study_in
 from driven_sweep import unsynced
 from optuna.trial import TrialState
+from small_sweep import WHY
 
 from tuning.config import SamplerName
 from tuning.ledger import Ledger
