@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -137,13 +136,11 @@ def test_a_sweep_runs_on_the_worker_node_of_an_existing_cluster(
     tiny_data: Mapping[str, Path],
 ) -> None:
     address, env = two_nodes
-    began = time.monotonic()
     done = far_sweep(tmp_path, tiny_model, tiny_data, address=address, env=env)
     assert done.returncode == 0, done.stderr
     run = load_run(tmp_path / "runs" / "far")
     assert [t.state for t in run.trials] == ["COMPLETE", "COMPLETE"]
     assert run.driver.concurrent == 1
-    assert time.monotonic() > began
 
 
 def test_a_cluster_that_does_not_answer_is_refused_with_the_address(

@@ -1,7 +1,6 @@
 """Ranks, micro-batches and ZeRO stages change how a trial is computed, and not what it computes."""
 
 import json
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -11,7 +10,8 @@ import peft
 import pytest
 import torch
 import transformers
-from torch import Tensor, multiprocessing
+from torch import Tensor
+from two_ranks import spawned
 
 from core.config import TrialConfig
 from core.data.batches import collate, reading_order
@@ -20,13 +20,12 @@ from core.model.layers import dense_weight
 from core.model.loading import load_model
 from core.training.adapter import InitialFactors
 from core.training.initialisation import initial_factors
-from core.training.ranks import Rendezvous, join
+from core.training.ranks import join
 from core.training.warm import Warm
 from core.worker import probes
 
 pytestmark = pytest.mark.integration
 
-ROOT = Path(__file__).parents[2]
 N_STEPS = 10
 COMPARED = ("forget_nll", "retain_nll", "general_nll")
 WITHIN = 1e-5
@@ -237,15 +236,7 @@ def two_ranks(
     """The folder in which two processes have written what each of them saw of each trial."""
     folder = tmp_path_factory.mktemp("ranks")
     configs = [make_uneven({**changes, "engine.ranks": 2}) for changes in TWO_RANKS.values()]
-    meeting = Rendezvous(2)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT)  # the new processes import this module by its name
-        patch.setattr(sys, "argv", sys.argv[:1])
-        multiprocessing.spawn(  # type: ignore[attr-defined, no-untyped-call]
-            run_rank,
-            args=(meeting.host, meeting.port, [c.model_dump_json() for c in configs], str(folder)),
-            nprocs=2,
-        )
+    spawned(run_rank, [c.model_dump_json() for c in configs], str(folder))
     yield folder, configs
 
 

@@ -1,24 +1,22 @@
 """Under ZeRO 3 each rank loads its part of the target model once, and adapters come and go on it."""
 
 import json
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from torch import multiprocessing
+from two_ranks import spawned
 
 from core.config import TrialConfig
 from core.model.loading import load_model, parts_of
 from core.store.place import CACHE_VARIABLE
-from core.training.ranks import Rendezvous, join
+from core.training.ranks import join
 from core.training.warm import Warm
 from core.worker import probes
 
 pytestmark = pytest.mark.integration
 
-ROOT = Path(__file__).parents[2]
 
 COMPARED = ("forget_nll", "retain_nll", "general_nll")
 
@@ -65,16 +63,9 @@ def two_ranks(
         "selection.past_target": None,
     }
     configs = [make_trial({**base, **changes}) for changes in TRIALS.values()]
-    meeting = Rendezvous(2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(CACHE_VARIABLE, str(folder / "cache"))
-        patch.syspath_prepend(ROOT)  # the new processes import this module by its name
-        patch.setattr(sys, "argv", sys.argv[:1])
-        multiprocessing.spawn(  # type: ignore[attr-defined, no-untyped-call]
-            run_rank,
-            args=(meeting.host, meeting.port, [c.model_dump_json() for c in configs], str(folder)),
-            nprocs=2,
-        )
+        spawned(run_rank, [c.model_dump_json() for c in configs], str(folder))
     seen = [json.loads((folder / f"{rank}.json").read_text("utf-8")) for rank in (0, 1)]
     yield seen, configs
 

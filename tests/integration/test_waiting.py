@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from torch import multiprocessing
+from two_ranks import spawned
 
 import core.training.initialisation
 from core.config import TrialConfig
@@ -25,7 +24,6 @@ from core.worker import probes
 
 pytestmark = pytest.mark.integration
 
-ROOT = Path(__file__).parents[2]
 DEADLINE = timedelta(seconds=4)
 DELAY_S = 6.0
 
@@ -40,17 +38,6 @@ def slow(function: Callable[..., Any]) -> Callable[..., Any]:
         return function(*args, **kwargs)
 
     return call
-
-
-def spawned(function: Callable[..., None], *args: Any) -> None:
-    """Run ``function(rank, host, port, *args)`` in two processes."""
-    meeting = Rendezvous(2)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT)  # the new processes import this module by its name
-        patch.setattr(sys, "argv", sys.argv[:1])
-        multiprocessing.spawn(  # type: ignore[attr-defined, no-untyped-call]
-            function, args=(meeting.host, meeting.port, *args), nprocs=2
-        )
 
 
 # A trial whose first rank is slow wherever it works for the others
