@@ -59,7 +59,7 @@ class Rank:
         from core.worker import probes
 
         self._log_to(folder)
-        logger.info("trial begins: %s", folder)
+        logger.info("trial begins in process %d: %s", os.getpid(), folder)
         self._trial = probes(config, folder=folder, group=self._group, warm=self._warm)
 
     def advance(self) -> Probe:
@@ -108,9 +108,9 @@ class UnlearningTrial(tune.Trainable):
         self._assign(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Take the next trial with the ranks kept warm; after ZeRO 3, which leaks a model copy, with new ones."""
+        """Take the next trial with the ranks kept warm; with new ones after ZeRO 3 on a copy, which it leaks."""
         self._close()
-        if self._config.partitions != "nothing":
+        if self._config.partitions == "copy":
             self._kill_ranks()
         self._assign(new_config)
         return True

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -257,6 +258,10 @@ def test_trials_of_two_ranks_under_zero_3_follow_each_other(sweeper: Sweeper) ->
     run = sweeper.run("tiny")
     assert [t.state in ("COMPLETE", "PRUNED") for t in run.trials] == [True, True]
     assert run.spec.resources.ranks_per_trial == 2
+    logs = [path.read_text("utf-8") for path in sorted(run.path.glob("trials/*/attempt-*/log.txt"))]
+    processes = [re.findall(r"trial begins in process (\d+)", log) for log in logs]
+    assert len(logs) == 2
+    assert processes[0] == processes[1] != [], "the ranks stay warm"
 
 
 def test_a_run_killed_before_its_ledger_was_made_leaves_its_name_free(sweeper: Sweeper) -> None:
