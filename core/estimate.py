@@ -8,17 +8,17 @@ import torch
 from torch import nn
 
 from core.config import DataConfig, TrialConfig
-from core.data.splits import split_data
 from core.data.tokens import TokenSplits
 from core.losses import FORGET_LOSSES, RETAIN_LOSSES
 from core.measuring.meter import Meter
 from core.metrics.probes import MEASURED
 from core.model.layers import linear_shape, resolve_targets
-from core.model.loading import LoadedModel, outlined_model, vocabulary_size
+from core.model.loading import LoadedModel, outlined_model
 from core.training.memory import Pass, held_states, loss_width, n_roles, reading_width, traced
 from core.training.passes import MicroBatch
 from core.training.ranks import Group
 from core.training.steps import Steps
+from core.training.warm import Warm
 
 PROCESS_BYTES = 500 * 2**20
 """A rank's process without a model: interpreter, torch, DeepSpeed, transformers, PEFT, Ray."""
@@ -87,18 +87,18 @@ class Largest:
     is_bound: bool
 
 
-def rank_memory(trial: TrialConfig, *, rows: Largest | None = None) -> RankMemory:
+def rank_memory(trial: TrialConfig, *, outlines: Warm | None = None) -> RankMemory:
     """What a rank of a trial needs.
 
     Args:
         trial: The trial.
-        rows: Its largest passes; looked for in its data if absent, where all of it is on this machine.
+        outlines: Outlines of models and rows that were read for other trials; see :func:`new_outlines`.
 
     Raises:
         UserError: If model or data are not as the trial says, or the model's configuration is not here.
     """
-    model = outlined_model(trial.model, trial.engine)
-    largest = rows or largest_passes(trial, model)
+    outlines = outlines or new_outlines()
+    model, largest = outlines.model(trial), largest_passes(trial, outlines)
     method, width = trial.method, torch.finfo(model.dtype).bits // 8
     retain = RETAIN_LOSSES[method.retain_loss]
     needs = FORGET_LOSSES[method.forget_loss].needs | (retain.needs if retain else frozenset())
@@ -129,6 +129,11 @@ def rank_memory(trial: TrialConfig, *, rows: Largest | None = None) -> RankMemor
     )
 
 
+def new_outlines() -> Warm:
+    """What estimates for several trials share: the outline of each model, and its rows, read once."""
+    return Warm(load=outlined_model)
+
+
 def n_weights(trial: TrialConfig, network: nn.Module) -> tuple[int, int]:
     """Frozen and trained weights: of model and adapter, whose initial factors are frozen too."""
     total = sum(p.numel() for p in network.parameters())
@@ -142,7 +147,7 @@ def n_weights(trial: TrialConfig, network: nn.Module) -> tuple[int, int]:
     return total + a + (0 if trial.method.adapter_init == "lora" else b), a + b
 
 
-def largest_passes(trial: TrialConfig, model: LoadedModel) -> Largest:
+def largest_passes(trial: TrialConfig, outlines: Warm) -> Largest:
     """The largest passes among those that the trial will make; bounds where its data are elsewhere.
 
     Raises:
@@ -150,7 +155,7 @@ def largest_passes(trial: TrialConfig, model: LoadedModel) -> Largest:
     """
     if not is_here(trial.data):
         return bounds(trial)
-    data = split_data(trial.data, model.tokenizer, vocabulary=vocabulary_size(model.network))
+    model, data = outlines.model(trial), outlines.data(trial)
     recorder = _Recorder()
     steps = Steps(trial, model, data)
     for _ in range(trial.selection.max_steps):

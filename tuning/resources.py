@@ -110,12 +110,13 @@ def rank_needs(spec: SweepSpec) -> Needs | None:
 
     Loads torch. What is wrong with model or data is said when they are read.
     """
-    from core.estimate import rank_memory
+    from core.estimate import new_outlines, rank_memory
 
     if not is_model_here(spec):
         return None
     try:
-        memories = [rank_memory(trial) for trial in largest_trials(spec)]
+        outlines = new_outlines()
+        memories = [rank_memory(trial, outlines=outlines) for trial in largest_trials(spec)]
     except UserError:
         return None
     gib = 2**30

@@ -62,10 +62,7 @@ def load_model(
             location, dtype=dtype, use_safetensors=True, **arguments
         )
     except (OSError, ValueError) as err:
-        raise ModelError(
-            f"{field}: cannot load {config.source!r}: {first_line(err)}; give a folder written by "
-            "save_pretrained (safetensors), a hub id that this machine can reach, or package:smollm2"
-        ) from err
+        raise _not_loaded(config, err, field=field) from err
     nn.Module.to(network, device).eval().requires_grad_(False)
     return LoadedModel(
         network=network,
@@ -103,12 +100,11 @@ def load_outline(config: ModelConfig, engine: EngineConfig) -> LoadedModel:
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(location, **arguments)
         architecture = transformers.AutoConfig.from_pretrained(location, **arguments)
-        with torch.device("meta"):
-            network = transformers.AutoModelForCausalLM.from_config(architecture, dtype=dtype)
+        network = _outlined(architecture, dtype)
     except (OSError, ValueError) as err:
         raise _not_loaded(config, err) from err
     return LoadedModel(
-        network=network.eval().requires_grad_(False),
+        network=network,
         tokenizer=tokenizer,
         identity=model_identity(config, getattr(architecture, "_commit_hash", None)),
         dtype=dtype,
@@ -160,9 +156,9 @@ def parts_of(network: nn.Module) -> dict[str, Tensor]:
     return {name: cast(Any, p).ds_tensor for name, p in network.named_parameters()}
 
 
-def _not_loaded(config: ModelConfig, err: Exception) -> ModelError:
+def _not_loaded(config: ModelConfig, err: Exception, *, field: str = "model.source") -> ModelError:
     return ModelError(
-        f"model.source: cannot load {config.source!r}: {first_line(err)}; give a folder written by "
+        f"{field}: cannot load {config.source!r}: {first_line(err)}; give a folder written by "
         "save_pretrained (safetensors), a hub id that this machine can reach, or package:smollm2"
     )
 
@@ -289,10 +285,14 @@ def outlined_network(config: ModelConfig, dtype: torch.dtype = torch.float32) ->
         architecture = transformers.AutoConfig.from_pretrained(
             location, revision=revision, trust_remote_code=False, local_files_only=True
         )
-        with torch.device("meta"):
-            network = transformers.AutoModelForCausalLM.from_config(architecture, dtype=dtype)
+        return _outlined(architecture, dtype)
     except (OSError, ValueError) as err:
         raise ModelError(f"model.source: no configuration of {config.source!r} here") from err
+
+
+def _outlined(architecture: Any, dtype: torch.dtype) -> nn.Module:
+    with torch.device("meta"):
+        network = transformers.AutoModelForCausalLM.from_config(architecture, dtype=dtype)
     outlined: nn.Module = network.eval().requires_grad_(False)
     return outlined
 
@@ -304,17 +304,9 @@ def outlined_model(config: ModelConfig, engine: EngineConfig) -> LoadedModel:
         ModelError: If its configuration or its tokenizer is not on this machine.
     """
     dtype = resolve_dtype(engine)
-    network = outlined_network(config, dtype)
-    location, revision = locate(config)
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            location, revision=revision, trust_remote_code=False, local_files_only=True
-        )
-    except (OSError, ValueError) as err:
-        raise ModelError(f"model.source: no tokenizer of {config.source!r} here") from err
     return LoadedModel(
-        network=network,
-        tokenizer=tokenizer,
+        network=outlined_network(config, dtype),
+        tokenizer=local_tokenizer(config),
         identity="",
         dtype=dtype,
         device=torch.device("cpu"),

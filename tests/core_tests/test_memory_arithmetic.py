@@ -11,8 +11,7 @@ import transformers
 from core.config import AdapterConfig, EngineConfig, MethodConfig, ModelConfig, TrialConfig
 from core.config.method import ForgetLossId
 from core.errors import ModelError
-from core.estimate import bounds, largest_passes, rank_memory
-from core.model.loading import outlined_model
+from core.estimate import bounds, largest_passes, new_outlines, rank_memory
 from core.training.memory import Live, Pass, held_states, loss_width, traced
 
 TrialMaker = Callable[..., TrialConfig]
@@ -124,7 +123,7 @@ def test_distillation_holds_more_than_a_likelihood() -> None:
 
 def test_the_largest_pass_is_one_that_the_trial_makes(make_trial: TrialMaker) -> None:
     trial = make_trial({"batch.global_batch_size": 4})
-    found = largest_passes(trial, outlined_model(trial.model, trial.engine))
+    found = largest_passes(trial, new_outlines())
     assert not found.is_bound
     assert found.step.rows == 8  # four forget rows and as many retain rows
     assert 2 <= found.step.tokens <= 64
