@@ -8,6 +8,7 @@ more from it. All ranks of a trial run this code and see the same probes.
 import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from core.config import TrialConfig
@@ -82,7 +83,9 @@ def probes(
     group: Group | None = None,
     warm: Warm | None = None,
 ) -> Generator[Probe, None, None]:
-    """The trial: yields a probe every ``selection.probe_every`` steps; closing the iterator ends it.
+    """The trial: yields a probe every ``selection.probe_every`` steps, but for those that it leaves out.
+
+    Closing the iterator ends it.
 
     Args:
         config: The trial.
@@ -107,7 +110,11 @@ def probes(
     trained = attach(config, model, data, group, network=warm.network(config))
     engine: Engine | None = None
     history = History(
-        config.selection, measure.before, folder if group.is_first else None, started=started
+        config.selection,
+        measure.before,
+        folder if group.is_first else None,
+        extent=measure.extent,
+        started=started,
     )
     try:
         engine = Engine(
@@ -124,9 +131,14 @@ def probes(
             if step == 1:
                 steps.refuse_unmoved(trained.unmoved(engine.full_value))
             is_last = step == config.selection.max_steps
-            if step % config.selection.probe_every and not is_last:
+            if not is_last and (step % config.selection.probe_every or history.leaves_out(step)):
                 continue
-            found = measure.during_trial(engine.module, trained.scaled)
+            found = measure.during_trial(
+                engine.module,
+                trained.scaled,
+                is_last=is_last,
+                decides=partial(history.decides, step),
+            )
             found = replace(found, metrics=dict(found.metrics) | steps.state())
             probe = history.judge(step, group.agree(found), is_last=is_last)
             if history.is_best(probe):

@@ -13,6 +13,7 @@ CORE: Layers = {
     "configuration": ("core/config/*.py",),
     "rules": (
         "core/measuring/__init__.py",
+        "core/measuring/extent.py",
         "core/measuring/reporting.py",
         "core/measuring/scale.py",
         "core/measuring/selection.py",
@@ -65,6 +66,7 @@ CORE: Layers = {
         "core/measuring/history.py",
         "core/measuring/meter.py",
         "core/measuring/probing.py",
+        "core/measuring/reading.py",
     ),
     "suites": ("core/suites/*.py",),
     "whole tasks": (

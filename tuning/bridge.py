@@ -281,6 +281,8 @@ def committed_probes(folder: Path) -> list[Probe]:
             intervals={
                 name: (low, high) for name, (low, high) in line.get("intervals", {}).items()
             },
+            skipped=tuple(line.get("skipped", ())),
+            n_rows=line.get("n_rows", {}),
         )
         for line in read_lines(folder / "history.jsonl")
         if line["step"] > 0

@@ -14,7 +14,7 @@ import sqlalchemy
 from optuna.samplers import RandomSampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from core.measuring.selection import GuardVerdict, Probe, running_score
+from core.measuring.selection import GuardVerdict, Probe, guarded_series, running_score
 from core.store.durable import commit, finite
 from tuning.config import Choice, SweepSpec
 from tuning.objective import Outcome
@@ -115,9 +115,10 @@ class Ledger:
         trial = self._trial(number)
         probe = probes[-1]
         watched = self._spec.pruning.retain.metrics if self._spec.pruning.retain else ()
-        trial.set_user_attr(
-            guard_key(attempt, probe.step), finite({m: probe.metrics[m] for m in watched})
-        )
+        series = guarded_series(probes)
+        for step in (*probe.skipped, probe.step):
+            seen = finite({m: series[step][m] for m in watched})
+            trial.set_user_attr(guard_key(attempt, step), seen)
         trial.set_user_attr("step", probe.step)
         found = self._frozen(number)
         if probe.step not in found.intermediate_values:

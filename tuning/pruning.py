@@ -14,7 +14,13 @@ from optuna.pruners import BasePruner
 from optuna.trial import FrozenTrial
 
 from core.config import RetainGuardConfig, SelectionConfig
-from core.measuring.selection import GuardVerdict, Probe, guard_verdict, running_score
+from core.measuring.selection import (
+    GuardVerdict,
+    Probe,
+    guard_verdict,
+    guarded_series,
+    running_score,
+)
 from core.store.durable import finite
 from tuning.config import PruningSpec, RankingName
 
@@ -103,7 +109,8 @@ def as_probed(
         selection: Says what their intermediate values are.
     """
     seen = copy.copy(trial)
-    guarded = {guard_key(attempt, p.step): dict(p.metrics) for p in probes}
+    series = guarded_series(probes)
+    guarded = {guard_key(attempt, step): dict(metrics) for step, metrics in series.items()}
     seen.user_attrs = {ATTEMPT: attempt, **guarded}
     seen.intermediate_values = {
         p.step: running_score(probes[:n], selection) for n, p in enumerate(probes, start=1)

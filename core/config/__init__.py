@@ -34,6 +34,7 @@ from core.config.selection import (
     ConstraintConfig,
     PastTargetConfig,
     RetainGuardConfig,
+    RowsPerProbe,
     SelectionConfig,
     StopRule,
 )
@@ -65,6 +66,7 @@ __all__ = [
     "PreparationConfig",
     "PreparationData",
     "RetainGuardConfig",
+    "RowsPerProbe",
     "Section",
     "SelectionConfig",
     "SourceConfig",

@@ -3,12 +3,14 @@
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from core.config import SelectionConfig
+from core.measuring.extent import Extent, foresees_nothing
 from core.measuring.probing import Measurement
+from core.measuring.reporting import decide
 from core.measuring.selection import Probe, StoppedBy, best_probe, is_past_target
 from core.metrics.intervals import Sums
 from core.metrics.probes import MEASURED, degradation, level
@@ -18,10 +20,11 @@ from core.store.durable import append_line
 class History:
     """The trial's probes so far, judged and committed.
 
-    A line of ``history.jsonl`` is a probe; a probe that is, or could become, the one that counts also has
-    ``rows``: of each set ``nll`` (nats, summed over a row) and ``correct`` (greedy choices), one number for
-    each row. The line of step 0, the untouched model, has ``tokens``, too, and the rows of ``target``
-    and ``unseen``.
+    A line of ``history.jsonl`` is a probe: its metrics, the number of rows of each set that they are of, and
+    the steps of those left out before it. A probe that is, or could become, the one that counts also has
+    ``rows``, if all were read: of each set ``nll`` (nats, summed over a row) and ``correct`` (greedy
+    choices), one number for each row. The line of step 0, the untouched model, has ``tokens``, too, and the
+    rows of ``target`` and ``unseen``; and the extent to which the trial is measured.
     """
 
     def __init__(
@@ -30,6 +33,7 @@ class History:
         before: Mapping[str, Sums],
         folder: Path | None,
         *,
+        extent: Extent,
         started: float,
     ) -> None:
         """Begin with no probe.
@@ -38,13 +42,15 @@ class History:
             selection: Rules by which the trial ends, and which probe counts.
             before: Row sums of the untouched model, and of the target.
             folder: Where ``history.jsonl`` is written; nowhere if absent.
+            extent: How much is measured.
             started: When the trial began, on the monotonic clock.
         """
         self._selection, self._before = selection, before
         self._baseline = {name: level(sums) for name, sums in before.items()}
         self._path = None if folder is None else folder / "history.jsonl"
-        self._started = started
+        self._extent, self._started = extent, started
         self._probes: list[Probe] = []
+        self._skipped: tuple[int, ...] = ()
         self._sums: Mapping[str, Sums] = {}
 
     def begin(self, *, initial_rms: tuple[float, float], base_checksum: str) -> None:
@@ -55,12 +61,13 @@ class History:
         rms_a, rms_b = initial_rms
         line = {
             "step": 0,
-            "metrics": degradation({n: baseline[n] for n in MEASURED}, baseline),
+            "metrics": self._untouched,
             "seconds": self._seconds(),
             "target_nll": baseline["target"].nll,
             "target_accuracy": baseline["target"].accuracy,
             "initial_rms": {"a0": rms_a, "b0": rms_b},
             "base_checksum": base_checksum,
+            "extent": asdict(self._extent),
             "rows": {
                 name: _plain(self._before[name], with_tokens=True)
                 for name in (*MEASURED, "target", "unseen")
@@ -68,11 +75,60 @@ class History:
         }
         append_line(self._path, line)
 
+    @property
+    def _untouched(self) -> dict[str, float]:
+        baseline = self._baseline
+        return degradation({name: baseline[name] for name in MEASURED}, baseline)
+
+    def leaves_out(self, step: int) -> bool:
+        """Whether the probe that is due at ``step`` is left out: it foreseeably decides nothing.
+
+        Never asked about a trial's last probe. It is left out in the eyes of the history, too, which
+        remembers the step; two in a row are never left out.
+        """
+        if not self._extent.skips or not self._probes or self._skipped:
+            return False
+        target = self._baseline["target"]
+        found = foresees_nothing(
+            self._probes,
+            self._selection,
+            untouched=self._untouched,
+            target={"forget_nll": target.nll, "forget_accuracy": target.accuracy},
+        )
+        if found:
+            self._skipped = (step,)
+        return found
+
+    def decides(self, step: int, measured: Measurement) -> bool:
+        """Whether a probe with these metrics would end the trial, or be the best so far: then all rows are read.
+
+        Where the last probe counts, whichever it is, none before it is the best. That the probe is the last
+        of the budget is not asked here.
+        """
+        probe = self._judged(step, measured, is_last=False)
+        series = [*self._probes, probe]
+        return (
+            probe.stopped_by is not None
+            or decide(series, self._selection).stops
+            or (self._selection.select != "last" and best_probe(series, self._selection) is probe)
+        )
+
     def judge(self, step: int, measured: Measurement, *, is_last: bool) -> Probe:
         """Make the probe of ``step`` and decide whether the trial ends with it by its own rules."""
-        metrics, self._sums = measured.metrics, measured.sums
+        probe = self._judged(step, measured, is_last=is_last)
+        self._probes.append(probe)
+        self._sums, self._skipped = measured.sums, ()
+        return probe
+
+    def _judged(self, step: int, measured: Measurement, *, is_last: bool) -> Probe:
+        metrics = measured.metrics
         probe = Probe(
-            step=step, metrics=metrics, seconds=self._seconds(), intervals=measured.intervals
+            step=step,
+            metrics=metrics,
+            seconds=self._seconds(),
+            intervals=measured.intervals,
+            skipped=self._skipped,
+            n_rows=measured.n_rows,
         )
         stopped_by: StoppedBy | None = "budget" if is_last else None
         rule = self._selection.past_target
@@ -89,9 +145,7 @@ class History:
             metrics[rule.metric] <= rule.at_most for rule in self._selection.stop_when
         ):
             stopped_by = "stop_when"
-        probe = replace(probe, stopped_by=stopped_by)
-        self._probes.append(probe)
-        return probe
+        return replace(probe, stopped_by=stopped_by)
 
     def is_best(self, probe: Probe) -> bool:
         """Whether the newest probe is the one that counts so far."""
@@ -109,8 +163,10 @@ class History:
             "is_best": is_best,
             "stopped_by": probe.stopped_by,
             "intervals": {name: list(ends) for name, ends in probe.intervals.items()},
+            "n_rows": dict(probe.n_rows),
+            "skipped": list(probe.skipped),
         }
-        if is_best or best_probe(self._probes, self._selection) is None:
+        if self._sums and (is_best or best_probe(self._probes, self._selection) is None):
             line["rows"] = {
                 name: _plain(sums, with_tokens=False) for name, sums in self._sums.items()
             }

@@ -32,6 +32,8 @@ class Probe:
         stopped_by: Set on the last probe of a trial that ended by its own rules.
         intervals: 95 % interval, lower and upper end, of each closure and drop; empty where none was
             measured.
+        skipped: Steps since the probe before at which one was due and was left out.
+        n_rows: Rows of each set that the metrics are of; empty where that is not recorded, and all were read.
     """
 
     step: int
@@ -39,6 +41,8 @@ class Probe:
     seconds: float
     stopped_by: StoppedBy | None = None
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    skipped: tuple[int, ...] = ()
+    n_rows: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,13 +127,29 @@ def running_score(probes: Sequence[Probe], selection: SelectionConfig) -> float:
     return penalised_score(probes[-1].metrics, selection)
 
 
+def guarded_series(probes: Sequence[Probe]) -> dict[int, Mapping[str, float]]:
+    """Metrics that the retain guard reads, by step in order: of each probe, and of those left out.
+
+    A probe is left out only where it foreseeably keeps every limit, after one that does. It counts as the
+    one before it, so that patience and grace count the same probes as if it had been measured. Overshoot
+    needs no such stand-in: what was left out lies before the target, and is in no run of overshooting
+    probes.
+    """
+    series: dict[int, Mapping[str, float]] = {}
+    for i, probe in enumerate(probes):
+        series |= dict.fromkeys(probe.skipped, probes[i - 1].metrics)
+        series[probe.step] = probe.metrics
+    return series
+
+
 def guard_verdict(
     series: Sequence[Mapping[str, float]], guard: RetainGuardConfig
 ) -> GuardVerdict | None:
     """Decide whether degradation of retained text stops the trial.
 
     Args:
-        series: Metrics of the attempt's probes in order, without step 0; each holds ``guard.metrics``.
+        series: Metrics of the attempt's probes in order, without step 0; each holds ``guard.metrics``. See
+            :func:`guarded_series`.
         guard: Limits, patience and grace, counted in probes.
 
     Returns:

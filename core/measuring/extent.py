@@ -1,0 +1,111 @@
+"""How much is measured of a trial: which rows its probes read, and which probes it leaves out.
+
+Pure rules over plain numbers, as those of :mod:`core.measuring.selection`.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from core.config import ConstraintMetric, SelectionConfig, metric_facts
+from core.measuring.selection import Probe
+
+GROWTH: Final = 1.5
+"""g: how much larger than the last increase the next one is taken to be at most. On recorded trials 1.5 changed no
+outcome; 1 did."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extent:
+    """What ``selection.rows_per_probe`` and ``selection.skip_probes`` come to on a device.
+
+    Attributes:
+        adaptive: Retain and general rows are read until every limit is decided; otherwise all are.
+        skips: Probes that foreseeably decide nothing are left out.
+    """
+
+    adaptive: bool
+    skips: bool
+
+    @classmethod
+    def of(cls, selection: SelectionConfig, *, on_gpu: bool) -> "Extent":
+        """Resolve ``auto``.
+
+        On a GPU all rows of a probe are one small forward pass, and reading them little by little costs more
+        passes; a probe that is left out saves its passes on any device.
+        """
+        rows, skips = selection.rows_per_probe, selection.skip_probes
+        can_stop_early = selection.metric != "forget_closure_at_utility" and not on_gpu
+        return cls(
+            adaptive=can_stop_early if rows == "auto" else rows == "adaptive",
+            skips=selection.is_foreseeable if skips == "auto" else skips,
+        )
+
+
+def foresees_nothing(
+    probes: Sequence[Probe],
+    selection: SelectionConfig,
+    *,
+    untouched: Mapping[str, float],
+    target: Mapping[str, float],
+) -> bool:
+    r"""Whether the next probe can be left out: by the one after it, nothing will have been reached.
+
+    For the forget set's way to the target, and for each limited damage,
+
+    .. math:: x_k + (g + g^2) \max(0, \Delta_k) < \mathrm{bound}
+
+    where :math:`\Delta_k` is the last increase: if each increase is at most :math:`g` times the one before,
+    neither the probe left out nor the next one passes the target or breaks a limit. So neither is stopped
+    and the later one is the better. Where the probe before the last was left out, its increase is not known;
+    the last one is then taken to be the larger part of the two, :math:`g / (1 + g)`.
+
+    What a probe left out means for the rules that count probes follows: it kept every limit, and has not
+    overshot. See :func:`~core.measuring.selection.guarded_series`.
+
+    Args:
+        probes: Those measured so far, in order, at least one.
+        selection: Objective, constraints and guard.
+        untouched: Metrics of the target model, before the first probe.
+        target: Levels that forgetting aims at: ``forget_nll`` and ``forget_accuracy``.
+
+    Returns:
+        ``False`` also where anything is not finite.
+    """
+    last = probes[-1]
+    before = probes[-2].metrics if len(probes) > 1 else untouched
+    share = GROWTH / (1.0 + GROWTH) if last.skipped else 1.0
+    ahead = share * (GROWTH + GROWTH**2)
+    return all(
+        now + ahead * max(0.0, now - then) < bound
+        for now, then, bound in _courses(last.metrics, before, selection, target)
+    ) and math.isfinite(last.metrics["forget_nll"])
+
+
+def _courses(
+    now: Mapping[str, float],
+    before: Mapping[str, float],
+    selection: SelectionConfig,
+    target: Mapping[str, float],
+) -> Iterator[tuple[float, float, float]]:
+    """What must not be reached: each number now, before, and its bound, all turned so that they rise to it."""
+    yield now["forget_nll"], before["forget_nll"], target["forget_nll"]
+    if selection.metric == "accuracy_closure":
+        yield -now["forget_accuracy"], -before["forget_accuracy"], -target["forget_accuracy"]
+    for metric, bound in limits(selection):
+        sign = -1.0 if metric_facts(metric).better == "up" else 1.0
+        yield sign * now[metric], sign * before[metric], sign * bound
+
+
+def limits(selection: SelectionConfig) -> Iterator[tuple[ConstraintMetric, float]]:
+    """Each value of a metric at which something is decided: by a constraint, by the guard, by its hard limit."""
+    for constraint in selection.constraints:
+        assert constraint.metric != "auto"  # validated
+        yield constraint.metric, constraint.limit
+    guard = selection.retain_guard
+    for metric in guard.metrics if guard else ():
+        assert guard is not None
+        assert metric != "auto"
+        yield metric, guard.bound(metric, guard.limit)
+        yield metric, guard.bound(metric, guard.hard_limit)
