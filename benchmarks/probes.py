@@ -207,7 +207,9 @@ def compared(trials: Sequence[Recorded], *, n_orders: int) -> Iterator[dict[str,
                 seen = trial
                 if name == f"{FEW} rows":
                     seen = trial.with_rows({n: orders[n][:FEW] for n in ("retain", "general")})
-                found = replay(seen, extent, orders=orders if seen is trial else _orders(seen, seed=0))
+                found = replay(
+                    seen, extent, orders=orders if seen is trial else _orders(seen, seed=0)
+                )
                 counts[name] += Counter(
                     tokens=found.tokens,
                     whole=whole.tokens,

@@ -150,7 +150,7 @@ def as_rank(rank: int, host: str, port: int, config: TrialConfig, folder: Path) 
     group = join(rank, 2, host, port, config.engine)
     found = run_trial(config, GuardReporter(config.selection), group=group)
     seen = [{"step": p.step, "n_rows": p.n_rows, "metrics": p.metrics} for p in found.probes]
-    commit_json(folder / f"rank-{rank}.json", seen)
+    commit_json(folder / f"rank-{rank}.json", {"probes": seen})
 
 
 def test_two_ranks_read_the_same_rows_and_decide_as_one(
@@ -160,7 +160,7 @@ def test_two_ranks_read_the_same_rows_and_decide_as_one(
     alone = run(make_trial(changes), tmp_path / "alone", Warm())
     spawned(as_rank, make_trial(changes | {"engine.ranks": 2}), tmp_path)
     one, other = (
-        json.loads((tmp_path / f"rank-{rank}.json").read_text("utf-8")) for rank in (0, 1)
+        json.loads((tmp_path / f"rank-{rank}.json").read_text("utf-8"))["probes"] for rank in (0, 1)
     )
     assert one == other
     assert [(p["step"], p["n_rows"]) for p in one] == [(p.step, p.n_rows) for p in alone.probes]
