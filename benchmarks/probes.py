@@ -10,7 +10,7 @@ at every probe; nothing stops them. A trial's folder then holds the row sums of 
 * ``16 rows``: 16 rows of retain and of general set at every probe, and all forget rows;
 * ``all``: every row at every probe, which is what the others are compared with;
 * ``adaptive``: ``rows_per_probe: adaptive``;
-* ``adaptive, skipping``: that and ``skip_probes: true``.
+* ``adaptive, skipping``: that and ``skip_probes: true``, what ``auto`` is on a CPU.
 
 Which rows come first is drawn anew in each of some orders. What is counted:
 

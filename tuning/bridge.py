@@ -283,6 +283,7 @@ def committed_probes(folder: Path) -> list[Probe]:
             },
             skipped=tuple(line.get("skipped", ())),
             n_rows=line.get("n_rows", {}),
+            is_overtaken=line.get("is_overtaken", False),
         )
         for line in read_lines(folder / "history.jsonl")
         if line["step"] > 0

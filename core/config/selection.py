@@ -155,8 +155,9 @@ class SelectionConfig(Section):
     CPU, where rows cost time; all on a GPU, and for ``forget_closure_at_utility``."""
     skip_probes: bool | Literal["auto"] = "auto"
     """Leave out the next probe while target and limits are far: extrapolated over two probes, neither is reached.
-    A probe that was left out counts, for patience and grace, as one that kept every limit. ``auto``: true, but for
-    ``forget_closure_at_utility`` and with stop rules on other metrics, which no extrapolation covers."""
+    It counts, for patience and grace, as one that kept every limit. A probe that the next one foreseeably betters
+    is no candidate for the best. ``auto``: true, but for ``forget_closure_at_utility`` and with stop rules on other
+    metrics, which no extrapolation covers."""
     metric: ObjectiveMetric = "forget_closure"
     """Objective, maximised; in [-1, 1], 1 when the forget set looks like text that was never seen.
     ``forget_closure_at_utility``: with the trained difference scaled back until ``utility`` is kept (UWC)."""

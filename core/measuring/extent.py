@@ -16,13 +16,19 @@ GROWTH: Final = 1.5
 outcome; 1 did."""
 
 
+CLEAR_RISE: Final = 0.02
+"""From one probe to the next a closure rises clearly by more than this: less may be a plateau, where the next is no
+better."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Extent:
     """What ``selection.rows_per_probe`` and ``selection.skip_probes`` come to on a device.
 
     Attributes:
         adaptive: Retain and general rows are read until every limit is decided; otherwise all are.
-        skips: Probes that foreseeably decide nothing are left out.
+        skips: Probes that foreseeably decide nothing are left out, and those that the next one foreseeably
+            betters are no candidates.
     """
 
     adaptive: bool
@@ -43,44 +49,70 @@ class Extent:
         )
 
 
-def foresees_nothing(
+def reaches_nothing(
     probes: Sequence[Probe],
     selection: SelectionConfig,
     *,
     untouched: Mapping[str, float],
     target: Mapping[str, float],
+    ahead: int,
 ) -> bool:
-    r"""Whether the next probe can be left out: by the one after it, nothing will have been reached.
+    r"""Whether the next probes foreseeably reach neither the target nor a limit.
 
     For the forget set's way to the target, and for each limited damage,
 
-    .. math:: x_k + (g + g^2) \max(0, \Delta_k) < \mathrm{bound}
+    .. math:: x_k + (g + \dots + g^n) \max(0, \Delta_k) < \mathrm{bound}
 
-    where :math:`\Delta_k` is the last increase: if each increase is at most :math:`g` times the one before,
-    neither the probe left out nor the next one passes the target or breaks a limit. So neither is stopped
-    and the later one is the better. Where the probe before the last was left out, its increase is not known;
-    the last one is then taken to be the larger part of the two, :math:`g / (1 + g)`.
+    where :math:`\Delta_k` is the last increase: each of the next n is taken to be at most :math:`g` times the one
+    before. Where the probe before the last was left out, its increase is not known; the last one is then taken to
+    be the larger part of the two, :math:`g / (1 + g)`.
 
-    What a probe left out means for the rules that count probes follows: it kept every limit, and has not
-    overshot. See :func:`~core.measuring.selection.guarded_series`.
+    With n = 2 the next probe can be left out: neither it nor the one after it is stopped or past the target, and
+    the later one is the better. What a probe left out means for the rules that count probes follows: it kept every
+    limit, and has not overshot; see :func:`~core.measuring.selection.guarded_series`.
 
     Args:
         probes: Those measured so far, in order, at least one.
         selection: Objective, constraints and guard.
         untouched: Metrics of the target model, before the first probe.
         target: Levels that forgetting aims at: ``forget_nll`` and ``forget_accuracy``.
+        ahead: n.
 
     Returns:
         ``False`` also where anything is not finite.
     """
-    last = probes[-1]
-    before = probes[-2].metrics if len(probes) > 1 else untouched
+    last, before = probes[-1], _before(probes, untouched)
     share = GROWTH / (1.0 + GROWTH) if last.skipped else 1.0
-    ahead = share * (GROWTH + GROWTH**2)
-    return all(
-        now + ahead * max(0.0, now - then) < bound
+    growth = share * sum(GROWTH**n for n in range(1, ahead + 1))
+    return math.isfinite(last.metrics["forget_nll"]) and all(
+        now + growth * max(0.0, now - then) < bound
         for now, then, bound in _courses(last.metrics, before, selection, target)
-    ) and math.isfinite(last.metrics["forget_nll"])
+    )
+
+
+def is_overtaken(
+    probes: Sequence[Probe],
+    selection: SelectionConfig,
+    *,
+    untouched: Mapping[str, float],
+    target: Mapping[str, float],
+) -> bool:
+    """Whether the next probe is foreseeably better than the last of ``probes``, which therefore is no candidate.
+
+    The objective rises clearly, and by the next probe nothing is reached; arguments as :func:`reaches_nothing`.
+    Never where the last probe counts, whichever it is.
+    """
+    before = _before(probes, untouched)
+    rise = probes[-1].metrics[selection.metric] - before[selection.metric]
+    return (
+        selection.select != "last"
+        and rise > CLEAR_RISE
+        and reaches_nothing(probes, selection, untouched=untouched, target=target, ahead=1)
+    )
+
+
+def _before(probes: Sequence[Probe], untouched: Mapping[str, float]) -> Mapping[str, float]:
+    return probes[-2].metrics if len(probes) > 1 else untouched
 
 
 def _courses(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from core.config import SelectionConfig
-from core.measuring.extent import Extent, foresees_nothing
+from core.measuring.extent import Extent, is_overtaken, reaches_nothing
 from core.measuring.probing import Measurement
 from core.measuring.reporting import decide
 from core.measuring.selection import Probe, StoppedBy, best_probe, is_past_target
@@ -80,6 +80,12 @@ class History:
         baseline = self._baseline
         return degradation({name: baseline[name] for name in MEASURED}, baseline)
 
+    @property
+    def _ends_of_the_way(self) -> dict[str, Mapping[str, float]]:
+        target = self._baseline["target"]
+        levels = {"forget_nll": target.nll, "forget_accuracy": target.accuracy}
+        return {"untouched": self._untouched, "target": levels}
+
     def leaves_out(self, step: int) -> bool:
         """Whether the probe that is due at ``step`` is left out: it foreseeably decides nothing.
 
@@ -88,13 +94,7 @@ class History:
         """
         if not self._extent.skips or not self._probes or self._skipped:
             return False
-        target = self._baseline["target"]
-        found = foresees_nothing(
-            self._probes,
-            self._selection,
-            untouched=self._untouched,
-            target={"forget_nll": target.nll, "forget_accuracy": target.accuracy},
-        )
+        found = reaches_nothing(self._probes, self._selection, **self._ends_of_the_way, ahead=2)
         if found:
             self._skipped = (step,)
         return found
@@ -102,8 +102,8 @@ class History:
     def decides(self, step: int, measured: Measurement) -> bool:
         """Whether a probe with these metrics would end the trial, or be the best so far: then all rows are read.
 
-        Where the last probe counts, whichever it is, none before it is the best. That the probe is the last
-        of the budget is not asked here.
+        Where the last probe counts, whichever it is, none before it is the best; nor is one that the next
+        foreseeably betters. That the probe is the last of the budget is not asked here.
         """
         probe = self._judged(step, measured, is_last=False)
         series = [*self._probes, probe]
@@ -145,7 +145,11 @@ class History:
             metrics[rule.metric] <= rule.at_most for rule in self._selection.stop_when
         ):
             stopped_by = "stop_when"
-        return replace(probe, stopped_by=stopped_by)
+        if stopped_by is not None or not self._extent.skips:
+            return replace(probe, stopped_by=stopped_by)
+        series = [*self._probes, probe]
+        overtaken = is_overtaken(series, self._selection, **self._ends_of_the_way)
+        return replace(probe, is_overtaken=overtaken)
 
     def is_best(self, probe: Probe) -> bool:
         """Whether the newest probe is the one that counts so far."""
@@ -165,6 +169,7 @@ class History:
             "intervals": {name: list(ends) for name, ends in probe.intervals.items()},
             "n_rows": dict(probe.n_rows),
             "skipped": list(probe.skipped),
+            "is_overtaken": probe.is_overtaken,
         }
         if self._sums and (is_best or best_probe(self._probes, self._selection) is None):
             line["rows"] = {

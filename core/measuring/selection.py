@@ -34,6 +34,8 @@ class Probe:
             measured.
         skipped: Steps since the probe before at which one was due and was left out.
         n_rows: Rows of each set that the metrics are of; empty where that is not recorded, and all were read.
+        is_overtaken: The next probe is foreseeably better, and this one, which may be of a part of the rows and
+            whose adapter is not kept, never counts.
     """
 
     step: int
@@ -43,6 +45,7 @@ class Probe:
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     skipped: tuple[int, ...] = ()
     n_rows: Mapping[str, int] = field(default_factory=dict)
+    is_overtaken: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,8 +107,12 @@ def penalised_score(metrics: Mapping[str, float], selection: SelectionConfig) ->
 def best_probe(probes: Sequence[Probe], selection: SelectionConfig) -> Probe | None:
     """The probe that gives a trial its value: the best feasible one, or the last if that is the rule.
 
-    The first of equals wins. ``None`` if there is no feasible probe.
+    The first of equals wins. ``None`` if there is no feasible probe. One that was overtaken is no candidate.
     """
+    return _best([probe for probe in probes if not probe.is_overtaken], selection)
+
+
+def _best(probes: Sequence[Probe], selection: SelectionConfig) -> Probe | None:
     candidates = probes[-1:] if selection.select == "last" else probes
     best: Probe | None = None
     for probe in candidates:
@@ -119,9 +126,10 @@ def best_probe(probes: Sequence[Probe], selection: SelectionConfig) -> Probe | N
 def running_score(probes: Sequence[Probe], selection: SelectionConfig) -> float:
     """What pruners and the sampler see after the last probe: the best feasible objective so far.
 
-    While no probe is feasible it is the penalised score of the last one.
+    Probes that were overtaken are among them. While no probe is feasible it is the penalised score of the last
+    one.
     """
-    best = best_probe(probes, selection)
+    best = _best(probes, selection)
     if best is not None:
         return best.metrics[selection.metric]
     return penalised_score(probes[-1].metrics, selection)

@@ -13,17 +13,18 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from core.config import SelectionConfig
-from core.measuring.extent import GROWTH, Extent, foresees_nothing, limits
+from core.measuring.extent import GROWTH, Extent, is_overtaken, limits, reaches_nothing
 from core.measuring.history import History
 from core.measuring.probing import Measurement
 from core.measuring.reporting import decide
-from core.measuring.selection import Probe, guarded_series
+from core.measuring.selection import Probe, best_probe, guarded_series, running_score
 from core.metrics.intervals import Sums
 from core.store.durable import read_lines
 
 UNTOUCHED = {
     "forget_nll": 1.0,
     "forget_accuracy": 0.9,
+    "forget_closure": 0.0,
     "retain_drop": 0.0,
     "general_drop": 0.0,
     "retain_utility": 1.0,
@@ -54,7 +55,9 @@ def probe(step: int, way: float, *, drop: float = 0.0, **more: Any) -> Probe:
 
 
 def foresees(probes: Sequence[Probe], rules: SelectionConfig | None = None) -> bool:
-    return foresees_nothing(probes, rules or selection(), untouched=UNTOUCHED, target=TARGET)
+    return reaches_nothing(
+        probes, rules or selection(), untouched=UNTOUCHED, target=TARGET, ahead=2
+    )
 
 
 # Resolving
@@ -189,6 +192,34 @@ def test_a_trial_that_grows_no_faster_reaches_nothing_by_the_next_two_probes(
     assert drops[-1] + (growth[0] + growth[0] * growth[1]) * drop < 0.1
 
 
+@pytest.mark.parametrize(
+    ("series", "expected"),
+    [
+        pytest.param([(0.39, 0.0)], True, id="0.39-and-1.5-times-as-much-is-0.975"),
+        pytest.param([(0.41, 0.0)], False, id="0.41-and-1.5-times-as-much-is-1.025"),
+        pytest.param([(0.3, 0.0), (0.31, 0.0)], False, id="hardly-rising"),
+        pytest.param([(0.3, 0.0), (0.2, 0.0)], False, id="falling"),
+        pytest.param([(0.3, 0.0), (0.4, 0.05)], False, id="the-drop-0.05-becomes-0.125"),
+        pytest.param([(0.3, 0.0), (0.4, 0.2)], False, id="a-broken-limit"),
+        pytest.param([(0.3, math.nan)], False, id="nan"),
+    ],
+)
+def test_a_probe_is_overtaken_where_one_larger_increase_reaches_nothing(
+    series: Sequence[tuple[float, float]], expected: bool
+) -> None:
+    probes = [probe(i, way, drop=drop) for i, (way, drop) in enumerate(series, start=1)]
+    ends = {"untouched": UNTOUCHED, "target": TARGET}
+    assert is_overtaken(probes, selection(), **ends) is expected
+    assert not is_overtaken(probes, selection(select="last", past_target=None), **ends)
+
+
+def test_a_probe_that_was_overtaken_never_counts_but_is_among_what_pruners_see() -> None:
+    series = [probe(1, 0.2), probe(2, 0.5, is_overtaken=True)]
+    assert best_probe(series, selection()) is series[0]
+    assert best_probe(series[1:], selection()) is None
+    assert running_score(series, selection()) == 0.5
+
+
 # Rules that count probes
 
 
@@ -273,14 +304,27 @@ def test_nothing_is_left_out_where_that_is_switched_off() -> None:
 
 def test_a_probe_that_would_be_the_best_or_end_the_trial_needs_all_rows() -> None:
     found = history(selection())
-    assert found.decides(1, measured(0.1))
-    found.judge(1, measured(0.3), is_last=False)
-    assert not found.decides(2, measured(0.2))
-    assert not found.decides(2, measured(0.6, drop=0.2)), "infeasible, and within patience"
-    assert found.decides(2, measured(0.6, drop=0.6)), "the hard limit"
+    assert found.decides(1, measured(0.5))
+    found.judge(1, measured(0.5), is_last=False)
+    assert not found.decides(2, measured(0.4))
+    assert not found.decides(2, measured(0.8, drop=0.2)), "infeasible, and within patience"
+    assert found.decides(2, measured(0.8, drop=0.6)), "the hard limit"
     assert found.decides(2, measured(1.9)), "past its target"
     assert found.decides(2, measured(math.nan)), "diverged"
-    assert found.decides(2, measured(0.6)), "asking judges nothing"
+    assert found.decides(2, measured(0.8)), "asking judges nothing"
+
+
+def test_a_probe_that_the_next_one_betters_needs_no_more_rows_and_is_not_the_best() -> None:
+    found = history(selection())
+    assert not found.decides(1, measured(0.3))
+    early = found.judge(1, measured(0.3), is_last=False)
+    assert early.is_overtaken
+    assert not found.is_best(early)
+    late = found.judge(2, measured(0.7), is_last=False)
+    assert not late.is_overtaken
+    assert found.is_best(late)
+    assert history(selection(), skips=False).decides(1, measured(0.3))
+    assert not history(selection()).judge(1, measured(0.3), is_last=True).is_overtaken
 
 
 def test_where_the_last_probe_counts_only_an_end_needs_all_rows() -> None:
@@ -297,9 +341,10 @@ def test_the_history_says_how_much_was_measured_and_has_the_rows_of_whole_probes
     found.commit(found.judge(1, measured(0.1), is_last=False))
     assert found.leaves_out(2)
     found.commit(found.judge(3, measured(0.05, whole=False), is_last=False))
-    found.commit(found.judge(4, measured(0.2), is_last=False))
+    found.commit(found.judge(4, measured(0.9), is_last=False))
     first, *lines = read_lines(tmp_path / "history.jsonl")
     assert first["extent"] == {"adaptive": True, "skips": True}
     assert [line["skipped"] for line in lines] == [[], [2], []]
+    assert [line["is_overtaken"] for line in lines] == [True, False, False]
     assert [line["n_rows"]["retain"] for line in lines] == [2, 1, 2]
     assert ["rows" in line for line in lines] == [True, False, True]

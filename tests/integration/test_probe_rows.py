@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import TrialMaker
+from safetensors.torch import load_file
 from two_ranks import spawned
 
 from core.config import TrialConfig
@@ -100,6 +102,17 @@ def test_it_ends_in_the_same_way_with_the_same_metrics_and_reads_fewer_rows(pair
         name: pytest.approx(ends, abs=1e-4) for name, ends in expected.intervals.items()
     }
     assert n_read(pair.sparing.probes) < n_read(pair.whole.probes)
+
+
+def test_the_same_adapter_is_left(pair: Pair) -> None:
+    folders = [pair.folder.parent / name / "adapter" for name in ("whole", "sparing")]
+    saved = [folder / "adapter_model.safetensors" for folder in folders]
+    if pair.sparing.best is None:
+        assert not saved[1].exists()
+        return
+    expected, found = (load_file(path) for path in saved)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_the_probe_that_counts_a_stop_and_the_last_have_all_rows(pair: Pair) -> None:
