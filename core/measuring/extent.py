@@ -65,7 +65,9 @@ def reaches_nothing(
 
     where :math:`\Delta_k` is the last increase: each of the next n is taken to be at most :math:`g` times the one
     before. Where the probe before the last was left out, its increase is not known; the last one is then taken to
-    be the larger part of the two, :math:`g / (1 + g)`.
+    be the larger part of the two, :math:`g / (1 + g)`. After the first probe damage is taken to grow with the square
+    of the steps, :math:`(1 + n)^2 x_1 < \mathrm{bound}`: near the untouched model, where it begins at rest, it has
+    hardly a part of first order.
 
     With n = 2 the next probe can be left out: neither it nor the one after it is stopped or past the target, and
     the later one is the better. What a probe left out means for the rules that count probes follows: it kept every
@@ -84,9 +86,13 @@ def reaches_nothing(
     last, before = probes[-1], _before(probes, untouched)
     share = GROWTH / (1.0 + GROWTH) if last.skipped else 1.0
     growth = share * sum(GROWTH**n for n in range(1, ahead + 1))
+    of_damage = (1 + ahead) ** 2 - 1 if len(probes) == 1 else growth
+    courses = [
+        *((growth, *course) for course in _ways(last.metrics, before, selection, target)),
+        *((of_damage, *course) for course in _damages(last.metrics, before, selection)),
+    ]
     return math.isfinite(last.metrics["forget_nll"]) and all(
-        now + growth * max(0.0, now - then) < bound
-        for now, then, bound in _courses(last.metrics, before, selection, target)
+        now + factor * max(0.0, now - then) < bound for factor, now, then, bound in courses
     )
 
 
@@ -115,16 +121,26 @@ def _before(probes: Sequence[Probe], untouched: Mapping[str, float]) -> Mapping[
     return probes[-2].metrics if len(probes) > 1 else untouched
 
 
-def _courses(
+_Course = tuple[float, float, float]
+"""A number now, before, and its bound, all turned so that it rises to it."""
+
+
+def _ways(
     now: Mapping[str, float],
     before: Mapping[str, float],
     selection: SelectionConfig,
     target: Mapping[str, float],
-) -> Iterator[tuple[float, float, float]]:
-    """What must not be reached: each number now, before, and its bound, all turned so that they rise to it."""
+) -> Iterator[_Course]:
+    """The forget set's way to the target."""
     yield now["forget_nll"], before["forget_nll"], target["forget_nll"]
     if selection.metric == "accuracy_closure":
         yield -now["forget_accuracy"], -before["forget_accuracy"], -target["forget_accuracy"]
+
+
+def _damages(
+    now: Mapping[str, float], before: Mapping[str, float], selection: SelectionConfig
+) -> Iterator[_Course]:
+    """Every limited damage."""
     for metric, bound in limits(selection):
         sign = -1.0 if metric_facts(metric).better == "up" else 1.0
         yield sign * now[metric], sign * before[metric], sign * bound

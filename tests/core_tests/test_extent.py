@@ -135,8 +135,10 @@ def test_every_limit_is_one_at_which_something_is_decided() -> None:
         pytest.param([(0.4, 0.0), (0.5, 0.0)], True, id="the-last-increase-counts"),
         pytest.param([(0.4, 0.0), (0.6, 0.0)], False, id="too-near-the-target"),
         pytest.param([(0.4, 0.0), (0.3, 0.0)], True, id="falling-back"),
-        pytest.param([(0.1, 0.02)], True, id="the-drop-0.02-becomes-0.095"),
-        pytest.param([(0.1, 0.03)], False, id="the-drop-0.03-becomes-0.1425"),
+        pytest.param([(0.1, 0.0), (0.2, 0.02)], True, id="the-drop-0.02-becomes-0.095"),
+        pytest.param([(0.1, 0.0), (0.2, 0.03)], False, id="the-drop-0.03-becomes-0.1425"),
+        pytest.param([(0.1, 0.011)], True, id="a-first-drop-of-0.011-becomes-0.099"),
+        pytest.param([(0.1, 0.012)], False, id="a-first-drop-of-0.012-becomes-0.108"),
         pytest.param([(0.1, -0.3), (0.2, -0.2)], False, id="a-drop-below-0-that-rises"),
         pytest.param([(0.1, 0.3), (0.2, 0.2)], False, id="a-broken-limit-though-falling"),
         pytest.param([(1.2, 0.0), (1.1, 0.0)], False, id="past-the-target-though-coming-back"),
@@ -164,7 +166,8 @@ def test_a_utility_falls_to_its_limit_and_accuracy_to_its_target() -> None:
         constraints=[{"metric": "retain_utility", "at_least": 0.9}], retain_guard=None
     )
     for now, expected in ((0.98, True), (0.97, False)):
-        assert foresees([probe(1, 0.1, metrics={"retain_utility": now})], utility) is expected
+        series = [probe(1, 0.1), probe(2, 0.2, metrics={"retain_utility": now})]
+        assert foresees(series, utility) is expected
     accuracy = selection(metric="accuracy_closure")
     for now, expected in ((0.81, True), (0.79, False)):
         found = [probe(1, 0.1, metrics={"forget_accuracy": now})]
@@ -201,6 +204,8 @@ def test_a_trial_that_grows_no_faster_reaches_nothing_by_the_next_two_probes(
         pytest.param([(0.3, 0.0), (0.2, 0.0)], False, id="falling"),
         pytest.param([(0.3, 0.0), (0.4, 0.05)], False, id="the-drop-0.05-becomes-0.125"),
         pytest.param([(0.3, 0.0), (0.4, 0.2)], False, id="a-broken-limit"),
+        pytest.param([(0.3, 0.024)], True, id="a-first-drop-of-0.024-becomes-0.096"),
+        pytest.param([(0.3, 0.026)], False, id="a-first-drop-of-0.026-becomes-0.104"),
         pytest.param([(0.3, math.nan)], False, id="nan"),
     ],
 )
