@@ -149,7 +149,7 @@ def replay(trial: Recorded, extent: Extent, *, orders: Mapping[str, Sequence[int
     selection, baseline = trial.selection, {n: level(s) for n, s in trial.before.items()}
     history = History(selection, trial.before, None, extent=extent, started=0.0)
     tokens, seen = 0.0, list[Probe]()
-    last_step = max(trial.by_step)
+    last_step = selection.max_steps
     for step, sums in trial.by_step.items():
         if step != last_step and history.leaves_out(step):
             continue
@@ -164,7 +164,7 @@ def replay(trial: Recorded, extent: Extent, *, orders: Mapping[str, Sequence[int
             measure=measure,
             orders=orders,
             before=trial.before,
-            bounds=bounds(selection, baseline),
+            bounds=bounds(history.values_that_decide(), baseline),
         )
 
         def measured(reading: Reading = reading) -> Measurement:

@@ -137,6 +137,7 @@ def probes(
                 engine.module,
                 trained.scaled,
                 is_last=is_last,
+                limits=history.values_that_decide(),
                 decides=partial(history.decides, step),
             )
             found = replace(found, metrics=dict(found.metrics) | steps.state())

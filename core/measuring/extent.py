@@ -65,9 +65,10 @@ def reaches_nothing(
 
     where :math:`\Delta_k` is the last increase: each of the next n is taken to be at most :math:`g` times the one
     before. Where the probe before the last was left out, its increase is not known; the last one is then taken to
-    be the larger part of the two, :math:`g / (1 + g)`. After the first probe damage is taken to grow with the square
-    of the steps, :math:`(1 + n)^2 x_1 < \mathrm{bound}`: near the untouched model, where it begins at rest, it has
-    hardly a part of first order.
+    be the larger part of the two, :math:`g / (1 + g)`. Damage is always looked at two probes ahead, for it bends
+    upward; and after the first probe it is taken to grow with the square of the steps,
+    :math:`3^2 x_1 < \mathrm{bound}`: near the untouched model, where it begins at rest, it has hardly a part of
+    first order.
 
     With n = 2 the next probe can be left out: neither it nor the one after it is stopped or past the target, and
     the later one is the better. What a probe left out means for the rules that count probes follows: it kept every
@@ -78,22 +79,62 @@ def reaches_nothing(
         selection: Objective, constraints and guard.
         untouched: Metrics of the target model, before the first probe.
         target: Levels that forgetting aims at: ``forget_nll`` and ``forget_accuracy``.
-        ahead: n.
+        ahead: n of the way, 1 or 2.
 
     Returns:
         ``False`` also where anything is not finite.
     """
     last, before = probes[-1], _before(probes, untouched)
-    share = GROWTH / (1.0 + GROWTH) if last.skipped else 1.0
-    growth = share * sum(GROWTH**n for n in range(1, ahead + 1))
-    of_damage = (1 + ahead) ** 2 - 1 if len(probes) == 1 else growth
+    of_way = _growth(after_skip=bool(last.skipped), ahead=ahead)
+    of_damage = _growth_of_damage(len(probes), after_skip=bool(last.skipped))
     courses = [
-        *((growth, *course) for course in _ways(last.metrics, before, selection, target)),
+        *((of_way, *course) for course in _ways(last.metrics, before, selection, target)),
         *((of_damage, *course) for course in _damages(last.metrics, before, selection)),
     ]
     return math.isfinite(last.metrics["forget_nll"]) and all(
-        now + factor * max(0.0, now - then) < bound for factor, now, then, bound in courses
+        now + growth * max(0.0, now - then) < bound for growth, now, then, bound in courses
     )
+
+
+def watersheds(
+    probes: Sequence[Probe],
+    selection: SelectionConfig,
+    *,
+    untouched: Mapping[str, float],
+    after_skip: bool,
+) -> Iterator[tuple[ConstraintMetric, float]]:
+    r"""Values of the next probe's damages above which something foreseeably breaks a limit, and below which not.
+
+    With the damage p at the probe before and a growth factor f, :math:`x + f (x - p) < b` where x lies below
+
+    .. math:: \frac{b + f p}{1 + f}
+
+    An estimate of x from a part of the rows must lie surely on one side of it before foresight relies on it.
+
+    Args:
+        probes: Those measured so far, without the one that is asked about.
+        selection: Constraints and guard.
+        untouched: Metrics of the target model.
+        after_skip: Whether a probe was left out since the last of them.
+    """
+    before = probes[-1].metrics if probes else untouched
+    for metric, limit in limits(selection):
+        sign = _sign(metric)
+        bound, then = sign * limit, sign * before[metric]
+        growth = _growth_of_damage(len(probes) + 1, after_skip=after_skip)
+        if then < bound:
+            yield metric, sign * (bound + growth * then) / (1.0 + growth)
+
+
+def _growth(*, after_skip: bool, ahead: int) -> float:
+    """By how many times the last increase the way grows up to the n-th probe ahead."""
+    share = GROWTH / (1.0 + GROWTH) if after_skip else 1.0
+    return share * sum(GROWTH**n for n in range(1, ahead + 1))
+
+
+def _growth_of_damage(n_probes: int, *, after_skip: bool) -> float:
+    """The same of a damage, up to the second probe ahead."""
+    return 3.0**2 - 1.0 if n_probes == 1 else _growth(after_skip=after_skip, ahead=2)
 
 
 def is_overtaken(
@@ -105,8 +146,8 @@ def is_overtaken(
 ) -> bool:
     """Whether the next probe is foreseeably better than the last of ``probes``, which therefore is no candidate.
 
-    The objective rises clearly, and by the next probe nothing is reached; arguments as :func:`reaches_nothing`.
-    Never where the last probe counts, whichever it is.
+    The objective rises clearly, and by the next probe nothing is reached: see :func:`reaches_nothing`, also for the
+    arguments. Never where the last probe counts, whichever it is.
     """
     before = _before(probes, untouched)
     rise = probes[-1].metrics[selection.metric] - before[selection.metric]
@@ -142,8 +183,13 @@ def _damages(
 ) -> Iterator[_Course]:
     """Every limited damage."""
     for metric, bound in limits(selection):
-        sign = -1.0 if metric_facts(metric).better == "up" else 1.0
+        sign = _sign(metric)
         yield sign * now[metric], sign * before[metric], sign * bound
+
+
+def _sign(metric: ConstraintMetric) -> float:
+    """With it a metric rises to its bound."""
+    return -1.0 if metric_facts(metric).better == "up" else 1.0
 
 
 def limits(selection: SelectionConfig) -> Iterator[tuple[ConstraintMetric, float]]:

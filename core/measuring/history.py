@@ -2,13 +2,13 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from core.config import SelectionConfig
-from core.measuring.extent import Extent, is_overtaken, reaches_nothing
+from core.config import ConstraintMetric, SelectionConfig
+from core.measuring.extent import Extent, is_overtaken, limits, reaches_nothing, watersheds
 from core.measuring.probing import Measurement
 from core.measuring.reporting import decide
 from core.measuring.selection import Probe, StoppedBy, best_probe, is_past_target
@@ -98,6 +98,17 @@ class History:
         if found:
             self._skipped = (step,)
         return found
+
+    def values_that_decide(self) -> Iterator[tuple[ConstraintMetric, float]]:
+        """Values of the next probe's limited metrics on whose sides something else follows."""
+        yield from limits(self._selection)
+        if self._extent.skips:
+            yield from watersheds(
+                self._probes,
+                self._selection,
+                untouched=self._untouched,
+                after_skip=bool(self._skipped),
+            )
 
     def decides(self, step: int, measured: Measurement) -> bool:
         """Whether a probe with these metrics would end the trial, or be the best so far: then all rows are read.

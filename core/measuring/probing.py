@@ -1,13 +1,13 @@
 """Measure a model on one part of the data: at each probe of a trial, and once more when it is finished."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import nn
 
-from core.config import SelectionConfig, TrialConfig
+from core.config import ConstraintMetric, SelectionConfig, TrialConfig
 from core.data.tokens import TokenSplits
 from core.errors import ModelError
 from core.measuring.baselines import baseline_strength, baseline_sums
@@ -81,25 +81,27 @@ class Probing:
         scaled: Scaled,
         *,
         is_last: bool,
+        limits: Iterable[tuple[ConstraintMetric, float]],
         decides: Callable[[Measurement], bool],
     ) -> Measurement:
         """A probe: the metrics that every trial has, and those that its configuration asks for.
 
         An adaptive probe reads the forget set and, stage by stage, more retain and general rows, until the
-        interval of each limited drop excludes its limits. What the rows read say is the measurement, unless
-        a decision hangs on it: then the rest is read, too. All ranks read the same rows, for row sums are the
+        interval of each limited drop excludes what it is compared with. What these rows say is the measurement,
+        unless more hangs on it: then the rest is read, too. All ranks read the same rows, for row sums are the
         same bits on each.
 
         Args:
             network: The model being trained.
             scaled: Scales what was trained of it.
             is_last: Whether it is the trial's last probe, which reads all rows.
-            decides: Whether more than whether limits are kept hangs on a probe that measures so.
+            limits: Values of limited metrics of which it must be sure on which side it is.
+            decides: Whether more hangs on a probe that measures so.
         """
         forward = forward_of(network)
         stops = self._stop_metrics(network)
         if self.extent.adaptive and not is_last and self.calibration is None:
-            reading = self._reading(forward)
+            reading = self._reading(forward, limits)
             reading.until_decided()
             found = self._with(stops, self._estimated(reading))
             if reading.is_whole or not decides(found):
@@ -136,7 +138,9 @@ class Probing:
             intervals=dict(whole.intervals) | _renamed(scaled_back, {"forget_closure": AT_UTILITY}),
         )
 
-    def _reading(self, forward: Forward) -> Reading:
+    def _reading(
+        self, forward: Forward, limits: Iterable[tuple[ConstraintMetric, float]]
+    ) -> Reading:
         parts = {name: name if name == "forget" else f"{name}_{self.part}" for name in MEASURED}
         rows = {name: self.data[part] for name, part in parts.items()}
         return Reading(
@@ -146,7 +150,7 @@ class Probing:
                 for name, part in parts.items()
             },
             before=self.before,
-            bounds=bounds(self.selection, self.baseline),
+            bounds=bounds(limits, self.baseline),
         )
 
     def _estimated(self, reading: Reading) -> Measurement:

@@ -1,12 +1,11 @@
 """The rows of one probe, read little by little until what hangs on them is decided."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from core.config import SelectionConfig
-from core.measuring.extent import limits
+from core.config import ConstraintMetric
 from core.metrics.intervals import Sums
 from core.metrics.nested import (
     CORRECT,
@@ -25,15 +24,15 @@ Place = tuple[str, int]
 """A row: its set, and its place there."""
 
 
-def bounds(selection: SelectionConfig, baseline: Levels) -> Bounds:
-    """Every limit of constraints and guard as a drop of a set: in nats per token, or of its accuracy.
+def bounds(limits: Iterable[tuple[ConstraintMetric, float]], baseline: Levels) -> Bounds:
+    """Values of limited metrics as drops of a set: in nats per token, or of its accuracy.
 
     ``retain_forgetting`` is a drop in units of the retain set's advantage, and ``retain_utility`` a fall of
     accuracy in units of the accuracy before, both known before the first probe.
     """
     found: dict[str, dict[int, list[float]]] = {"retain": {}, "general": {}}
     advantage = baseline["unseen"].nll - baseline["retain"].nll
-    for metric, limit in limits(selection):
+    for metric, limit in limits:
         name, column, bound = {
             "retain_drop": ("retain", NLL, limit),
             "general_drop": ("general", NLL, limit),

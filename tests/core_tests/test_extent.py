@@ -13,7 +13,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from core.config import SelectionConfig
-from core.measuring.extent import GROWTH, Extent, is_overtaken, limits, reaches_nothing
+from core.measuring.extent import GROWTH, Extent, is_overtaken, limits, reaches_nothing, watersheds
 from core.measuring.history import History
 from core.measuring.probing import Measurement
 from core.measuring.reporting import decide
@@ -202,20 +202,40 @@ def test_a_trial_that_grows_no_faster_reaches_nothing_by_the_next_two_probes(
         pytest.param([(0.41, 0.0)], False, id="0.41-and-1.5-times-as-much-is-1.025"),
         pytest.param([(0.3, 0.0), (0.31, 0.0)], False, id="hardly-rising"),
         pytest.param([(0.3, 0.0), (0.2, 0.0)], False, id="falling"),
-        pytest.param([(0.3, 0.0), (0.4, 0.05)], False, id="the-drop-0.05-becomes-0.125"),
+        pytest.param([(0.3, 0.0), (0.4, 0.05)], False, id="the-drop-0.05-may-become-0.24"),
+        pytest.param([(0.3, -0.09), (0.4, -0.03)], False, id="a-drop-below-0-that-bends-up"),
         pytest.param([(0.3, 0.0), (0.4, 0.2)], False, id="a-broken-limit"),
-        pytest.param([(0.3, 0.024)], True, id="a-first-drop-of-0.024-becomes-0.096"),
-        pytest.param([(0.3, 0.026)], False, id="a-first-drop-of-0.026-becomes-0.104"),
+        pytest.param([(0.3, 0.011)], True, id="a-first-drop-of-0.011-becomes-0.099"),
+        pytest.param([(0.3, 0.012)], False, id="a-first-drop-of-0.012-becomes-0.108"),
         pytest.param([(0.3, math.nan)], False, id="nan"),
     ],
 )
-def test_a_probe_is_overtaken_where_one_larger_increase_reaches_nothing(
+def test_a_probe_is_overtaken_where_one_larger_increase_is_short_of_the_target_and_damage_is_far(
     series: Sequence[tuple[float, float]], expected: bool
 ) -> None:
     probes = [probe(i, way, drop=drop) for i, (way, drop) in enumerate(series, start=1)]
     ends = {"untouched": UNTOUCHED, "target": TARGET}
     assert is_overtaken(probes, selection(), **ends) is expected
     assert not is_overtaken(probes, selection(select="last", past_target=None), **ends)
+
+
+@pytest.mark.parametrize("n_before", [0, 1, 2])
+@pytest.mark.parametrize("skipped", [(), (9,)])
+@given(then=st.floats(-0.3, 0.09), now=st.floats(-0.3, 0.2))
+def test_foresight_about_a_damage_turns_at_its_watershed(
+    n_before: int, skipped: tuple[int, ...], then: float, now: float
+) -> None:
+    rules = selection(retain_guard=None)
+    before = [probe(i, 0.0, drop=then) for i in range(n_before)]
+    untouched = UNTOUCHED | ({} if before else {"retain_drop": then})
+    found = watersheds(before, rules, untouched=untouched, after_skip=bool(skipped))
+    [(metric, value)] = found
+    assert metric == "retain_drop"
+    series = [*before, probe(10, 0.0, drop=now, skipped=skipped)]
+    assume(abs(now - value) > 1e-9)
+    for ahead in (1, 2):
+        calm = reaches_nothing(series, rules, untouched=untouched, target=TARGET, ahead=ahead)
+        assert calm is (now < value)
 
 
 def test_a_probe_that_was_overtaken_never_counts_but_is_among_what_pruners_see() -> None:

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.config import ConstraintMetric, SelectionConfig
+from core.measuring.extent import limits
 from core.measuring.reading import Place, Reading, bounds
 from core.metrics.intervals import Sums
 from core.metrics.nested import (
@@ -184,7 +185,7 @@ class Trial:
             measure=measure,
             orders={n: nested_order(SIZES[n], n) for n in MEASURED},
             before=self.before,
-            bounds=bounds(selection, self.baseline),
+            bounds=bounds(limits(selection), self.baseline),
         )
 
     def n_read(self) -> Mapping[str, int]:
@@ -264,7 +265,7 @@ def test_every_limit_is_the_same_limit_of_a_drop(metric: ConstraintMetric, drop:
     )
     metrics = degradation({n: level(s) for n, s in trial.now.items()}, trial.baseline)
     (constraint,) = selection.constraints
-    found = bounds(selection, trial.baseline)
+    found = bounds(limits(selection), trial.baseline)
     [(name, column, bound)] = [
         (name, column, at) for name in found for column, ats in found[name].items() for at in ats
     ]
