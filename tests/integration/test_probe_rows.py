@@ -36,9 +36,10 @@ KINDS: Mapping[str, dict[str, Any]] = {
     "to-its-budget": {"selection.max_steps": 6},
     "past-its-target": {"selection.max_steps": 12, "optimizer.learning_rate": 5e-3},
     "stopped-by-the-guard": {
+        "optimizer.learning_rate": 1e-3,
         "method.forget_loss": "ga",
         "method.retain_loss": "none",
-        "selection.max_steps": 12,
+        "selection.max_steps": 20,
         "selection.past_target": None,
         "selection.retain_guard": GUARD,
     },
