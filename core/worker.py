@@ -116,7 +116,7 @@ def probes(
             optimizer=config.optimizer,
             plan=steps.plan,
             max_steps=config.selection.max_steps,
-            dtype=model.dtype,
+            model=model,
         )
         history.begin(initial_rms=trained.initial_rms(), base_checksum=warm.checksum)
         for step in range(1, config.selection.max_steps + 1):

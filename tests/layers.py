@@ -30,10 +30,12 @@ CORE: Layers = {
     "importance": ("core/fila.py", "core/fisher.py", "core/vila.py"),
     "data": ("core/data/*.py",),
     "model": (
+        "core/model/attention.py",
         "core/model/decoding.py",
         "core/model/layers.py",
         "core/model/loading.py",
         "core/model/memory.py",
+        "core/model/reading.py",
     ),
     "seams of training": (
         "core/training/__init__.py",
@@ -48,6 +50,7 @@ CORE: Layers = {
         "core/training/engine.py",
         "core/training/full_parameters.py",
         "core/training/importance.py",
+        "core/training/reading.py",
         "core/training/reference.py",
         "core/training/retain_weight.py",
         "core/training/warm.py",

@@ -33,7 +33,7 @@ DOORS: Mapping[str, frozenset[str]] = {
     "torch._C": frozenset({"core/training/ranks.py"}),
     "peft": frozenset({"core/training/adapter.py"}),
     "transformers": frozenset(
-        {f"core/model/{n}.py" for n in ("loading", "layers", "gguf", "decoding")}
+        {f"core/model/{n}.py" for n in ("attention", "loading", "layers", "gguf", "decoding")}
         | {"core/training/adapter.py"}
     ),
     "datasets": frozenset({"core/data/sources.py"}),

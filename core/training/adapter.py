@@ -21,6 +21,7 @@ import torch
 from peft.tuners import lora
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
@@ -71,6 +72,12 @@ class DifferenceLinear(lora.Linear):
         if self.disable_adapters:
             return result
         scaling = float(self.scaling[ADAPTER])
+        if self.taps is None and not hasattr(self.moved_a.weight, "ds_id"):  # whole on this rank
+            moved_both = (self.moved_a.weight, self.moved_b.weight)
+            added: Tensor = _Added.apply(  # type: ignore[no-untyped-call]
+                result, x, *moved_both, self.initial_a, self.initial_b, scaling
+            )
+            return added
         moved: Tensor = self.moved_a(x)
         difference: Tensor = self.moved_b(moved + F.linear(x, self.initial_a))
         if self.taps is not None:
@@ -91,6 +98,46 @@ class DifferenceLinear(lora.Linear):
         assert self.taps is not None
         self.taps.append((added, base.detach()))
         return base + added
+
+
+class _Added(torch.autograd.Function):
+    """``y + s [(B0 + dB) dA + dB A0] x`` in two products, and its gradient in four.
+
+    With ``C = [dA; A0]`` and ``D = [B0 + dB, dB]`` it is ``y + s D C x``. Nothing but x and ``C x`` is kept.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        result: Tensor,
+        x: Tensor,
+        moved_a: Tensor,
+        moved_b: Tensor,
+        initial_a: Tensor,
+        initial_b: Tensor | None,
+        scaling: float,
+    ) -> Tensor:
+        flat = x.flatten(0, -2)
+        inner = flat @ torch.cat([moved_a, initial_a]).T
+        outer = torch.cat([moved_b if initial_b is None else initial_b + moved_b, moved_b], dim=1)
+        ctx.save_for_backward(flat, inner, moved_a, outer, initial_a)
+        ctx.scaling, ctx.shape = scaling, x.shape
+        added = torch.addmm(result.flatten(0, -2), inner, outer.T, alpha=scaling)
+        return added.view_as(result)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        flat, inner, moved_a, outer, initial_a = ctx.saved_tensors
+        rank, g = len(moved_a), gradient.flatten(0, -2)
+        of_inner = (g @ outer).mul_(ctx.scaling)
+        of_x = None
+        if ctx.needs_input_grad[1]:
+            of_x = (of_inner @ torch.cat([moved_a, initial_a])).view(ctx.shape)
+        of_a = of_inner[:, :rank].T @ flat
+        of_outer = (g.T @ inner).mul_(ctx.scaling)
+        of_b = of_outer[:, :rank] + of_outer[:, rank:]
+        return gradient, of_x, of_a, of_b, None, None, None
 
 
 class DifferenceAdapter:

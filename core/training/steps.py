@@ -57,7 +57,7 @@ class _Role:
     def outputs(self, rows: Rows, forwarded: Forwarded) -> Outputs:
         """What the loss sees of those rows."""
         return Outputs(
-            logits_BTV=forwarded.logits_BTV,
+            logits=forwarded.logits_NV,
             labels_BT=forwarded.labels_BT,
             given={need: p.give(rows, forwarded) for need, p in self.providers.items()},
         )
