@@ -19,7 +19,7 @@ from core.model.layers import linear_shape, resolve_targets, vocabulary_size
 from core.model.reading import PADDED, Reader, reader_of
 from core.model.source import locate, model_identity
 
-_CHECKSUM_CHUNK = 1 << 22  # words at a time: the wide copies stay small
+_CHECKSUM_CHUNK = 1 << 20  # words at a time: they and their places stay in a cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -330,19 +330,23 @@ def model_shape(config: ModelConfig) -> dict[str, int]:
 def weights_checksum(weights: Mapping[str, Tensor]) -> str:
     """A checksum over the exact bits of all weights, computed where they lie.
 
-    Two sums of the words of each tensor, plain and weighted by position, as 64-bit integers; a changed
-    bit changes them.
+    Two sums of the 64-bit words of each tensor, plain and weighted by position, modulo 2^64; a changed bit
+    changes them. Bytes that fill no word count one by one.
     """
     digest = hashlib.sha256()
-    words = {2: torch.int16, 4: torch.int32, 8: torch.int64}
     for name, parameter in sorted(weights.items()):
-        flat = parameter.detach().reshape(-1).view(words[parameter.element_size()])
-        plain = weighted = 0
-        for chunk in flat.split(_CHECKSUM_CHUNK):
-            wide = chunk.to(torch.int64)
-            plain += int(wide.sum())
-            weighted += int((wide * torch.arange(1, len(wide) + 1, device=wide.device)).sum())
-        digest.update(f"{name} {plain} {weighted}".encode())
+        octets = parameter.detach().reshape(-1).view(torch.uint8)
+        if octets.storage_offset() % 8:
+            octets = octets.clone()  # words begin at every eighth byte
+        whole = len(octets) // 8 * 8
+        sums = [0, 0]
+        for part in (octets[:whole].view(torch.int64), octets[whole:].to(torch.int64)):
+            for i, chunk in enumerate(part.split(_CHECKSUM_CHUNK)):
+                start = i * _CHECKSUM_CHUNK + 1
+                places = torch.arange(start, start + len(chunk), device=chunk.device)
+                sums[0] += int(chunk.sum())
+                sums[1] += int(places.mul_(chunk).sum())
+        digest.update(f"{name} {sums[0]} {sums[1]}".encode())
     return digest.hexdigest()
 
 
