@@ -5,7 +5,7 @@ difference has hurt retained text less.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
 from core.config import RetainGuardConfig, SelectionConfig
@@ -19,6 +19,8 @@ TOLERANCE: Final = 0.01
 
 _FIRST_POWER: Final = 2.0
 """Power of the factor by which the level is taken to rise before two levels have shown it."""
+_LOWEST_POWER: Final = 0.5
+"""A lower one is no way to the target: the level hardly rises between the factors that show it, or falls."""
 
 
 def landing_factor(
@@ -28,9 +30,9 @@ def landing_factor(
 
     .. math:: f(c) = f^*, \quad 0 < c < 1, \quad f(0) = f_0 < f^* < f(1)
 
-    The way :math:`(f(c) - f_0) / (f^* - f_0)` is taken for a power of c through the two factors whose levels are
-    nearest to the target; where this leads out of the narrowest bracket that is known, the bracket is halved. The
-    level need not rise everywhere: a bracket always holds a factor on target.
+    The way :math:`(f(c) - f_0) / (f^* - f_0)` is taken for a power of c, through the two factors whose levels are
+    nearest to the target or through the ends of the narrowest bracket that is known; where neither leads into the
+    bracket, it is halved. The level need not rise everywhere: a bracket always holds a factor on target.
 
     Args:
         forget_level: Level of the forget set at a factor, nats per token; asked :data:`EVALUATIONS` times at
@@ -57,25 +59,42 @@ def landing_factor(
     ways = {1.0: way(whole)}
     short, past = 0.0, 1.0
     while len(ways) <= EVALUATIONS and min(abs(w - 1.0) for w in ways.values()) > TOLERANCE:
-        factor = _by_power(ways)
-        if not short < factor < past:
-            factor = (short + past) / 2.0
+        guesses = [*_by_power(ways, past), (short + past) / 2.0]
+        factor = next(guess for guess in guesses if short < guess < past)
         ways[factor] = way(forget_level(factor))
         short, past = (factor, past) if ways[factor] < 1.0 else (short, factor)
     return min(ways, key=lambda factor: abs(ways[factor] - 1.0))
 
 
-def _by_power(ways: dict[float, float]) -> float:
-    """Where the way is 1, if it is a power of the factor; NaN if it cannot be one."""
-    known = [factor for factor, way in ways.items() if 0.0 < way < math.inf]
-    known.sort(key=lambda factor: abs(ways[factor] - 1.0))
-    if not known:
-        return math.nan
-    power, nearest = _FIRST_POWER, known[0]
-    if len(known) > 1:
-        other = known[1]
-        power = math.log(ways[nearest] / ways[other]) / math.log(nearest / other)
-    return float(nearest * ways[nearest] ** (-1.0 / power)) if power > 0.0 else math.nan
+def _by_power(ways: Mapping[float, float], past: float) -> Iterator[float]:
+    """Where the way is 1, if it is a power of the factor: the likeliest first.
+
+    Through the two factors that are nearest to the target; through ``past``, the lowest that is past it, and its
+    neighbour, the one below if there is one.
+    """
+    known = sorted(factor for factor, way in ways.items() if 0.0 < way < math.inf)
+    if past not in known:
+        return
+    nearest = sorted(known, key=lambda factor: abs(ways[factor] - 1.0))[:2]
+    if len(nearest) == 2:
+        power = _power(ways, *nearest)
+        if power > _LOWEST_POWER:
+            yield _on_target(ways, nearest[0], power)
+    place = known.index(past)
+    power = _FIRST_POWER
+    if place > 0:
+        power = _power(ways, known[place - 1], past)
+    elif len(known) > 1:
+        power = max(1.0, _power(ways, past, known[1]))
+    yield _on_target(ways, past, power)
+
+
+def _power(ways: Mapping[float, float], one: float, other: float) -> float:
+    return math.log(ways[one] / ways[other]) / math.log(one / other)
+
+
+def _on_target(ways: Mapping[float, float], factor: float, power: float) -> float:
+    return float(factor * ways[factor] ** (-1.0 / power))
 
 
 def may_land(probes: Sequence[Probe], selection: SelectionConfig, *, target_nll: float) -> bool:
