@@ -134,9 +134,7 @@ def probes(
             found = replace(found, metrics=dict(found.metrics) | steps.state())
             probe = history.judge(step, group.agree(found), is_last=is_last)
             if config.lands and history.may_land:
-                landed = measure.on_target(
-                    engine.module, trained.scaled, whole_nll=probe.metrics["forget_nll"]
-                )
+                landed = measure.on_target(engine.module, trained.scaled, history.probes)
                 if landed is not None:
                     probe = history.land(group.agree(landed))
             if history.best is not None and history.is_best(probe):

@@ -115,6 +115,11 @@ class History:
         return probe
 
     @property
+    def probes(self) -> tuple[Probe, ...]:
+        """The probes so far."""
+        return tuple(self._probes)
+
+    @property
     def may_land(self) -> bool:
         """Whether the trial ends with the newest probe and may be scaled back onto its target."""
         target_nll = self._baseline["target"].nll

@@ -17,14 +17,17 @@ EVALUATIONS: Final = 4
 TOLERANCE: Final = 0.01
 """Part of the way to the target within which a factor lands on it."""
 
-_FIRST_POWER: Final = 2.0
-"""Power of the factor by which the level is taken to rise before two levels have shown it."""
 _LOWEST_POWER: Final = 0.5
 """A lower one is no way to the target: the level hardly rises between the factors that show it, or falls."""
 
 
 def landing_factor(
-    forget_level: Callable[[float], float], *, before: float, target: float, whole: float
+    forget_level: Callable[[float], float],
+    *,
+    before: float,
+    target: float,
+    whole: float,
+    first: float,
 ) -> float:
     r"""Share of a trained difference at which the forget set lies on its target.
 
@@ -40,61 +43,76 @@ def landing_factor(
         before: Level of the untouched model.
         target: Level that forgetting aims at, above it.
         whole: Level with the whole difference, above the target.
+        first: Where to look first, see :func:`share_of_the_path`.
 
     Returns:
         Of the factors that were looked at, and 1, the one whose level is nearest to the target.
 
     Raises:
-        ValueError: If ``before < target < whole`` does not hold.
+        ValueError: If ``before < target < whole`` or ``0 < first < 1`` does not hold.
     """
     if not before < target < whole:
         raise ValueError(
             f"before < target < whole must hold, got before={before} target={target} whole={whole}"
         )
+    if not 0.0 < first < 1.0:
+        raise ValueError(f"first must lie between 0 and 1, got {first}")
 
     def way(level: float) -> float:
         """1 on target."""
         return (level - before) / (target - before) if math.isfinite(level) else math.inf
 
     ways = {1.0: way(whole)}
-    short, past = 0.0, 1.0
+    short, past, guesses = 0.0, 1.0, [first]
     while len(ways) <= EVALUATIONS and min(abs(w - 1.0) for w in ways.values()) > TOLERANCE:
-        guesses = [*_by_power(ways, past), (short + past) / 2.0]
         factor = next(guess for guess in guesses if short < guess < past)
         ways[factor] = way(forget_level(factor))
         short, past = (factor, past) if ways[factor] < 1.0 else (short, factor)
+        guesses = [*_by_power(ways, past), (short + past) / 2.0]
     return min(ways, key=lambda factor: abs(ways[factor] - 1.0))
 
 
 def _by_power(ways: Mapping[float, float], past: float) -> Iterator[float]:
-    """Where the way is 1, if it is a power of the factor: the likeliest first.
+    """Where the way is 1, if it is a power of the factor, the likeliest first.
 
-    Through the two factors that are nearest to the target; through ``past``, the lowest that is past it, and its
-    neighbour, the one below if there is one.
+    Through the two factors that are nearest to the target, then through ``past``, the lowest that is past it, and
+    its neighbour: the one below if there is one.
     """
     known = sorted(factor for factor, way in ways.items() if 0.0 < way < math.inf)
-    if past not in known:
+    if len(known) < 2 or past not in known:
         return
-    nearest = sorted(known, key=lambda factor: abs(ways[factor] - 1.0))[:2]
-    if len(nearest) == 2:
-        power = _power(ways, *nearest)
-        if power > _LOWEST_POWER:
-            yield _on_target(ways, nearest[0], power)
+    nearest, other = sorted(known, key=lambda factor: abs(ways[factor] - 1.0))[:2]
     place = known.index(past)
-    power = _FIRST_POWER
-    if place > 0:
-        power = _power(ways, known[place - 1], past)
-    elif len(known) > 1:
-        power = max(1.0, _power(ways, past, known[1]))
-    yield _on_target(ways, past, power)
+    for one, two in ((nearest, other), (past, known[place - 1] if place > 0 else known[1])):
+        power = math.log(ways[one] / ways[two]) / math.log(one / two)
+        if power > _LOWEST_POWER:
+            yield one * math.exp(-math.log(ways[one]) / power)
 
 
-def _power(ways: Mapping[float, float], one: float, other: float) -> float:
-    return math.log(ways[one] / ways[other]) / math.log(one / other)
+def share_of_the_path(probes: Sequence[Probe], *, before: float, target: float) -> float:
+    """Share of a trial's steps at which its forget level crossed the target, on the straight line between probes.
 
+    A trained difference that grew evenly in one direction would be on target at that factor.
 
-def _on_target(ways: Mapping[float, float], factor: float, power: float) -> float:
-    return float(factor * ways[factor] ** (-1.0 / power))
+    Args:
+        probes: At least one, of which the last is past the target.
+        before: Level of the untouched model, below the target.
+        target: Level that forgetting aims at.
+
+    Returns:
+        A number between 0 and 1.
+
+    Raises:
+        ValueError: If no probe is past the target.
+    """
+    step, level = 0, before
+    for probe in probes:
+        now = probe.metrics["forget_nll"]
+        if now > target:
+            crossed = step + (probe.step - step) * (target - level) / (now - level)
+            return crossed / probes[-1].step
+        step, level = probe.step, now
+    raise ValueError(f"a probe must be past the target, got levels up to {level}, target={target}")
 
 
 def may_land(probes: Sequence[Probe], selection: SelectionConfig, *, target_nll: float) -> bool:

@@ -1,7 +1,7 @@
 """Measure a model on one part of the data: at each probe of a trial, and once more when it is finished."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -12,9 +12,9 @@ from core.data.tokens import TokenSplits
 from core.errors import ModelError
 from core.measuring.baselines import baseline_strength, baseline_sums
 from core.measuring.calibration import Calibration, Scaled
-from core.measuring.landing import landing_factor
+from core.measuring.landing import landing_factor, share_of_the_path
 from core.measuring.meter import Meter
-from core.measuring.selection import CLOSURE_AT_TARGET, damaged_metrics, drop_at_target
+from core.measuring.selection import CLOSURE_AT_TARGET, Probe, damaged_metrics, drop_at_target
 from core.metrics.intervals import WORST_DAMAGE, Interval, Sums, intervals
 from core.metrics.probes import Levels, degradation, level
 from core.metrics.rows import ROW_METRICS
@@ -85,14 +85,14 @@ class Probing:
         return at_utility(whole, self._measured(sums), factor, stops)
 
     def on_target(
-        self, network: nn.Module, scaled: Scaled, *, whole_nll: float
+        self, network: nn.Module, scaled: Scaled, probes: Sequence[Probe]
     ) -> Measurement | None:
         """A model that is past its target, scaled back onto it; the forget rows alone are read to find out how far.
 
         Args:
             network: The model being trained.
             scaled: Scales what was trained of it.
-            whole_nll: The forget set's cross-entropy with the whole difference, above the target.
+            probes: The trial's so far; the last is of this model, with the whole difference.
 
         Returns:
             The metrics there, with ``landing_factor``; see :func:`~core.measuring.landing.landing_factor`.
@@ -105,12 +105,13 @@ class Probing:
                 found[factor] = self.meter.row_sums(forward, self.data["forget"])
             return level(found[factor]).nll
 
-        levels = self.baseline
+        before, target = (self.baseline[name].nll for name in ("forget", "target"))
         factor = landing_factor(
             forget_level,
-            before=levels["forget"].nll,
-            target=levels["target"].nll,
-            whole=whole_nll,
+            before=before,
+            target=target,
+            whole=probes[-1].metrics["forget_nll"],
+            first=share_of_the_path(probes, before=before, target=target),
         )
         if factor == 1.0:
             return None

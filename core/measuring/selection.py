@@ -35,8 +35,8 @@ StoppedBy = Literal[
 _LOWEST_CLOSURE: Final = -1.0
 _LARGEST_DROP: Final = 3.0
 
-CLOSURE_AT_TARGET: Final = 0.98
-"""From this forget closure on the forget set counts as on its target: a fiftieth of the way is within its noise."""
+CLOSURE_AT_TARGET: Final = 0.95
+"""From this forget closure on the forget set counts as on its target: a twentieth of the way is within its noise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +121,7 @@ def drop_at_target(metrics: Mapping[str, float], selection: SelectionConfig) -> 
 
     .. math::
         \begin{cases}
-        \min(1, \max_m d_m) & c \ge 0.98 \\
+        \min(1, \max_m d_m) & c \ge 0.95 \\
         2 - c & \text{otherwise}
         \end{cases}
 
