@@ -77,7 +77,7 @@ def test_a_rising_level_is_landed_in_four_looks(
 ) -> None:
     def level(c: float) -> float:
         share = c**power * (math.exp(bend * c) / math.exp(bend))
-        return BEFORE + overshoot * (TARGET - BEFORE) * share
+        return float(BEFORE + overshoot * (TARGET - BEFORE) * share)
 
     factor, asked = found(level, first=first)
     assert 0.0 < factor <= 1.0

@@ -43,8 +43,9 @@ def curves_matplotlib(data: CurvesData) -> Figure:
                 style = ENDINGS[curve.ending]
                 axes.scatter(*end, color=style.color, marker=style.marker, s=42, zorder=5)
             chosen = curve.chosen(panel)
-            if curve.is_best and chosen is not None and chosen[1] is not None:
-                axes.scatter(*chosen, **ring(""))
+            if curve.is_best and chosen is not None:
+                step, value = chosen
+                axes.scatter([step], [math.nan if value is None else value], **ring(""))
         tidy(axes)
         axes.set_xlabel("optimiser step")
         name, *rest = panel.words
