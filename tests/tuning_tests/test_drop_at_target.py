@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from analytic_study import spec_of
+from driven_sweep import drive, unsynced
 
 from tuning import plots
 from tuning.plots import drawing
 from tuning.ranking import best, ranked
+from tuning.records import LEDGER_FILE, read_ledger
 from tuning.report import verdict, write_report
 from tuning.results import best_json, status_json
 from tuning.run import Run
@@ -115,3 +119,28 @@ def test_status_names_trials_without_effect(
     assert "1 without effect; 3 of 6 steps saved" in status_text(told)
     assert status_json(told)["guard"]["no_effect"] == 1
     assert [bar.ending for bar in plots.steps_data(told).bars] == ["no_effect"]
+
+
+@pytest.mark.parametrize("ranking", ["median", "successive_halving"])
+def test_a_ranking_pruner_stops_the_trials_of_larger_values(tmp_path: Path, ranking: str) -> None:
+    spec = spec_of(
+        objective={"metric": "drop_at_target"},
+        budget={"trials": 9, "max_steps": 3},
+        pruning={
+            "retain": None,
+            "ranking": ranking,
+            "startup_trials": 2,
+            "warmup_steps": 1,
+            "reduction_factor": 2,
+        },
+    )
+    with unsynced():
+        drive(spec, tmp_path)
+    trials, _driver = read_ledger(tmp_path / LEDGER_FILE)
+    values = {
+        state: [t.value for t in trials if t.state == state and t.value is not None]
+        for state in ("PRUNED", "COMPLETE")
+    }
+    assert values["PRUNED"] and values["COMPLETE"]
+    assert min(values["PRUNED"]) > min(values["COMPLETE"])
+    assert statistics.mean(values["PRUNED"]) > statistics.mean(values["COMPLETE"])
