@@ -217,13 +217,12 @@ def markdown(file: Path, found: Sequence[Chosen], told: Mapping[str, Any]) -> st
         ]
         lines.append(f"| {' | '.join(cells)} |")
     lines.append("")
-    for objective, (mean, low, high) in told["drop"].items():
-        lines.append(f"`{objective}`: mean over seeds {mean:+.3f} ({low:+.3f} to {high:+.3f}).")
+    said = {f"`{o}`: mean over seeds": mean for o, mean in told["drop"].items()}
     if told["difference"] is not None:
-        mean, low, high = told["difference"]
-        lines.append(
-            f"`{COMPARED[1]}` minus `{COMPARED[0]}`, seed by seed: {mean:+.3f} ({low:+.3f} to {high:+.3f})."
-        )
+        said[f"`{COMPARED[1]}` minus `{COMPARED[0]}`, seed by seed:"] = told["difference"]
+    for what, (mean, low, high) in said.items():
+        ends = f" ({low:+.3f} to {high:+.3f})" if math.isfinite(low) else ", of one seed"
+        lines.append(f"{what} {mean:+.3f}{ends}.")
     return "\n".join(lines) + "\n"
 
 
