@@ -15,7 +15,7 @@ from core.measuring.baselines import baseline_levels
 from core.measuring.history import History
 from core.measuring.probing import Measurement, probing
 from core.measuring.reporting import Decision, Reporter
-from core.measuring.selection import Probe, best_probe
+from core.measuring.selection import Probe, best_probe, counted_share
 from core.metrics.probes import Levels
 from core.model.source import locate
 from core.store import artifacts
@@ -107,7 +107,11 @@ def probes(
     trained = attach(config, model, data, group, network=warm.network(config))
     engine: Engine | None = None
     history = History(
-        config.selection, measure.before, folder if group.is_first else None, started=started
+        config.selection,
+        measure.before,
+        folder if group.is_first else None,
+        started=started,
+        warmup_steps=config.optimizer.warmup_steps,
     )
     try:
         engine = Engine(
@@ -129,10 +133,14 @@ def probes(
             found = measure.during_trial(engine.module, trained.scaled)
             found = replace(found, metrics=dict(found.metrics) | steps.state())
             probe = history.judge(step, group.agree(found), is_last=is_last)
-            if history.is_best(probe):
+            if config.lands and history.may_land:
+                landed = measure.on_target(engine.module, trained.scaled, history.probes)
+                if landed is not None:
+                    probe = history.land(group.agree(landed))
+            if history.best is not None and history.is_best(probe):
                 tensors = trained.exported(engine.full_value)  # every rank takes part
                 if folder is not None and group.is_first:
-                    factor = probe.metrics["calibration_factor"] if measure.calibration else 1.0
+                    factor = counted_share(history.best.metrics)
                     base = locate(config.model)[0]
                     trained.save(folder / "adapter", tensors, base=base, factor=factor)
             history.commit(probe)

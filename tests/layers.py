@@ -13,6 +13,7 @@ CORE: Layers = {
     "configuration": ("core/config/*.py",),
     "rules": (
         "core/measuring/__init__.py",
+        "core/measuring/landing.py",
         "core/measuring/reporting.py",
         "core/measuring/scale.py",
         "core/measuring/selection.py",

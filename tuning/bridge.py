@@ -6,7 +6,7 @@ crash could lose.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -272,19 +272,20 @@ def reconcile(spec: SweepSpec, run_dir: Path, ledger: Ledger, log: EventLog) -> 
 
 def committed_probes(folder: Path) -> list[Probe]:
     """The probes that an attempt committed, in order, without the untouched model's."""
-    return [
-        Probe(
-            step=line["step"],
-            metrics={name: float(value) for name, value in line["metrics"].items()},
-            seconds=line["seconds"],
-            stopped_by=line["stopped_by"],
-            intervals={
-                name: (low, high) for name, (low, high) in line.get("intervals", {}).items()
-            },
-        )
-        for line in read_lines(folder / "history.jsonl")
-        if line["step"] > 0
-    ]
+    return [_committed(line) for line in read_lines(folder / "history.jsonl") if line["step"] > 0]
+
+
+def _committed(line: Mapping[str, Any]) -> Probe:
+    """The probe of a history line; what it landed on says again only what was measured there."""
+    landed = line.get("landed")
+    return Probe(
+        step=line["step"],
+        metrics={name: float(value) for name, value in line["metrics"].items()},
+        seconds=line["seconds"],
+        stopped_by=line["stopped_by"],
+        intervals={name: (low, high) for name, (low, high) in line.get("intervals", {}).items()},
+        landed=None if landed is None else _committed({**line, **landed, "landed": None}),
+    )
 
 
 def conclude_attempt(

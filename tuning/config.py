@@ -15,12 +15,14 @@ from pydantic import (
 
 from core.config import (
     AUTO,
+    METRICS,
     STOP_METRIC,
     ConstraintConfig,
     DataConfig,
     EngineConfig,
     LimitedMetric,
     ModelConfig,
+    NoEffectConfig,
     ObjectiveMetric,
     PastTargetConfig,
     RetainGuardConfig,
@@ -129,12 +131,12 @@ class StartingPoint(Section):
 
 
 class ObjectiveSpec(Section):
-    """What is maximised."""
+    """What is maximised, or minimised."""
 
     metric: ObjectiveMetric = "forget_closure"
-    """A probe metric in [-1, 1]."""
-    direction: Literal["maximize"] = "maximize"
-    """Every objective is a closure: more is better, and overshooting lowers it."""
+    """A closure in [-1, 1], or ``drop_at_target``: the largest damage where the forget set lies on its target."""
+    direction: Literal["maximize", "minimize"] = "maximize"
+    """That of the metric, and follows from it: more of a closure is better, less of ``drop_at_target``."""
     select: Literal["best_feasible_probe", "last"] = "best_feasible_probe"
     """Which probe gives a trial its value."""
     tau: Annotated[float, Field(gt=0.0, le=1.0)] = 0.95
@@ -142,12 +144,33 @@ class ObjectiveSpec(Section):
     utility: UtilityMetric = "retain_utility"
     """forget_closure_at_utility: what is kept."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _direction_of_the_metric(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("metric") == "drop_at_target":
+            return {"direction": "minimize"} | values
+        return values
+
+    @model_validator(mode="after")
+    def _direction_fits(self) -> Self:
+        fitting = "minimize" if METRICS[self.metric].better == "down" else "maximize"
+        if self.direction != fitting:
+            raise ValueError(
+                f"direction: {self.metric} has direction {fitting}, got {self.direction}; leave it out"
+            )
+        return self
+
 
 class StopSpec(Section):
     """A trial's own stop rules."""
 
     past_target: PastTargetConfig | None = PastTargetConfig()
     """Stop on overshoot; null switches it off."""
+    landing: bool | Literal["auto"] = "auto"
+    """Whether a trial that ends past its target is scaled back onto it, as one more candidate beside its probes.
+    ``auto``: with ``forget_closure`` under ``past_target``, and with ``drop_at_target``."""
+    no_effect: NoEffectConfig | None = None
+    """Stop a trial whose closure stays within its noise; null, the default, switches it off."""
     when: dict[
         Annotated[str, StringConstraints(pattern=STOP_METRIC)],
         Annotated[float, Field(ge=0.0, le=1.0)],
@@ -381,6 +404,8 @@ class SweepSpec(Section):
             "stop_when": [{"metric": k, "at_most": v} for k, v in self.stop.when.items()],
             "constraints": [c.model_dump() for c in self.constraints],
             "past_target": self.stop.past_target.model_dump() if self.stop.past_target else None,
+            "landing": self.stop.landing,
+            "no_effect": self.stop.no_effect.model_dump() if self.stop.no_effect else None,
             "retain_guard": self.pruning.retain.model_dump() if self.pruning.retain else None,
         }
         return values | {"seed": self.seed}

@@ -136,7 +136,7 @@ class Ledger:
         others = self._study.get_trials(deepcopy=False)
         seen = [as_ranked(other) for other in others]
         seen[trial.number] = trial
-        study = study_in_memory(seen)
+        study = study_in_memory(seen, self._spec)
         ranked = study.get_trials(deepcopy=False)[trial.number]
         verdict = self._pruner.ranked(study, ranked)
         ranked = study.get_trials(deepcopy=False)[trial.number]
@@ -249,7 +249,9 @@ def _storage(path: Path) -> optuna.storages.RDBStorage:
 
 def _create(path: Path, spec: SweepSpec) -> None:
     storage = _storage(path)
-    study = optuna.create_study(study_name=STUDY, storage=storage, direction="maximize")
+    study = optuna.create_study(
+        study_name=STUDY, storage=storage, direction=spec.objective.direction
+    )
     study.add_trials(starting_points(spec))
     storage.remove_session()
     storage.engine.dispose()

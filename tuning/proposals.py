@@ -74,10 +74,10 @@ class Proposed:
         )
 
 
-def study_in_memory(trials: Iterable[FrozenTrial]) -> optuna.Study:
-    """A study of these trials, numbered in their order."""
+def study_in_memory(trials: Iterable[FrozenTrial], spec: SweepSpec) -> optuna.Study:
+    """A study of these trials of a sweep, numbered in their order."""
     study = optuna.create_study(
-        direction="maximize", study_name=STUDY, sampler=RandomSampler(seed=0)
+        direction=spec.objective.direction, study_name=STUDY, sampler=RandomSampler(seed=0)
     )
     study.add_trials(trials)
     return study
@@ -131,7 +131,7 @@ def next_proposal(
     """
     number = next((n for n, t in enumerate(trials) if not is_born(t)), len(trials))
     unborn = trials[number] if number < len(trials) else None
-    study = study_in_memory(as_sampled(t, spec) for t in trials[: number + 1])
+    study = study_in_memory((as_sampled(t, spec) for t in trials[: number + 1]), spec)
     noted = {k: v for k, v in (study_notes or {}).items() if k.startswith(_OWN_NOTES)}
     for trial in trials[:number]:
         noted |= trial.system_attrs.get(NOTES, {})

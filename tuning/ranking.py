@@ -15,8 +15,8 @@ class Judged(Protocol):
     """What the order of trials looks at: a record of one, or its outcome before it is recorded."""
 
     @property
-    def value(self) -> float | None:
-        """Objective of the probe that counts."""
+    def merit(self) -> float:
+        """Objective of the probe that counts, with the sign by which more is better; 0 where there is none."""
 
     @property
     def value_interval(self) -> Interval | None:
@@ -59,12 +59,12 @@ def overlap(one: Interval | None, other: Interval | None) -> bool:
 def in_order(judged: Sequence[AnyJudged]) -> list[AnyJudged]:
     """Trials by value, best first; those whose 95 % interval overlaps the first one's are a tie.
 
-    Which of a tie has the largest value is chance: within it the smallest worst drop comes first, then
+    Which of a tie has the best value is chance: within it the smallest worst drop comes first, then
     the fewest steps, then the value. Trials without an interval tie with none. Equals keep their order.
     """
-    by_value = sorted(judged, key=lambda t: -(t.value or 0.0))
+    by_value = sorted(judged, key=lambda t: -t.merit)
     tied = [t for t in by_value if t is by_value[0] or _ties(t, by_value[0])]
-    tied.sort(key=lambda t: (worst_drop(t), t.steps or 0, -(t.value or 0.0)))
+    tied.sort(key=lambda t: (worst_drop(t), t.steps or 0, -t.merit))
     placed = set(map(id, tied))
     return tied + [t for t in by_value if id(t) not in placed]
 
@@ -73,7 +73,7 @@ def by_probes(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
     """Finished trials, best first, by the probe split alone: candidates :func:`in_order`, then the others by value."""
     judged = [t for t in trials if t.value is not None and math.isfinite(t.value)]
     rest = [t for t in judged if not is_candidate(t)]
-    rest.sort(key=lambda t: (not t.feasible, -(t.value or 0.0), t.number))
+    rest.sort(key=lambda t: (not t.feasible, -t.merit, t.number))
     return in_order([t for t in judged if is_candidate(t)]) + rest
 
 
@@ -109,7 +109,7 @@ def tied_with_best(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
     first = best(trials)
     if first is None:
         return []
-    highest = max(order, key=lambda t: t.value or 0.0)
+    highest = max(order, key=lambda t: t.merit)
     against = highest if _ties(first, highest) else first
     return [t for t in order if t is not first and (t is against or _ties(t, against))]
 
@@ -122,9 +122,9 @@ def displaced(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
 
 
 def pareto_front(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Feasible trials that no other beats in both objective (higher) and largest excess (lower), best first.
+    """Feasible trials that no other beats in both objective and largest excess (lower), best first.
 
-    As in the ranking, a value is higher only where the intervals do not overlap, and a finalist that breaks
+    As in the ranking, a value is better only where the intervals do not overlap, and a finalist that breaks
     a constraint on the reporting split is out where another keeps it. Only COMPLETE trials count: one that
     a ranking pruner stopped may have had a feasible probe.
     """
@@ -133,10 +133,9 @@ def pareto_front(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
         feasible = [t for t in feasible if t.reported_feasible is not False]
 
     def dominates(a: TrialRecord, b: TrialRecord) -> bool:
-        assert a.value is not None and b.value is not None
-        is_tie = _ties(a, b) or a.value == b.value
-        better = excess(a) < excess(b) or (a.value > b.value and not is_tie)
-        return (a.value > b.value or is_tie) and excess(a) <= excess(b) and better
+        is_tie = _ties(a, b) or a.merit == b.merit
+        better = excess(a) < excess(b) or (a.merit > b.merit and not is_tie)
+        return (a.merit > b.merit or is_tie) and excess(a) <= excess(b) and better
 
     return [t for t in feasible if not any(dominates(o, t) for o in feasible)]
 
@@ -186,7 +185,7 @@ def _row(
             "tied_with_best": is_tied,
             "reported_feasible": trial.reported_feasible,
             "probe_rows": dict(probe_rows),
-            "landing_factor": None,
+            "landing_factor": trial.metrics.get("landing_factor"),
         }
     )
     return row

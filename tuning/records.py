@@ -53,6 +53,7 @@ class TrialRecord:
         intervals: 95 % interval, lower and upper end, of each closure and drop of that probe; empty in runs
             that did not measure any.
         value_interval: That of ``value``; ``None`` where there is none.
+        is_minimized: Whether less of ``value`` is better.
         report_intervals: That of each closure and drop on the reporting split.
         duration_s: Seconds of the last attempt.
         adapter: Folder of its adapter, relative to the run folder.
@@ -77,6 +78,13 @@ class TrialRecord:
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     value_interval: tuple[float, float] | None = None
     report_intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    is_minimized: bool = False
+
+    @property
+    def merit(self) -> float:
+        """The value with the sign by which more is better; 0 where there is none."""
+        value = self.value or 0.0
+        return -value if self.is_minimized else value
 
     @property
     def report_violations(self) -> dict[str, float]:
@@ -282,6 +290,7 @@ def _record(
         intervals=_pairs(found.get("intervals")),
         value_interval=None if ends is None else (ends[0], ends[1]),
         report_intervals=_pairs(notes.get(report_intervals_note(number))),
+        is_minimized=bool(found.get("is_minimized", False)),
     )
 
 

@@ -32,6 +32,7 @@ from core.config.problems import describe_problems
 from core.config.section import Positive, Section
 from core.config.selection import (
     ConstraintConfig,
+    NoEffectConfig,
     PastTargetConfig,
     RetainGuardConfig,
     SelectionConfig,
@@ -57,6 +58,7 @@ __all__ = [
     "MethodConfig",
     "MetricFacts",
     "ModelConfig",
+    "NoEffectConfig",
     "ObjectiveMetric",
     "OptimizerConfig",
     "PartRows",

@@ -86,6 +86,10 @@ class TrialConfig(Section):
             whole = [f.title or n for _, n, f in losses if f is not None and f.needs_whole_weights]
             if kind == "full" and self.selection.metric == "forget_closure_at_utility":
                 whole.append("forget_closure_at_utility of adapter.kind: full")
+            if kind == "full" and (
+                self.selection.landing is True or self.selection.metric == "drop_at_target"
+            ):
+                whole.append("selection.landing of adapter.kind: full")
             if any(rule.metric.startswith("el_") for rule in self.selection.stop_when):
                 whole.append("the stop rule el_N")
             problems += [
@@ -93,6 +97,17 @@ class TrialConfig(Section):
                 for what in dict.fromkeys(whole)
             ]
         return problems
+
+    @property
+    def lands(self) -> bool:
+        """Whether the trial is scaled back onto its target when it ends past it."""
+        chosen = self.selection
+        if chosen.landing != "auto":
+            return chosen.landing
+        is_asked = chosen.metric == "drop_at_target" or (
+            chosen.metric == "forget_closure" and chosen.past_target is not None
+        )
+        return is_asked and self.partitions != "copy"  # whose weights lie apart
 
     @property
     def partitions(self) -> Literal["nothing", "base", "copy"]:
