@@ -87,6 +87,7 @@ TUNING: Layers = {
     ),
     "machines": ("tuning/cluster.py", "tuning/resources.py"),
     "judgement": (
+        "tuning/copies.py",
         "tuning/objective.py",
         "tuning/proposals.py",
         "tuning/pruning.py",

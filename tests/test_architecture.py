@@ -23,7 +23,9 @@ DOORS: Mapping[str, frozenset[str]] = {
     "ray": frozenset(
         f"tuning/{n}.py" for n in ("trainable", "bridge", "sweep", "cluster", "shared_folder")
     ),
-    "optuna": frozenset(f"tuning/{n}.py" for n in ("ledger", "samplers", "pruning", "proposals")),
+    "optuna": frozenset(
+        f"tuning/{n}.py" for n in ("copies", "ledger", "samplers", "pruning", "proposals")
+    ),
     "sqlite3": frozenset({"tuning/records.py"}),
     "plotly": frozenset(f"tuning/plots/drawing/{n}.py" for n in DRAWINGS),
     "matplotlib": frozenset(f"tuning/plots/drawing/{n}.py" for n in DRAWINGS),

@@ -60,10 +60,17 @@ def in_order(judged: Sequence[AnyJudged]) -> list[AnyJudged]:
     """Trials by value, best first; those whose 95 % interval overlaps the first one's are a tie.
 
     Which of a tie has the largest value is chance: within it the smallest worst drop comes first, then
-    the fewest steps, then the value. Trials without an interval tie with none. Equals keep their order.
+    the fewest steps, then the value; so it is for which of those with the largest value is the first.
+    Trials without an interval tie with none. Equals keep their order.
     """
+    if not judged:
+        return []
     by_value = sorted(judged, key=lambda t: -(t.value or 0.0))
-    tied = [t for t in by_value if t is by_value[0] or _ties(t, by_value[0])]
+    first = by_value[0]
+    if first.value_interval is not None:
+        equals = [t for t in by_value if t.value == first.value and t.value_interval is not None]
+        first = min(equals, key=lambda t: (worst_drop(t), t.steps or 0))
+    tied = [t for t in by_value if t is first or _ties(t, first)]
     tied.sort(key=lambda t: (worst_drop(t), t.steps or 0, -(t.value or 0.0)))
     placed = set(map(id, tied))
     return tied + [t for t in by_value if id(t) not in placed]
@@ -131,14 +138,35 @@ def pareto_front(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
     feasible = [t for t in ranked(trials) if is_candidate(t)]
     if any(t.reported_feasible for t in feasible):
         feasible = [t for t in feasible if t.reported_feasible is not False]
+    beaten: set[int] = set()
+    by_excess = sorted(feasible, key=excess)
+    witnesses: list[
+        TrialRecord
+    ] = []  # those with the largest value, upper end and lower end so far
+    for trial in by_excess:
+        if any(_dominates(one, trial) for one in witnesses):
+            beaten.add(trial.number)
+        ends = [(t, t.value_interval) for t in (*witnesses, trial)]
+        witnesses = [
+            max((t for t, _ in ends), key=lambda t: t.value or 0.0),
+            *(
+                max(((t, e[i]) for t, e in ends if e), key=lambda found: found[1])[0]
+                for i in (0, 1)
+                if any(e for _, e in ends)
+            ),
+        ]
+    left = [t for t in feasible if t.number not in beaten]
+    return [t for t in left if not any(_dominates(o, t) for o in by_excess)]
 
-    def dominates(a: TrialRecord, b: TrialRecord) -> bool:
-        assert a.value is not None and b.value is not None
-        is_tie = _ties(a, b) or a.value == b.value
-        better = excess(a) < excess(b) or (a.value > b.value and not is_tie)
-        return (a.value > b.value or is_tie) and excess(a) <= excess(b) and better
 
-    return [t for t in feasible if not any(dominates(o, t) for o in feasible)]
+def _dominates(one: TrialRecord, other: TrialRecord) -> bool:
+    assert one.value is not None and other.value is not None
+    ours, theirs = excess(one), excess(other)
+    if ours > theirs:
+        return False
+    is_tie = _ties(one, other) or one.value == other.value
+    is_higher = one.value > other.value
+    return (is_higher or is_tie) and (ours < theirs or (is_higher and not is_tie))
 
 
 def trial_rows(
@@ -151,9 +179,10 @@ def trial_rows(
         among: All trials of the run, for ``pareto`` and ``tied_with_best``.
         probe_rows: Rows of each set that the metrics of a probe were measured on.
     """
-    front, tied = pareto_front(among), tied_with_best(among)
+    front, tied = ({t.number for t in found(among)} for found in (pareto_front, tied_with_best))
     return [
-        _row(t, is_on_front=t in front, is_tied=t in tied, probe_rows=probe_rows) for t in shown
+        _row(t, is_on_front=t.number in front, is_tied=t.number in tied, probe_rows=probe_rows)
+        for t in shown
     ]
 
 
