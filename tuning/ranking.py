@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any, Protocol, TypeVar
 
 from core.store.durable import finite
@@ -139,24 +140,36 @@ def pareto_front(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
     if any(t.reported_feasible for t in feasible):
         feasible = [t for t in feasible if t.reported_feasible is not False]
     beaten: set[int] = set()
-    by_excess = sorted(feasible, key=excess)
-    witnesses: list[
-        TrialRecord
-    ] = []  # those with the largest value, upper end and lower end so far
-    for trial in by_excess:
-        if any(_dominates(one, trial) for one in witnesses):
-            beaten.add(trial.number)
-        ends = [(t, t.value_interval) for t in (*witnesses, trial)]
-        witnesses = [
-            max((t for t, _ in ends), key=lambda t: t.value or 0.0),
-            *(
-                max(((t, e[i]) for t, e in ends if e), key=lambda found: found[1])[0]
-                for i in (0, 1)
-                if any(e for _, e in ends)
-            ),
-        ]
+    strongest: list[TrialRecord] = []  # of those with a smaller excess
+    for _, equals in groupby(sorted(feasible, key=excess), key=excess):
+        group = list(equals)
+        with_group = _strongest([*strongest, *group])
+        against = [*strongest, *with_group]
+        beaten |= {t.number for t in group if any(_dominates(one, t) for one in against)}
+        strongest = with_group
     left = [t for t in feasible if t.number not in beaten]
-    return [t for t in left if not any(_dominates(o, t) for o in by_excess)]
+    if all(_holds_its_value(t) for t in feasible):
+        return left
+    return [t for t in left if not any(_dominates(one, t) for one in feasible)]
+
+
+def _strongest(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Those of which one beats whatever any of these beats, if their intervals hold their values.
+
+    The highest value; the highest without an interval, which ties with none; the highest upper end, which
+    ties with most; and the highest lower end, which is above most.
+    """
+    without = [t for t in trials if t.value_interval is None]
+    ends = [(t, t.value_interval) for t in trials if t.value_interval is not None]
+    found = [max(of, key=lambda t: t.value or 0.0) for of in (trials, without) if of]
+    if ends:
+        found += [max(ends, key=lambda pair: pair[1][i])[0] for i in (0, 1)]
+    return found
+
+
+def _holds_its_value(trial: TrialRecord) -> bool:
+    ends = trial.value_interval
+    return ends is None or ends[0] <= (trial.value or 0.0) <= ends[1]
 
 
 def _dominates(one: TrialRecord, other: TrialRecord) -> bool:
