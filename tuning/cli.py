@@ -33,6 +33,8 @@ app = typer.Typer(
 )
 
 RUNS = Path("runs")
+_MOST_INDENTED = 100
+"""More trials are printed as JSON without line breaks, which takes a fraction of the time."""
 REFUSED, NO_FEASIBLE, FAILED = 2, 3, 4
 
 RunPath = Annotated[Path, typer.Argument(help="A run folder, such as runs/demo.", metavar="RUN")]
@@ -182,7 +184,9 @@ def best(
 
     found = load_run(run)
     if as_json or format_ == "json":
-        _print(json.dumps(best_json(found, top=top), indent=1))
+        shown = best_json(found, top=top)
+        is_long = len(shown["trials"]) > _MOST_INDENTED
+        _print(json.dumps(shown, indent=None if is_long else 1))
     elif format_ == "yaml":
         _print(
             yaml.safe_dump(best_json(found, top=top), sort_keys=False, allow_unicode=True).rstrip()
@@ -201,14 +205,14 @@ def show(
     as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
     """Show a trial: parameters, curves, why it ended, how to run it again."""
-    from tuning.results import best_json
+    from tuning.ranking import trial_rows
     from tuning.run import load_run
     from tuning.views import pick_trial, trial_text
 
     found = load_run(run)
     record = pick_trial(found, trial)
     if as_json:
-        shown = next(t for t in best_json(found)["trials"] if t["number"] == record.number)
+        (shown,) = trial_rows([record], among=found.trials, probe_rows=found.probe_rows)
         shown |= {"proposed_by": record.proposed_by, "history": found.history(record.number)}
         _print(json.dumps(finite(shown), indent=1))
     else:

@@ -104,12 +104,15 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 def finite(value: Any) -> Any:
     """Replace NaN and infinities, which JSON cannot hold, by the strings ``nan``, ``inf``, ``-inf``."""
-    if isinstance(value, Mapping):
+    if isinstance(value, float):
+        is_finite = value == value and value not in (float("inf"), float("-inf"))
+        return value if is_finite else str(value)
+    if value is None or isinstance(value, str | int):
+        return value
+    if isinstance(value, dict | Mapping):  # dict first: the abstract class is slow to ask
         return {k: finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [finite(v) for v in value]
-    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
-        return str(value)
     return value
 
 
