@@ -9,7 +9,12 @@ from import_graph import Layers
 
 CORE: Layers = {
     "ground": ("core/__init__.py", "core/errors.py", "core/seeding.py"),
-    "files": ("core/store/__init__.py", "core/store/durable.py", "core/store/place.py"),
+    "files": (
+        "core/store/__init__.py",
+        "core/store/durable.py",
+        "core/store/place.py",
+        "core/store/upkeep.py",
+    ),
     "configuration": ("core/config/*.py",),
     "rules": (
         "core/measuring/__init__.py",
@@ -107,6 +112,7 @@ TUNING: Layers = {
     "screen": ("tuning/progress.py", "tuning/views.py"),
     "ledger": ("tuning/ledger.py",),
     "verbs without Ray": (
+        "tuning/cached.py",
         "tuning/doctor.py",
         "tuning/dry_run.py",
         "tuning/evaluate.py",

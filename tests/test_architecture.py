@@ -58,6 +58,7 @@ LIGHT = (
     "core/seeding.py",
     "core/store/durable.py",
     "core/store/place.py",
+    "core/store/upkeep.py",
     "core/training/shared_work.py",
 )
 """Files that nothing heavy may stand behind: the quick verbs and the readers of a run stand on them."""

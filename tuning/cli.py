@@ -444,6 +444,50 @@ def doctor(
         raise typer.Exit(REFUSED)
 
 
+cache = typer.Typer(help="Show and clear the cache of shared work.", no_args_is_help=True)
+app.add_typer(cache, name="cache")
+
+
+@cache.command("list", epilog=_examples("cache list", "cache list --json"))
+def cache_list(
+    as_json: Annotated[bool, typer.Option("--json", help="Every entry, for scripts.")] = False,
+) -> None:
+    """Show what lies in the cache: by kind, with its size, when it was used, and what it was made from."""
+    from core.store.upkeep import entries
+    from tuning.cached import cache_json, cache_text
+
+    found = entries()
+    _print(json.dumps(cache_json(found, RUNS), indent=1) if as_json else cache_text(found, RUNS))
+
+
+@cache.command(
+    "clear",
+    epilog=_examples(
+        "cache clear --kind factors --kind importance", "cache clear --unused-for 30d"
+    ),
+)
+def cache_clear(
+    kind: Annotated[
+        list[str] | None, typer.Option(help="Only this kind, as `cache list` names it; repeatable.")
+    ] = None,
+    unused_for: Annotated[
+        str | None, typer.Option(help="Only what was not used for so long: 12h, 30d, 2w.")
+    ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="All kinds, models that `prepare` trained included.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="What was removed, for scripts.")] = False,
+) -> None:
+    """Remove shared work from the cache, and say what; what a sweep that runs has used stays."""
+    from tuning.cached import clear, cleared_json, cleared_text
+
+    removed, in_use = clear(kinds=kind or [], unused_for=unused_for, everything=everything)
+    if as_json:
+        _print(json.dumps(cleared_json(removed, in_use), indent=1))
+    else:
+        _print(cleared_text(removed, in_use))
+
+
 @app.command(epilog=_examples("report runs/demo", "report runs/loku"))
 def report(run: RunPath) -> None:
     """Write report/index.html, report.md and PNGs into the run folder."""
