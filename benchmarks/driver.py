@@ -280,9 +280,9 @@ def markdown(found: dict[str, Any]) -> str:
             f"{1e3 * row[part][1]:.0f} ({1e3 * row[part][0]:.0f})"
             for part in ("ask", "reports", "tell", "trial")
         ]
-        lines.append(
-            f"| {row['trials']} | {row['sampler']} | {' | '.join(cells)} | {row['open'][1]:.1f} ({row['open'][0]:.1f}) |"
-        )
+        cells = [str(row["trials"]), row["sampler"], *cells]
+        cells.append(f"{row['open'][1]:.1f} ({row['open'][0]:.1f})")
+        lines.append(f"| {' | '.join(cells)} |")
     lines += ["", "Seconds of a verb, CPU (clock), whole process:", ""]
     sizes = sorted({row["trials"] for row in found["verbs"]})
     lines += [

@@ -122,7 +122,7 @@ TUNING: Layers = {
         "tuning/validate.py",
     ),
     "failures": ("tuning/failures.py",),
-    "trial on Ray": ("tuning/shared_folder.py", "tuning/trainable.py"),
+    "trial on Ray": ("tuning/handing_out.py", "tuning/shared_folder.py", "tuning/trainable.py"),
     "bridge": ("tuning/bridge.py",),
     "sweep": ("tuning/sweep.py",),
     "command line": ("tuning/cli.py",),

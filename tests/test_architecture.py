@@ -21,7 +21,8 @@ DRAWINGS = ("canvas", "history", "tradeoff", "curves", "steps")
 
 DOORS: Mapping[str, frozenset[str]] = {
     "ray": frozenset(
-        f"tuning/{n}.py" for n in ("trainable", "bridge", "sweep", "cluster", "shared_folder")
+        f"tuning/{n}.py"
+        for n in ("trainable", "bridge", "sweep", "cluster", "shared_folder", "handing_out")
     ),
     "optuna": frozenset(
         f"tuning/{n}.py" for n in ("copies", "ledger", "samplers", "pruning", "proposals")

@@ -2,11 +2,12 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from core.errors import UserError
+from core.errors import ConfigError, UserError
 from core.store import upkeep
 from core.store.place import cache_root
 from core.store.upkeep import Entry
@@ -154,9 +155,11 @@ def _runs_by_model(runs: Path) -> dict[str, list[str]]:
     """Names of the runs below a folder, by what names their models."""
     found: dict[str, list[str]] = {}
     for path in sorted(runs.glob(f"*/{SPEC_FILE}")):
-        identity = read_yaml(path).get("identity") or {}
-        for name in {identity.get("model"), identity.get("model.retain_only")} - {None}:
-            found.setdefault(name, []).append(path.parent.name)
+        with suppress(ConfigError):  # a damaged run is no reason to show nothing
+            identity = read_yaml(path).get("identity") or {}
+            for name in ("model", "model.retain_only"):
+                if name in identity:
+                    found.setdefault(str(identity[name]), []).append(path.parent.name)
     return found
 
 

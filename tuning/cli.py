@@ -57,6 +57,13 @@ def main() -> None:
         sys.exit(FAILED)
 
 
+def _group(name: str, *, help_: str) -> typer.Typer:
+    """Verbs below a verb."""
+    made = typer.Typer(help=help_, no_args_is_help=True, rich_markup_mode=None)
+    app.add_typer(made, name=name)
+    return made
+
+
 def _examples(*lines: str) -> str:
     return "Examples:\n\n" + "\n\n".join(f"  unlearn-tune {line}" for line in lines)
 
@@ -444,8 +451,7 @@ def doctor(
         raise typer.Exit(REFUSED)
 
 
-cache = typer.Typer(help="Show and clear the cache of shared work.", no_args_is_help=True)
-app.add_typer(cache, name="cache")
+cache = _group("cache", help_="Show and clear the cache of shared work.")
 
 
 @cache.command("list", epilog=_examples("cache list", "cache list --json"))

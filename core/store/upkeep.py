@@ -136,7 +136,8 @@ def remove(chosen: Iterable[Entry]) -> tuple[list[Entry], list[Entry]]:
         Those that were removed, and those that are in use.
     """
     since = _oldest_hold()
-    removed, in_use = [], []
+    removed: list[Entry] = []
+    in_use: list[Entry] = []
     for entry in chosen:
         (removed if _remove(entry, since) else in_use).append(entry)
     return removed, in_use
