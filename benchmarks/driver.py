@@ -5,7 +5,7 @@ probes are a formula. The first trials are driven; then copies of them with othe
 until it has as many as wanted, and some more trials are driven and timed: what it takes to ask for a trial, to take
 its probes and to conclude it. Verbs are whole processes, from the command to their exit.
 
-Samplers: ``none`` takes every proposal from the sweep file (``start_from``), so that what is left is the ledger.
+Samplers: with ``none`` the points are enqueued in the study beforehand, so that what is left is the ledger.
 
 CPU time is printed beside the clock: the clock holds waiting for the disk, too, one ``fsync`` of which is timed in the
 same run.
@@ -34,10 +34,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import optuna
+
 from core.measuring.selection import Probe
 from core.store.durable import commit_yaml
 from tuning.bridge import SAVED_LAST, Assignment, Dispatcher
 from tuning.config import SweepSpec
+from tuning.copies import STUDY
 from tuning.events import EventLog, Silent
 from tuning.files import parse_sweep
 from tuning.ledger import Ledger
@@ -64,13 +67,8 @@ TABLES = {
 """Tables of a ledger that hold what a trial has, each with its key."""
 
 
-def sweep(sampler: str, *, seed: int, driven: int) -> SweepSpec:
-    """A sweep over three fields; with the sampler ``none`` all ``driven`` trials stand in the file."""
-    drawn = random.Random(seed)
-    listed = [
-        {RATE: 10 ** drawn.uniform(-5, -2), RANK: drawn.choice([4, 8, 16]), DECAY: drawn.random()}
-        for _ in range(driven if sampler == "none" else 0)
-    ]
+def sweep(sampler: str, *, seed: int) -> SweepSpec:
+    """A sweep over three fields."""
     why = {"why": "for timing"}
     return parse_sweep(
         {
@@ -87,7 +85,6 @@ def sweep(sampler: str, *, seed: int, driven: int) -> SweepSpec:
                 RANK: {"categorical": [4, 8, 16]} | why,
                 DECAY: {"float": {"low": 0.0, "high": 1.0}} | why,
             },
-            "start_from": [{"source": "drawn", "values": values} for values in listed],
             "pruning": {"retain": {"limit": 0.1, "hard_limit": 0.5}},
             "budget": {"trials": 10**6, "max_steps": PROBES},
             "sampler": {"name": "random" if sampler == "none" else sampler, "seed": seed},
@@ -131,6 +128,15 @@ class Stopwatch:
         kept[0] += time.perf_counter() - clock
         kept[1] += time.process_time() - cpu
         return found
+
+
+def enqueue(run_dir: Path, count: int, *, seed: int) -> None:
+    """Points for the next trials, in the ledger."""
+    drawn = random.Random(seed)
+    study = optuna.load_study(study_name=STUDY, storage=f"sqlite:///{run_dir / LEDGER_FILE}")
+    for _ in range(count):
+        rate, rank = 10 ** drawn.uniform(-5, -2), drawn.choice([4, 8, 16])
+        study.enqueue_trial({RATE: rate, RANK: rank, DECAY: drawn.random()})
 
 
 def drive(spec: SweepSpec, run_dir: Path, count: int) -> dict[str, list[float]]:
@@ -310,19 +316,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         found["fsync_s"] = fsync_seconds(Path(temporary))
         for sampler in options.samplers:
-            spec = sweep(
-                sampler, seed=options.seed, driven=options.driven * (1 + len(options.trials))
-            )
+            spec = sweep(sampler, seed=options.seed)
             run_dir = Path(temporary) / sampler
             run_dir.mkdir()
             drive(spec, run_dir, options.driven)
             for size in sorted(options.trials):
-                if sampler != "none":  # whose trials of the file wait behind those that ended
-                    grow(run_dir, size, seed=options.seed)
+                grow(run_dir, size, seed=options.seed)
+                if sampler == "none":
+                    enqueue(run_dir, options.driven, seed=size)
                 row = {"trials": size, "sampler": sampler} | drive(spec, run_dir, options.driven)
                 found["trials"].append(row)
                 print(json.dumps(row), file=sys.stderr)
-        spec = sweep("tpe", seed=options.seed, driven=0)
+        spec = sweep("tpe", seed=options.seed)
         run_dir = Path(temporary) / "listed"
         run_dir.mkdir()
         commit_yaml(run_dir / SPEC_FILE, {"sweep": spec.plain()})

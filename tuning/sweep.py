@@ -341,6 +341,7 @@ def _execute(
                 stop=InterruptStopper(lambda: dispatcher.is_interrupted),
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=0),  # the dispatcher tries again
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # nothing to save
             ),
         )
         tuner.fit()
@@ -541,6 +542,9 @@ def _ray(spec: SweepSpec, launch: Launch) -> Iterator[_Plan]:
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # ours also takes SIGTERM
     os.environ["TUNE_FORCE_TRIAL_CLEANUP_S"] = "60"
+    os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = str(
+        10**9
+    )  # snapshots of all trials; nobody reads them
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     is_far = launch.address is not None
