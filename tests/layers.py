@@ -9,7 +9,12 @@ from import_graph import Layers
 
 CORE: Layers = {
     "ground": ("core/__init__.py", "core/errors.py", "core/seeding.py"),
-    "files": ("core/store/__init__.py", "core/store/durable.py", "core/store/place.py"),
+    "files": (
+        "core/store/__init__.py",
+        "core/store/durable.py",
+        "core/store/place.py",
+        "core/store/upkeep.py",
+    ),
     "configuration": ("core/config/*.py",),
     "rules": (
         "core/measuring/__init__.py",
@@ -91,6 +96,7 @@ TUNING: Layers = {
     ),
     "machines": ("tuning/cluster.py", "tuning/resources.py"),
     "judgement": (
+        "tuning/copies.py",
         "tuning/objective.py",
         "tuning/proposals.py",
         "tuning/pruning.py",
@@ -110,6 +116,7 @@ TUNING: Layers = {
     "screen": ("tuning/progress.py", "tuning/views.py"),
     "ledger": ("tuning/ledger.py",),
     "verbs without Ray": (
+        "tuning/cached.py",
         "tuning/doctor.py",
         "tuning/dry_run.py",
         "tuning/evaluate.py",
@@ -119,7 +126,7 @@ TUNING: Layers = {
         "tuning/validate.py",
     ),
     "failures": ("tuning/failures.py",),
-    "trial on Ray": ("tuning/shared_folder.py", "tuning/trainable.py"),
+    "trial on Ray": ("tuning/handing_out.py", "tuning/shared_folder.py", "tuning/trainable.py"),
     "bridge": ("tuning/bridge.py",),
     "sweep": ("tuning/sweep.py",),
     "command line": ("tuning/cli.py",),

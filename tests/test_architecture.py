@@ -21,9 +21,12 @@ DRAWINGS = ("canvas", "history", "tradeoff", "curves", "steps")
 
 DOORS: Mapping[str, frozenset[str]] = {
     "ray": frozenset(
-        f"tuning/{n}.py" for n in ("trainable", "bridge", "sweep", "cluster", "shared_folder")
+        f"tuning/{n}.py"
+        for n in ("trainable", "bridge", "sweep", "cluster", "shared_folder", "handing_out")
     ),
-    "optuna": frozenset(f"tuning/{n}.py" for n in ("ledger", "samplers", "pruning", "proposals")),
+    "optuna": frozenset(
+        f"tuning/{n}.py" for n in ("copies", "ledger", "samplers", "pruning", "proposals")
+    ),
     "sqlite3": frozenset({"tuning/records.py"}),
     "plotly": frozenset(f"tuning/plots/drawing/{n}.py" for n in DRAWINGS),
     "matplotlib": frozenset(f"tuning/plots/drawing/{n}.py" for n in DRAWINGS),
@@ -56,6 +59,7 @@ LIGHT = (
     "core/seeding.py",
     "core/store/durable.py",
     "core/store/place.py",
+    "core/store/upkeep.py",
     "core/training/shared_work.py",
 )
 """Files that nothing heavy may stand behind: the quick verbs and the readers of a run stand on them."""

@@ -32,6 +32,7 @@ from tuning.failures import (
     record_remedy,
     remedies,
 )
+from tuning.handing_out import HandedOut
 from tuning.ledger import Ledger
 from tuning.objective import Outcome, conclude
 from tuning.records import attempt_folder
@@ -326,10 +327,13 @@ def conclude_attempt(
 class LedgerSearcher(Searcher):
     """Tune's question "what next?", answered by the dispatcher."""
 
-    def __init__(self, dispatcher: Dispatcher, resources: Any) -> None:
-        """Answer from ``dispatcher``."""
+    def __init__(
+        self, dispatcher: Dispatcher, resources: Any, handed_out: HandedOut | None = None
+    ) -> None:
+        """Answer from ``dispatcher``; ranks get what is ``handed_out``."""
         super().__init__()
         self._dispatcher, self._resources = dispatcher, resources
+        self._handed_out = handed_out
         self._numbers: dict[str, int] = {}
 
     def suggest(  # type: ignore[override]  # the base class's type forgets FINISHED
@@ -345,6 +349,7 @@ class LedgerSearcher(Searcher):
             "trial": assignment.trial,
             "folder": str(assignment.folder),
             "resources": self._resources,
+            "handed_out": self._handed_out,
         }
 
     def on_trial_complete(

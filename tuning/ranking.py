@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any, Protocol, TypeVar
 
 from core.store.durable import finite
@@ -60,10 +61,17 @@ def in_order(judged: Sequence[AnyJudged]) -> list[AnyJudged]:
     """Trials by value, best first; those whose 95 % interval overlaps the first one's are a tie.
 
     Which of a tie has the best value is chance: within it the smallest worst drop comes first, then
-    the fewest steps, then the value. Trials without an interval tie with none. Equals keep their order.
+    the fewest steps, then the value; so it is for which of those with the best value is the first.
+    Trials without an interval tie with none. Equals keep their order.
     """
+    if not judged:
+        return []
     by_value = sorted(judged, key=lambda t: -t.merit)
-    tied = [t for t in by_value if t is by_value[0] or _ties(t, by_value[0])]
+    first = by_value[0]
+    if first.value_interval is not None:
+        equals = [t for t in by_value if t.merit == first.merit and t.value_interval is not None]
+        first = min(equals, key=lambda t: (worst_drop(t), t.steps or 0))
+    tied = [t for t in by_value if t is first or _ties(t, first)]
     tied.sort(key=lambda t: (worst_drop(t), t.steps or 0, -t.merit))
     placed = set(map(id, tied))
     return tied + [t for t in by_value if id(t) not in placed]
@@ -131,13 +139,53 @@ def pareto_front(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
     feasible = [t for t in ranked(trials) if is_candidate(t)]
     if any(t.reported_feasible for t in feasible):
         feasible = [t for t in feasible if t.reported_feasible is not False]
+    beaten: set[int] = set()
+    strongest: list[TrialRecord] = []  # of those with a smaller excess
+    for _, equals in groupby(sorted(feasible, key=excess), key=excess):
+        group = list(equals)
+        with_group = _strongest([*strongest, *group])
+        against = [*strongest, *with_group]
+        beaten |= {t.number for t in group if any(_dominates(one, t) for one in against)}
+        strongest = with_group
+    left = [t for t in feasible if t.number not in beaten]
+    if all(_holds_its_value(t) for t in feasible):
+        return left
+    return [t for t in left if not any(_dominates(one, t) for one in feasible)]
 
-    def dominates(a: TrialRecord, b: TrialRecord) -> bool:
-        is_tie = _ties(a, b) or a.merit == b.merit
-        better = excess(a) < excess(b) or (a.merit > b.merit and not is_tie)
-        return (a.merit > b.merit or is_tie) and excess(a) <= excess(b) and better
 
-    return [t for t in feasible if not any(dominates(o, t) for o in feasible)]
+def _strongest(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Those of which one beats whatever any of these beats, if their intervals hold their values.
+
+    The highest value; the highest without an interval, which ties with none; the highest upper end, which
+    ties with most; and the highest lower end, which is above most.
+    """
+    without = [t for t in trials if t.value_interval is None]
+    within = [t for t in trials if t.value_interval is not None]
+    found = [max(of, key=lambda t: t.merit) for of in (trials, without) if of]
+    if within:
+        found += [max(within, key=lambda t: merit_ends(t)[i]) for i in (0, 1)]
+    return found
+
+
+def merit_ends(trial: TrialRecord) -> Interval:
+    """Ends of a trial's interval, as they are ranked: more is better."""
+    assert trial.value_interval is not None
+    low, high = trial.value_interval
+    return (-high, -low) if trial.is_minimized else (low, high)
+
+
+def _holds_its_value(trial: TrialRecord) -> bool:
+    ends = trial.value_interval
+    return ends is None or ends[0] <= (trial.value or 0.0) <= ends[1]
+
+
+def _dominates(one: TrialRecord, other: TrialRecord) -> bool:
+    ours, theirs = excess(one), excess(other)
+    if ours > theirs:
+        return False
+    is_tie = _ties(one, other) or one.merit == other.merit
+    is_higher = one.merit > other.merit
+    return (is_higher or is_tie) and (ours < theirs or (is_higher and not is_tie))
 
 
 def trial_rows(
@@ -150,9 +198,10 @@ def trial_rows(
         among: All trials of the run, for ``pareto`` and ``tied_with_best``.
         probe_rows: Rows of each set that the metrics of a probe were measured on.
     """
-    front, tied = pareto_front(among), tied_with_best(among)
+    front, tied = ({t.number for t in found(among)} for found in (pareto_front, tied_with_best))
     return [
-        _row(t, is_on_front=t in front, is_tied=t in tied, probe_rows=probe_rows) for t in shown
+        _row(t, is_on_front=t.number in front, is_tied=t.number in tied, probe_rows=probe_rows)
+        for t in shown
     ]
 
 

@@ -248,22 +248,26 @@ def _read_opened(ledger: Path, *, mode: str) -> tuple[tuple[TrialRecord, ...], D
 
 def _records(database: sqlite3.Connection) -> tuple[tuple[TrialRecord, ...], DriverFacts]:
     notes = {
-        key: _value(json.loads(text))
+        key: _read_json(text)
         for key, text in database.execute("SELECT key, value_json FROM study_user_attributes")
     }
-    attributes: dict[int, dict[str, Any]] = {}
+    # The driver's own attributes, of which there are several for each probe, have a colon in their names.
     query = (
-        "SELECT trial_id, key, value_json FROM trial_user_attributes "
-        "WHERE key NOT LIKE 'guard:%' AND key NOT LIKE 'verdict:%'"
+        "SELECT number, state, (SELECT group_concat(json_quote(key) || ':' || value_json) "
+        "FROM trial_user_attributes AS a WHERE a.trial_id = trials.trial_id AND instr(key, ':') = 0) "
+        "FROM trials ORDER BY number"
     )
-    for trial_id, key, text in database.execute(query):
-        attributes.setdefault(trial_id, {})[key] = _value(json.loads(text))
-    rows = database.execute("SELECT trial_id, number, state FROM trials ORDER BY number").fetchall()
     records = (
-        _record(number, state, attributes.get(trial_id, {}), notes)
-        for trial_id, number, state in rows
+        _record(number, state, _read_json(f"{{{attributes or ''}}}"), notes)
+        for number, state, attributes in database.execute(query)
     )
     return tuple(records), DriverFacts.read(notes)
+
+
+def _read_json(text: str) -> Any:
+    """What :func:`core.store.durable.finite` made JSON of."""
+    found = json.loads(text)
+    return _value(found) if 'nan"' in text or 'inf"' in text else found
 
 
 def _record(

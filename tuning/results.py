@@ -110,8 +110,8 @@ def _broken(trial: TrialRecord) -> str:
 def best_json(run: Run, *, top: int | None = None) -> dict[str, Any]:
     """``best --format json``, the binding shape."""
     shown = ranked(run.trials)
-    rest = [t for t in run.trials if t not in shown]
-    chosen = (shown + rest)[:top]
+    placed = {t.number for t in shown}
+    chosen = (shown + [t for t in run.trials if t.number not in placed])[:top]
     return {
         "run": run.name,
         "objective": {

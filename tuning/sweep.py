@@ -9,7 +9,7 @@ import signal
 import socket
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -20,10 +20,11 @@ from typing import Any, get_args
 import ray
 from ray import tune
 
-from core.config import TrialConfig
+from core.config import ModelConfig, TrialConfig
 from core.errors import UserError, first_line
 from core.measuring.scale import RetainScale, ScaleMetric, limit_warnings
-from core.model.source import CONTENT
+from core.model.source import CONTENT, model_identity
+from core.store import upkeep
 from core.store.durable import commit_yaml
 from core.training.shared_work import one_for_each_work
 from tuning import records
@@ -37,6 +38,7 @@ from tuning.bridge import (
 from tuning.config import SweepSpec, specification_changes
 from tuning.data_words import data_warnings
 from tuning.events import EventLog, Prepared, Reporting, Silent, Warned, Watcher
+from tuning.handing_out import HandedOut, PreparedFiles, hand_out
 from tuning.ledger import Ledger
 from tuning.ranking import by_probes
 from tuning.resources import (
@@ -102,17 +104,18 @@ def run_sweep(
     launch, watcher = launch or Launch(), watcher or Silent()
     refuse_existing(spec, run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
-    with _signals() as signals, _lock(run_dir):
+    upkeep.limit()  # refused before anything is done
+    with _signals() as signals, _lock(run_dir), upkeep.held():
         try:
             with _ray(spec, launch) as plan:
                 signals.install()  # Ray put its own in their place
                 plan.tell(watcher)
                 refuse_unshared(run_dir)
-                spec, facts = _prepare(plan.spec, watcher)
+                spec, facts, prepared = _prepare(plan.spec, watcher)
                 commit_yaml(run_dir / records.SPEC_FILE, {"sweep": spec.plain(), **asdict(facts)})
                 ledger = Ledger(run_dir, spec, create=True)
                 with _driver_log(run_dir):
-                    _drive(spec, run_dir, ledger, plan, watcher, signals)
+                    _drive(spec, run_dir, ledger, plan, watcher, signals, prepared)
         finally:
             if not (run_dir / records.LEDGER_FILE).exists():
                 shutil.rmtree(run_dir)  # ended before anything was tried: the name stays free
@@ -149,22 +152,44 @@ def resume_sweep(
         raise UserError(
             f"--trials: the run already has {begun} trials, got {trials}; give a larger number"
         )
-    with _signals() as signals, _lock(run_dir), _ray(run.spec, launch) as plan:
+    upkeep.limit()
+    if launch.address is None:  # a cluster may have what this machine has not
+        refuse_other_contents(run.facts.identity, model_folders(run.spec), run_dir)
+
+    def refuse_others(identity: Mapping[str, str]) -> None:
+        refuse_other_contents(run.facts.identity, identity, run_dir)
+
+    with (
+        _signals() as signals,
+        _lock(run_dir),
+        upkeep.held(),
+        _ray(run.spec, launch) as plan,
+    ):
         signals.install()  # Ray put its own in their place
         plan.tell(watcher)
         refuse_unshared(run_dir)
+        _, facts, prepared = _prepare(run.spec, watcher, first=refuse_others)
         ledger = Ledger(run_dir, run.spec, create=False)
-        _, facts = _prepare(run.spec, watcher)
         for name, now in facts.versions.items():
             before = run.facts.versions.get(name)
             if before not in (None, now):
                 watcher.show(Warned(text=f"{name} was {before} when the run began, is {now} now"))
-        refuse_other_contents(run.facts.identity, facts.identity, run_dir)
         if trials is not None:
             ledger.set_note("target", trials)
         with _driver_log(run_dir):
-            _drive(run.spec, run_dir, ledger, plan, watcher, signals)
+            _drive(run.spec, run_dir, ledger, plan, watcher, signals, prepared)
     return load_run(run_dir)
+
+
+def model_folders(spec: SweepSpec) -> dict[str, str]:
+    """What names the models that lie in folders of this machine, without torch."""
+    model = bind(spec, next(corner_proposals(spec)), where="sweep").model
+    sources = {"model": model.source, "model.retain_only": model.retain_only}
+    return {
+        name: model_identity(ModelConfig(source=source))
+        for name, source in sources.items()
+        if source is not None and Path(source).is_dir()
+    }
 
 
 def refuse_other_contents(before: Mapping[str, str], now: Mapping[str, str], run_dir: Path) -> None:
@@ -243,6 +268,7 @@ def _drive(
     plan: "_Plan",
     watcher: Watcher,
     signals: "_Signals",
+    prepared: PreparedFiles,
 ) -> None:
     """Bring the ledger to its target, measure finalists, and record how it ended."""
     log = EventLog(run_dir / "events.jsonl", watcher)
@@ -256,6 +282,7 @@ def _drive(
     ledger.set_note("target", target)
     ledger.set_note("ended", None)
     ledger.set_note("session_began", time.time())
+    handed_out, _shelf = hand_out(prepared) if plan.is_far else (None, None)
     try:
         reconcile(spec, run_dir, ledger, log)
         dispatcher = Dispatcher(
@@ -269,9 +296,9 @@ def _drive(
         )
         if not dispatcher.is_done:
             with signals.handed_to(dispatcher):
-                _execute(spec, dispatcher, plan.concurrent)
+                _execute(spec, dispatcher, plan.concurrent, handed_out)
             signals.raise_received()
-        _report_finalists(spec, run_dir, ledger, log)
+        _report_finalists(spec, run_dir, ledger, log, handed_out)
         run = load_run(run_dir)
         ledger.set_note("ended", _ending(run))
     finally:
@@ -293,13 +320,15 @@ def _ending(run: Run) -> records.Ending:
     return "failed" if all(t.state == "FAIL" for t in run.trials) else "no_feasible"
 
 
-def _execute(spec: SweepSpec, dispatcher: Dispatcher, concurrent: int) -> None:
+def _execute(
+    spec: SweepSpec, dispatcher: Dispatcher, concurrent: int, handed_out: HandedOut | None
+) -> None:
     """Let Ray Tune run what the dispatcher hands out; its own state is scratch."""
     with tempfile.TemporaryDirectory(prefix="unlearn-tune-") as scratch:
         tuner = tune.Tuner(
             tune.with_resources(UnlearningTrial, placement(spec.resources)),
             tune_config=tune.TuneConfig(
-                search_alg=LedgerSearcher(dispatcher, spec.resources),
+                search_alg=LedgerSearcher(dispatcher, spec.resources, handed_out),
                 scheduler=LedgerScheduler(dispatcher),
                 num_samples=-1,  # the searcher says when it is over
                 max_concurrent_trials=concurrent,
@@ -312,16 +341,31 @@ def _execute(spec: SweepSpec, dispatcher: Dispatcher, concurrent: int) -> None:
                 stop=InterruptStopper(lambda: dispatcher.is_interrupted),
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=0),  # the dispatcher tries again
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # nothing to save
             ),
         )
         tuner.fit()
 
 
-def _prepare(spec: SweepSpec, watcher: Watcher) -> tuple[SweepSpec, records.RunFacts]:
-    """Do what all trials share, once, in a process of its own; resolve what depends on the hardware."""
+def _prepare(
+    spec: SweepSpec,
+    watcher: Watcher,
+    *,
+    first: Callable[[Mapping[str, str]], None] | None = None,
+) -> tuple[SweepSpec, records.RunFacts, PreparedFiles]:
+    """Do what all trials share, once, in a process of its own; resolve what depends on the hardware.
+
+    Args:
+        spec: The sweep.
+        watcher: Who is shown what happens.
+        first: Looks at what names model and data, before the weights are loaded; may raise.
+    """
     began = time.monotonic()
     trials = [bind(spec, proposal, where="sweep") for proposal in corner_proposals(spec)]
-    facts, hardware, notices = _on_a_rank(spec, _prepare_all, one_for_each_work(trials))
+    with _a_rank(spec) as call:
+        if first is not None:
+            first(call(_outlined_identity, trials[0]))
+        facts, hardware, notices, prepared = call(_prepare_all, one_for_each_work(trials))
     scale = RetainScale.of(facts.baseline, facts.report_baseline)
     chosen = spec.with_auto_as(scale.metric)
     selection = chosen.trial_selection()
@@ -343,25 +387,39 @@ def _prepare(spec: SweepSpec, watcher: Watcher) -> tuple[SweepSpec, records.RunF
         watcher.show(Warned(text=text))
     versions = {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()}
     facts = replace(facts, versions=versions, created=records.now())
-    return chosen.model_copy(update={"engine": dict(spec.engine) | hardware}), facts
+    return chosen.model_copy(update={"engine": dict(spec.engine) | hardware}), facts, prepared
+
+
+def _outlined_identity(warm: Any, group: Any, trial: TrialConfig) -> dict[str, str]:
+    """Runs on a rank: what names model and data, by the outline of the model, without its weights."""
+    return _identity(warm.outlined, trial)
+
+
+def _identity(warm: Any, trial: TrialConfig) -> dict[str, str]:
+    from core.model.loading import retain_only_identity
+
+    identity = {"model": warm.model(trial).identity}
+    identity |= {f"data.{part}": value for part, value in warm.data(trial).identity.items()}
+    other = retain_only_identity(trial.model)
+    return identity if other is None else identity | {"model.retain_only": other}
 
 
 def _prepare_all(
     warm: Any, group: Any, trials: list[TrialConfig]
-) -> tuple[records.RunFacts, dict[str, str], list[str]]:
-    """Runs on a rank: shared work of all trials; what is recorded of it, the engine's precision and device, notices."""
+) -> tuple[records.RunFacts, dict[str, str], list[str], PreparedFiles]:
+    """Runs on a rank: shared work of all trials.
+
+    Returns:
+        What is recorded of it, the engine's precision and device, notices, and the files that it left.
+    """
     from core.measuring.baselines import baseline_levels
-    from core.model.loading import retain_only_identity
+    from core.store import artifacts
     from core.worker import share_work
 
-    for trial in trials:
-        share_work(trial, warm=warm, group=group, others=trials)
+    with artifacts.noted() as files:
+        for trial in trials:
+            share_work(trial, warm=warm, group=group, others=trials)
     model, data = warm.model(trials[0]), warm.data(trials[0])
-    identity = {"model": model.identity}
-    identity |= {f"data.{part}": value for part, value in data.identity.items()}
-    other = retain_only_identity(trials[0].model)
-    if other is not None:
-        identity["model.retain_only"] = other
     baselines = {}
     for part in ("probe", "report"):
         levels = baseline_levels(trials[0], warm, group, part=part)
@@ -369,17 +427,24 @@ def _prepare_all(
             f"{k}_accuracy": v.accuracy for k, v in levels.items()
         }
     facts = records.RunFacts(
-        identity=identity,
+        identity=_identity(warm, trials[0]),
         rows={part: len(rows) for part, rows in data.parts.items()},
         data_counts=data.counts,
         baseline=baselines["probe"],
         report_baseline=baselines["report"],
     )
     dtype = "bf16" if "bfloat16" in str(model.dtype) else "fp32"
-    return facts, {"dtype": dtype, "device": model.device.type}, warm.notices(trials[0])
+    hardware = {"dtype": dtype, "device": model.device.type}
+    return facts, hardware, warm.notices(trials[0]), PreparedFiles.here(files)
 
 
-def _report_finalists(spec: SweepSpec, run_dir: Path, ledger: Ledger, log: EventLog) -> None:
+def _report_finalists(
+    spec: SweepSpec,
+    run_dir: Path,
+    ledger: Ledger,
+    log: EventLog,
+    handed_out: HandedOut | None,
+) -> None:
     """Measure the best trials on the split that neither losses nor probes saw."""
     run = load_run(run_dir)
     finalists = [
@@ -394,7 +459,8 @@ def _report_finalists(spec: SweepSpec, run_dir: Path, ledger: Ledger, log: Event
         (bind(spec, t.params, where=f"trial {t.number}"), (run_dir / str(t.adapter)).resolve())
         for t in finalists
     ]
-    measured = _on_a_rank(spec, _measure_finalists, work)
+    with _a_rank(spec, handed_out) as call:
+        measured = call(_measure_finalists, work)
     for trial, (metrics, intervals) in zip(finalists, measured, strict=True):
         ledger.set_report_metrics(trial.number, metrics, intervals=intervals)
 
@@ -408,18 +474,23 @@ def _measure_finalists(
     return [(dict(m.metrics), dict(m.intervals)) for m in found]
 
 
-def _on_a_rank(spec: SweepSpec, function: Any, argument: Any) -> Any:
-    """Run ``function(warm, group, argument)`` in a rank's process that ends afterwards.
+@contextmanager
+def _a_rank(
+    spec: SweepSpec, handed_out: HandedOut | None = None
+) -> Iterator[Callable[[Any, Any], Any]]:
+    """A rank's process that ends with the context, as what calls ``function(warm, group, argument)`` there.
 
     Raises:
-        UserError: What the function raised, as itself.
+        UserError: What a function raised, as itself.
     """
     rank = start_rank(spec.resources)
     alone = spec.trial_engine().model_copy(update={"ranks": 1})
     try:
+        if handed_out is not None:
+            ray.get(rank.take.remote(handed_out))
         host, port = ray.get(rank.open.remote(1))
         ray.get(rank.join.remote(0, 1, host, port, alone))
-        return ray.get(rank.call.remote(function, argument))
+        yield lambda function, argument: ray.get(rank.call.remote(function, argument))
     except ray.exceptions.RayTaskError as err:
         if isinstance(err.cause, UserError):
             raise err.cause from None
@@ -437,12 +508,14 @@ class _Plan:
         concurrent: Trials at the same time.
         because: What says so.
         needs: What a rank needs of memory, where that is known.
+        is_far: Whether it is a cluster, whose nodes may each have a cache of their own.
     """
 
     spec: SweepSpec
     concurrent: int
     because: str
     needs: Needs | None
+    is_far: bool = False
 
     @property
     def needs_in_words(self) -> str:
@@ -469,6 +542,9 @@ def _ray(spec: SweepSpec, launch: Launch) -> Iterator[_Plan]:
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # ours also takes SIGTERM
     os.environ["TUNE_FORCE_TRIAL_CLEANUP_S"] = "60"
+    os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = str(
+        10**9
+    )  # snapshots of all trials; nobody reads them
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     is_far = launch.address is not None
@@ -500,7 +576,9 @@ def _ray(spec: SweepSpec, launch: Launch) -> Iterator[_Plan]:
         spec = with_gpus(spec, cluster, needs)
         fitting = concurrent_trials(spec.resources, cluster, needs, may_grow=is_far)
         concurrent = min(fitting.trials, spec.budget.trials)
-        yield _Plan(spec=spec, concurrent=concurrent, because=fitting.because, needs=needs)
+        yield _Plan(
+            spec=spec, concurrent=concurrent, because=fitting.because, needs=needs, is_far=is_far
+        )
     finally:
         ray.shutdown()
 

@@ -18,6 +18,7 @@ from core.model.machine import oom_kills
 from core.store.durable import commit_json
 from tuning.config import ResourcesSpec
 from tuning.failures import FAILURE_FILE, exhausted
+from tuning.handing_out import HandedOut
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,10 @@ class Rank:
 
         self._meeting = Rendezvous(size, host=ray.util.get_node_ip_address())
         return self._meeting.host, self._meeting.port
+
+    def take(self, handed_out: HandedOut) -> None:
+        """Copy to this node what another one prepared."""
+        handed_out.fetch()
 
     def join(self, rank: int, size: int, host: str, port: int, engine: EngineConfig) -> None:
         """Join the trial's other ranks; Ray shows this process only its own GPU."""
@@ -159,6 +164,7 @@ class UnlearningTrial(tune.Trainable):
     def _assign(self, config: dict[str, Any]) -> None:
         self._config: TrialConfig = config["trial"]
         self._resources: ResourcesSpec = config["resources"]
+        self._handed_out: HandedOut | None = config["handed_out"]
         self._folder = Path(config["folder"])
         self._begun = False
         self._kills_before = oom_kills()
@@ -167,6 +173,8 @@ class UnlearningTrial(tune.Trainable):
         size = self._config.engine.ranks
         group = ray.util.get_current_placement_group()
         ranks = [start_rank(self._resources, group, bundle=i) for i in range(size)]
+        if self._handed_out is not None:
+            ray.get([rank.take.remote(self._handed_out) for rank in ranks])
         host, port = ray.get(ranks[0].open.remote(size))
         engine = self._config.engine
         ray.get([r.join.remote(i, size, host, port, engine) for i, r in enumerate(ranks)])

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -410,3 +411,30 @@ def test_auto_is_resolved_once_by_the_baseline_and_recorded(sweeper: Sweeper) ->
     sweeper.call("resume", "runs/tiny", "--spec", "sweep.yaml", "--trials", "3")
     assert len(sweeper.run("tiny").trials) == 3
     assert sweeper.run("tiny").spec == run.spec
+
+
+def test_another_model_or_other_rows_are_refused_before_anything_is_prepared(
+    sweeper: Sweeper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cache stays empty: neither are weights read for it nor levels measured."""
+    source = shutil.copytree(sweeper.values["model"]["source"], tmp_path / "model")
+    data = {
+        role: dict(found) for role, found in sweeper.values["data"].items() if "rows" not in role
+    }
+    rows = shutil.copy(data["retain"]["source"], tmp_path / "retain.jsonl")
+    data["retain"]["source"] = str(rows)
+    sweeper.values["model"] = {"source": str(source)}
+    sweeper.values["data"] = sweeper.values["data"] | data
+    sweeper.write({"budget": {"trials": 1, "max_steps": 2}})
+    sweeper.call("sweep", "sweep.yaml", "--name", "before", expect=3)  # two steps reach nothing
+    monkeypatch.setenv("UNLEARN_TUNE_CACHE", str(tmp_path / "empty"))
+    before = Path(rows).read_text(encoding="utf-8")
+    Path(rows).write_text(before.replace("river", "rover"), encoding="utf-8")
+    refused = sweeper.start("resume", "runs/before", "--trials", "2")
+    assert "data.retain_train" in refused.communicate(timeout=300)[1]
+    Path(rows).write_text(before, encoding="utf-8")
+    (source / "chat_template.jinja").write_text("{{ messages }}", encoding="utf-8")
+    changed = sweeper.start("resume", "runs/before", "--trials", "2")
+    assert "model changed since the run began" in changed.communicate(timeout=300)[1]
+    assert (refused.returncode, changed.returncode) == (2, 2)
+    assert not [p for p in (tmp_path / "empty").glob("*/*") if p.parent.name != ".in-use"]

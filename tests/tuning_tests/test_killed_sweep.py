@@ -59,10 +59,10 @@ def test_a_kill_between_any_two_writes_changes_nothing(
     spec = sweep(sampler, ranking)
     with unsynced():
         expected, kills = driven(spec, tmp_path)
-        assert len(kills) > 25 * spec.budget.trials
+        assert len(kills) > 8 * spec.budget.trials
         for n, killed in enumerate(kills):
             begun = len(conclusions(killed)) if (killed / LEDGER_FILE).exists() else 0
-            is_whole = n % 30 == 0 or begun == spec.budget.trials
+            is_whole = n % 10 == 0 or begun == spec.budget.trials
             proposed = drive(spec, killed, up_to=None if is_whole else begun)
             shown = conclusions(killed)
             if not is_whole:
