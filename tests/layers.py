@@ -48,6 +48,7 @@ CORE: Layers = {
         "core/training/engine.py",
         "core/training/full_parameters.py",
         "core/training/importance.py",
+        "core/training/reading.py",
         "core/training/reference.py",
         "core/training/retain_weight.py",
         "core/training/warm.py",

@@ -1,24 +1,17 @@
 """Door to deepspeed: the training engine."""
 
 import gc
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from functools import reduce
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from core.config import BatchPlan, EngineConfig, OptimizerConfig
-from core.data.batches import collate
-from core.model.loading import forward_of
-from core.training.checkpointing import checkpointed
-from core.training.passes import Forwarded, MicroBatch, Part, Wanted
+from core.training.passes import Forwarded, MicroBatch, Part
 from core.training.ranks import deepspeed, zero_options
+from core.training.reading import read_parts
 from core.training.trained import LARGEST_BUCKET, Trained, float32_on_cpu
-
-Taken = Mapping[str, list[tuple[Tensor, Tensor]]]
-"""Layer name to what the adapter added to it, and its own output, at each pass."""
 
 
 class Engine:
@@ -60,58 +53,15 @@ class Engine:
         self._step = 0
 
     def forward(self, parts: Sequence[Part]) -> list[Forwarded]:
-        """One pass over the rows of all parts together, and what it says of each part.
-
-        The reference model, where a part wants it, reads that part alone.
-        """
-        rows = [row for part in parts for row in part.rows]
-        batch = collate(rows, self._device)
-        wanted = reduce(Wanted.and_also, (part.wanted for part in parts), Wanted())
-        with self._looking(wanted) as taken, self._keeping(wanted):
-            output = self._engine(
-                input_ids=batch.ids,
-                attention_mask=batch.mask,
-                use_cache=False,
-                output_hidden_states=wanted.block is not None,
-            )
-        block = None if wanted.block is None else output.hidden_states[wanted.block + 1]
-        found, start = [], 0
-        for part in parts:
-            at = slice(start, start + len(part.rows))
-            start += len(part.rows)
-            length = max(len(row.ids) for row in part.rows)
-            found.append(
-                Forwarded(
-                    logits_BTV=output.logits[at, :length],
-                    labels_BT=batch.labels[at, :length],
-                    block_BTD=None if block is None else block[at, :length],
-                    adapter_outputs={
-                        name: (pairs[-1][0][at, :length], pairs[-1][1][at, :length])
-                        for name, pairs in taken.items()
-                    },
-                    reference_logits_BTV=self._reference_logits(part),
-                )
-            )
-        return found
-
-    def _looking(self, wanted: Wanted) -> AbstractContextManager[Taken]:
-        """Within the context each pass leaves what adapters add, where that is wanted."""
-        nothing: Taken = {}
-        return self._trained.tapped() if wanted.adapter_outputs else nullcontext(nothing)
-
-    def _keeping(self, wanted: Wanted) -> AbstractContextManager[None]:
-        """Within the context a pass keeps what its gradient needs, or what that is computed from again."""
-        if not self._checkpoints:
-            return nullcontext()
-        return checkpointed(self.module, again=lambda: self._looking(wanted))
-
-    @torch.no_grad()
-    def _reference_logits(self, part: Part) -> Tensor | None:
-        if not part.wanted.reference_logits:
-            return None
-        batch = collate(part.rows, self._device)
-        with self._trained.reference() as network:
-            return forward_of(network)(batch.ids, batch.mask)
+        """One pass over the rows of all parts together; see :func:`~core.training.reading.read_parts`."""
+        return read_parts(
+            self._engine,
+            parts,
+            module=self.module,
+            device=self._device,
+            trained=self._trained,
+            checkpoints=self._checkpoints,
+        )
 
     @property
     def module(self) -> nn.Module:
