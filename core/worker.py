@@ -6,8 +6,9 @@ more from it. All ranks of a trial run this code and see the same probes.
 """
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from core.config import TrialConfig
@@ -21,10 +22,10 @@ from core.model.source import locate
 from core.store import artifacts
 from core.store.place import cache_root
 from core.training.adapter import load_adapter, scaled
-from core.training.attaching import attach
-from core.training.engine import Engine
 from core.training.full_parameters import FullParameters, is_model_folder
 from core.training.initialisation import initial_factors
+from core.training.passes import MicroBatch
+from core.training.place import Place, own_engine
 from core.training.ranks import Group, join_alone
 from core.training.steps import Steps
 from core.training.warm import Warm
@@ -94,43 +95,77 @@ def probes(
         UserError: If model or data are not as the configuration says, or there is nothing to forget.
         IntegrityError: If the base weights changed.
     """
-    started = time.monotonic()
     if group is None:
         group, _meeting = join_alone(config.engine)
     warm = warm or Warm()
+    trial = turns(
+        config, at=partial(own_engine, group=group), folder=folder, group=group, warm=warm
+    )
+    try:
+        for turn in trial:
+            if isinstance(turn, Probe):
+                yield turn
+            else:
+                turn.place.step(turn.micro_batches)
+    finally:
+        trial.close()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """A trial waits for an optimiser step, which is made before it is asked to go on."""
+
+    place: Place
+    micro_batches: Iterable[MicroBatch]
+
+
+MakePlace = Callable[[TrialConfig, Warm, Steps], Place]
+"""Makes, or fills, the place that a trial is trained in."""
+
+
+def turns(
+    config: TrialConfig, *, at: MakePlace, folder: Path | None, group: Group, warm: Warm
+) -> Generator[Turn | Probe, None, None]:
+    """The trial as :func:`probes` has it, which leaves it to others when its steps are made.
+
+    Args:
+        config: The trial.
+        at: Gives the place that it is trained in.
+        folder: Where the first rank commits.
+        group: Ranks of the trial.
+        warm: What the process keeps.
+
+    Yields:
+        Each step to make, and each probe. All ranks yield the same.
+    """
+    started = time.monotonic()
     known = _known(config, warm, group)
-    model, data = known.model(config), known.data(config)
     measure = probing(config, known, group, part="probe")
-    steps = Steps(config, model, data)
+    steps = Steps(config, known.model(config), known.data(config))
     steps.prepare()
     group.wait()  # for whoever still did what is shared, before all load or attach together
-    trained = attach(config, model, data, group, network=warm.network(config))
-    engine: Engine | None = None
     history = History(
         config.selection, measure.before, folder if group.is_first else None, started=started
     )
+    place: Place | None = None
     try:
-        engine = Engine(
-            trained,
-            engine=config.engine,
-            optimizer=config.optimizer,
-            plan=steps.plan,
-            max_steps=config.selection.max_steps,
-            dtype=model.dtype,
-        )
+        place = at(config, warm, steps)
+        trained = place.trained
         history.begin(initial_rms=trained.initial_rms(), base_checksum=warm.checksum)
         for step in range(1, config.selection.max_steps + 1):
-            steps.train(engine, group)
+            yield Turn(place=place, micro_batches=steps.next_step(group))
+            steps.after_step(group)
             if step == 1:
-                steps.refuse_unmoved(trained.unmoved(engine.full_value))
+                steps.refuse_unmoved(trained.unmoved(place.full_value))
             is_last = step == config.selection.max_steps
             if step % config.selection.probe_every and not is_last:
                 continue
-            found = measure.during_trial(engine.module, trained.scaled)
+            with place.alone() as network:
+                found = measure.during_trial(network, trained.scaled)
             found = replace(found, metrics=dict(found.metrics) | steps.state())
             probe = history.judge(step, group.agree(found), is_last=is_last)
             if history.is_best(probe):
-                tensors = trained.exported(engine.full_value)  # every rank takes part
+                tensors = trained.exported(place.full_value)  # every rank takes part
                 if folder is not None and group.is_first:
                     factor = probe.metrics["calibration_factor"] if measure.calibration else 1.0
                     base = locate(config.model)[0]
@@ -143,9 +178,8 @@ def probes(
             if probe.stopped_by is not None:
                 return
     finally:
-        if engine is not None:
-            engine.destroy()
-        trained.detach()
+        if place is not None:
+            place.leave()
         warm.verify()
 
 

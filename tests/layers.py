@@ -48,9 +48,12 @@ CORE: Layers = {
         "core/training/engine.py",
         "core/training/full_parameters.py",
         "core/training/importance.py",
+        "core/training/pack.py",
+        "core/training/packed_layer.py",
         "core/training/reading.py",
         "core/training/reference.py",
         "core/training/retain_weight.py",
+        "core/training/slot_optimizer.py",
         "core/training/warm.py",
     ),
     "training": (
@@ -58,6 +61,7 @@ CORE: Layers = {
         "core/training/initialisation.py",
         "core/training/memory.py",
         "core/training/needs.py",
+        "core/training/place.py",
         "core/training/steps.py",
     ),
     "measuring": (
@@ -71,6 +75,7 @@ CORE: Layers = {
     "whole tasks": (
         "core/estimate.py",
         "core/evaluation.py",
+        "core/packed.py",
         "core/preparation.py",
         "core/worker.py",
     ),

@@ -181,3 +181,8 @@ def dense_weight(module: nn.Module) -> Tensor:
 def oriented(module: nn.Module, tensor: Tensor) -> Tensor:
     """A tensor of the weight's own shape, turned to ``(outputs, inputs)``."""
     return tensor.T if isinstance(module, Conv1D) else tensor
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Whether a linear layer stores its weight as inputs by outputs (GPT-2's Conv1D)."""
+    return isinstance(module, Conv1D)
