@@ -25,7 +25,7 @@ from core.training.adapter import load_adapter, scaled
 from core.training.full_parameters import FullParameters, is_model_folder
 from core.training.initialisation import initial_factors
 from core.training.passes import MicroBatch
-from core.training.place import Place, own_engine
+from core.training.place import Place, SharedPack, own_engine
 from core.training.ranks import Group, join_alone
 from core.training.steps import Steps
 from core.training.warm import Warm
@@ -181,6 +181,63 @@ def turns(
         if place is not None:
             place.leave()
         warm.verify()
+
+
+class SideBySide:
+    """Trials in the slots of one pack: each as it would run alone, with their optimiser steps made together."""
+
+    def __init__(
+        self, like: Sequence[TrialConfig], *, n_slots: int, group: Group, warm: Warm
+    ) -> None:
+        """Nothing is loaded yet.
+
+        Args:
+            like: Trials that say which layers and which rank the slots must have room for.
+            n_slots: Trials at the same time.
+            group: Ranks; all of them are called in the same order.
+            warm: What the process keeps.
+        """
+        self._pack = SharedPack(like, n_slots=n_slots, group=group)
+        self._group, self._warm = group, warm
+        self._trials: dict[int, Generator[Turn | Probe, None, None]] = {}
+        self._waiting: dict[int, Iterable[MicroBatch]] = {}
+
+    def begin(self, slot: int, config: TrialConfig, *, folder: Path | None = None) -> None:
+        """Begin a trial in a slot that is free; see :func:`probes`."""
+        assert slot not in self._trials
+        at = partial(self._pack.place, number=slot)
+        self._trials[slot] = turns(config, at=at, folder=folder, group=self._group, warm=self._warm)
+
+    def go_on(self, slot: int) -> Probe | None:
+        """Bring a trial to its next probe, or to where it waits for a step: then there is none.
+
+        Raises:
+            UserError: As :func:`probes`; the trial is over.
+        """
+        turn = next(self._trials[slot])
+        if isinstance(turn, Probe):
+            return turn
+        self._waiting[slot] = turn.micro_batches
+        return None
+
+    def step(self) -> None:
+        """Make the steps that trials wait for, together."""
+        waiting, self._waiting = self._waiting, {}
+        if waiting:
+            self._pack.step(waiting)
+
+    def end(self, slot: int) -> None:
+        """End the trial of a slot, which is free then."""
+        self._waiting.pop(slot, None)
+        trial = self._trials.pop(slot, None)
+        if trial is not None:
+            trial.close()
+
+    def close(self) -> None:
+        """End all trials, and give the network back as it was."""
+        for slot in list(self._trials):
+            self.end(slot)
+        self._pack.close()
 
 
 def _known(config: TrialConfig, warm: Warm, group: Group) -> Warm:

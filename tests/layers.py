@@ -75,7 +75,6 @@ CORE: Layers = {
     "whole tasks": (
         "core/estimate.py",
         "core/evaluation.py",
-        "core/packed.py",
         "core/preparation.py",
         "core/worker.py",
     ),

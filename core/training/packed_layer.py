@@ -336,10 +336,10 @@ def _by_slot(flat: Tensor, known: _Known) -> Tensor:
     """``(N, D)`` as ``(K, longest, D)``, with zeros where a share is shorter."""
     n_shares = len(known.shares)
     if known.padded is None:
-        return flat.unflatten(0, (n_shares, -1))
+        return flat.view(n_shares, -1, flat.shape[-1])
     longest = max(int(share.stop or 0) - share.start for share in known.shares)
     wide = flat.new_zeros((n_shares * longest, flat.shape[-1]))
-    return wide.index_copy_(0, known.padded, flat).unflatten(0, (n_shares, -1))
+    return wide.index_copy_(0, known.padded, flat).view(n_shares, longest, -1)
 
 
 def _in_line(by_slot: Tensor, known: _Known) -> Tensor:

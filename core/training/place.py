@@ -1,15 +1,17 @@
 """Where a trial is trained: an engine of its own, or a slot of a pack that it shares with others."""
 
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Protocol
 
 from torch import Tensor, nn
 
 from core.config import TrialConfig
+from core.model.layers import resolve_targets
+from core.model.loading import LoadedModel
 from core.training.attaching import agreed_factors, attach
 from core.training.engine import Engine
-from core.training.pack import Pack, Slot
+from core.training.pack import Pack, Shape, Slot
 from core.training.passes import MicroBatch
 from core.training.ranks import Group
 from core.training.steps import Steps
@@ -72,7 +74,8 @@ def own_engine(config: TrialConfig, warm: Warm, steps: Steps, *, group: Group) -
     known = warm.outlined if config.partitions == "base" else warm
     model = known.model(config)
     trained = attach(config, model, known.data(config), group, network=warm.network(config))
-    try:
+    with ExitStack() as if_it_fails:
+        if_it_fails.callback(trained.detach)
         engine = Engine(
             trained,
             engine=config.engine,
@@ -81,10 +84,51 @@ def own_engine(config: TrialConfig, warm: Warm, steps: Steps, *, group: Group) -
             max_steps=config.selection.max_steps,
             dtype=model.dtype,
         )
-    except BaseException:
-        trained.detach()
-        raise
+        if_it_fails.pop_all()
     return OwnEngine(trained, engine)
+
+
+class SharedPack:
+    """A pack for trials that come and go; it is made when the first of them comes to train."""
+
+    def __init__(self, like: Sequence[TrialConfig], *, n_slots: int, group: Group) -> None:
+        """Nothing is made yet.
+
+        Args:
+            like: Trials that say which layers and which rank the slots must have room for.
+            n_slots: Trials at the same time.
+            group: Ranks; all of them are called in the same order.
+        """
+        self._like, self._n_slots, self._group = tuple(like), n_slots, group
+        self._pack: Pack | None = None
+
+    def place(self, config: TrialConfig, warm: Warm, steps: Steps, *, number: int) -> "SlotOfPack":
+        """Fill a slot with the trial's adapter."""
+        known = warm.outlined if config.partitions == "base" else warm
+        model = known.model(config)
+        factors = agreed_factors(config, model, known.data(config), self._group)
+        if self._pack is None:
+            self._pack = Pack(
+                warm.network(config),
+                shape_for(self._like, model, n_slots=self._n_slots),
+                engine=config.engine,
+                group=self._group,
+                dtype=model.dtype,
+            )
+        slot = self._pack.slots[number]
+        slot.fill(factors, config.adapter, config.optimizer, max_steps=config.selection.max_steps)
+        return SlotOfPack(self._pack, slot)
+
+    def step(self, asked: Mapping[int, Iterable[MicroBatch]]) -> None:
+        """One optimiser step of each slot that asks for one; see :meth:`~core.training.pack.Pack.step`."""
+        assert self._pack is not None  # whoever asks fills a slot
+        self._pack.step(asked)
+
+    def close(self) -> None:
+        """Give the network back as it was."""
+        if self._pack is not None:
+            self._pack.close()
+            self._pack = None
 
 
 class SlotOfPack:
@@ -94,14 +138,9 @@ class SlotOfPack:
         """Train in ``slot``, which was filled."""
         self._pack, self.trained = pack, slot
 
-    @property
-    def number(self) -> int:
-        """Which slot it is."""
-        return self.trained.number
-
     def step(self, micro_batches: Iterable[MicroBatch]) -> None:
         """One optimiser step of this slot, and of no other."""
-        self._pack.step({self.number: micro_batches})
+        self._pack.step({self.trained.number: micro_batches})
 
     def alone(self) -> AbstractContextManager[nn.Module]:
         """Within the context the network reads this slot only."""
@@ -116,12 +155,17 @@ class SlotOfPack:
         self.trained.detach()
 
 
-def slot_of(
-    config: TrialConfig, warm: Warm, steps: Steps, *, pack: Pack, number: int, group: Group
-) -> SlotOfPack:
-    """Fill a slot with the trial's adapter."""
-    known = warm.outlined if config.partitions == "base" else warm
-    factors = agreed_factors(config, known.model(config), known.data(config), group)
-    slot = pack.slots[number]
-    slot.fill(factors, config.adapter, config.optimizer, max_steps=config.selection.max_steps)
-    return SlotOfPack(pack, slot)
+def shape_for(trials: Sequence[TrialConfig], model: LoadedModel, *, n_slots: int) -> Shape:
+    """The layers that any of the trials adapts, and their largest rank.
+
+    Raises:
+        ModelError: If no layer matches the targets, a block does not exist, or a rank does not fit.
+    """
+    names: dict[str, None] = {}
+    for trial in trials:
+        adapter = trial.adapter
+        found = resolve_targets(
+            model.network, adapter.targets, rank=adapter.rank, layers=adapter.layers
+        )
+        names |= dict.fromkeys(found)
+    return Shape(layers=tuple(names), rank=max(t.adapter.rank for t in trials), n_slots=n_slots)
