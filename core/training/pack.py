@@ -10,7 +10,6 @@ import gc
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
-from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -28,7 +27,7 @@ from core.training.slot_optimizer import SlotAdamW
 from core.training.trained import Gather
 
 ATTACHED_AS = "packed_increments"
-"""Name of the increments among the network's modules, while it is packed."""
+"""Name of the increments among the network's modules, while the engine looks at them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +69,7 @@ class Pack:
             )
             for name in shape.layers
         }
-        network.add_module(ATTACHED_AS, _as_one_module(self.layers.values()))
+        self._increments = nn.ModuleDict({str(i): e for i, e in enumerate(self.layers.values())})
         self._hooks = [
             network.get_submodule(name).register_forward_hook(layer.hook)
             for name, layer in self.layers.items()
@@ -80,15 +79,15 @@ class Pack:
             for slot in range(shape.n_slots)
         ]
         self.optimizer = SlotAdamW(of_slots, total=group.sum)
-        self._engine, *_ = deepspeed().initialize(
-            model=network,
-            optimizer=self.optimizer,
-            model_parameters=[p for own in of_slots for p in own],
-            dist_init_required=False,
-            config=deepspeed_config(
-                engine, dtype, n_trained=sum(p.numel() for own in of_slots for p in own)
-            ),
-        )
+        n_trained = sum(p.numel() for own in of_slots for p in own)
+        with self._attached():
+            self._engine, *_ = deepspeed().initialize(
+                model=network,
+                optimizer=self.optimizer,
+                model_parameters=[p for own in of_slots for p in own],
+                dist_init_required=False,
+                config=deepspeed_config(engine, dtype, n_trained=n_trained),
+            )
         self.slots = tuple(Slot(self, i) for i in range(shape.n_slots))
 
     def step(self, asked: Mapping[int, Iterable[MicroBatch]]) -> None:
@@ -100,28 +99,46 @@ class Pack:
         waiting = {slot: list(micro_batches) for slot, micro_batches in sorted(asked.items())}
         self.division.marked.zero_()
         n_passes = max(map(len, waiting.values()))
-        for i in range(n_passes):
-            now = {slot: own[i] for slot, own in waiting.items() if i < len(own)}
-            is_last = i == n_passes - 1
-            self._engine.set_gradient_accumulation_boundary(is_last)
-            loss = self._loss(now)
-            # DeepSpeed averages over ranks; that is undone here, as in an engine of one trial
-            self._engine.backward(loss * self._group.size, scale_wrt_gas=False)
-            if is_last:
-                self.optimizer.ask(waiting.keys() - self._marked())
-                for slot in waiting:
-                    self.slots[slot].set_rate()
-            self._engine.step()
+        with self._attached():
+            for i in range(n_passes):
+                is_last = i == n_passes - 1
+                self._engine.set_gradient_accumulation_boundary(is_last)
+                loss = self._loss({slot: own[i : i + 1] for slot, own in waiting.items()})
+                # DeepSpeed averages over ranks; that is undone here, as in an engine of one trial
+                self._engine.backward(loss * self._group.size, scale_wrt_gas=False)
+                if is_last:
+                    self.optimizer.ask(waiting.keys() - self._marked())
+                    for slot in waiting:
+                        self.slots[slot].set_rate()
+                self._engine.step()
         self.optimizer.ask(())
 
-    def _loss(self, now: Mapping[int, MicroBatch]) -> Tensor:
-        """Sum of the slots' shares, from one pass over the rows of all of them, slot after slot."""
-        parts = [(slot, part) for slot, batch in now.items() for part in batch.parts]
+    @contextmanager
+    def _attached(self) -> Iterator[None]:
+        """Within the context the increments are among the network's modules, as the engine needs it.
+
+        At other times the network has none but its own, for whoever looks at it, or freezes all it has.
+        """
+        self.network.add_module(ATTACHED_AS, self._increments)
+        try:
+            yield
+        finally:
+            delattr(self.network, ATTACHED_AS)
+
+    def _loss(self, now: Mapping[int, Sequence[MicroBatch]]) -> Tensor:
+        """Sum of the slots' shares, from one pass over the rows of all of them, slot after slot.
+
+        A slot without a micro-batch left has no rows in the pass, and gets a gradient of zero: DeepSpeed adds up
+        what each pass gives, and reads buffers of earlier steps where one gives nothing.
+        """
+        parts = [(slot, part) for slot, own in now.items() for batch in own for part in batch.parts]
         owners = [slot for slot, _ in parts]
 
         def dividing(positions: Sequence[int]) -> AbstractContextManager[None]:
-            of_slots = groupby(zip(owners, positions, strict=True), key=lambda pair: pair[0])
-            return self.division.among({k: sum(n for _, n in own) for k, own in of_slots})
+            lengths = dict.fromkeys(now, 0)
+            for owner, n in zip(owners, positions, strict=True):
+                lengths[owner] += n
+            return self.division.among(lengths)
 
         found = read_parts(
             self._engine,
@@ -133,10 +150,11 @@ class Pack:
             dividing=dividing,
         )
         losses = []
-        for slot, batch in now.items():
-            own = [f for owner, f in zip(owners, found, strict=True) if owner == slot]
-            loss = batch.share([self.slots[slot].only_its_own(f) for f in own])
-            losses.append(torch.where(loss.isfinite(), loss, loss.new_zeros(())))
+        for slot, own in now.items():
+            gave = [f for owner, f in zip(owners, found, strict=True) if owner == slot]
+            for batch in own:
+                loss = batch.share([self.slots[slot].only_its_own(f) for f in gave])
+                losses.append(torch.where(loss.isfinite(), loss, loss.new_zeros(())))
         return torch.stack(losses).sum()
 
     def _marked(self) -> set[int]:
@@ -167,20 +185,15 @@ class Pack:
 
     def close(self) -> None:
         """Let go of everything; the network is as before."""
-        self._engine.destroy()
+        with self._attached():
+            self._engine.destroy()
         for hook in self._hooks:
             hook.remove()
-        delattr(self.network, ATTACHED_AS)
         self.slots, self.layers = (), {}
-        del self._engine, self.optimizer
+        del self._engine, self.optimizer, self._increments
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-
-def _as_one_module(layers: Iterable[nn.Module]) -> nn.Module:
-    """No list of modules, which would be taken for the network's blocks."""
-    return nn.ModuleDict({str(i): layer for i, layer in enumerate(layers)})
 
 
 class Slot:
