@@ -120,7 +120,11 @@ TUNING: Layers = {
         "tuning/validate.py",
     ),
     "failures": ("tuning/failures.py",),
-    "trial on Ray": ("tuning/shared_folder.py", "tuning/trainable.py"),
+    "trial on Ray": (
+        "tuning/packing.py",
+        "tuning/shared_folder.py",
+        "tuning/trainable.py",
+    ),
     "bridge": ("tuning/bridge.py",),
     "sweep": ("tuning/sweep.py",),
     "command line": ("tuning/cli.py",),

@@ -6,7 +6,8 @@ crash could lose.
 """
 
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -34,6 +35,7 @@ from tuning.failures import (
 )
 from tuning.ledger import Ledger
 from tuning.objective import Outcome, conclude
+from tuning.packing import PACK
 from tuning.records import attempt_folder
 from tuning.space import bind
 from tuning.trainable import PROBE
@@ -325,11 +327,14 @@ def conclude_attempt(
 class LedgerSearcher(Searcher):
     """Tune's question "what next?", answered by the dispatcher."""
 
-    def __init__(self, dispatcher: Dispatcher, resources: Any) -> None:
-        """Answer from ``dispatcher``."""
+    def __init__(
+        self, dispatcher: Dispatcher, resources: Any, *, packs: Collection[str] = ()
+    ) -> None:
+        """Answer from ``dispatcher``; trials are spread over ``packs``, if there are any."""
         super().__init__()
         self._dispatcher, self._resources = dispatcher, resources
         self._numbers: dict[str, int] = {}
+        self._packs, self._in_pack = tuple(packs), dict[str, str]()
 
     def suggest(  # type: ignore[override]  # the base class's type forgets FINISHED
         self, trial_id: str
@@ -339,18 +344,24 @@ class LedgerSearcher(Searcher):
         if assignment is None:
             return Searcher.FINISHED if self._dispatcher.is_done else None
         self._numbers[trial_id] = assignment.number
-        return {
+        config = {
             NUMBER: assignment.number,
             "trial": assignment.trial,
             "folder": str(assignment.folder),
             "resources": self._resources,
         }
+        if self._packs:
+            filled = Counter(self._in_pack.values())
+            self._in_pack[trial_id] = min(self._packs, key=lambda name: filled[name])
+            config[PACK] = self._in_pack[trial_id]
+        return config
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         """A trial ended, or its attempt broke."""
         number = self._numbers.pop(trial_id)
+        self._in_pack.pop(trial_id, None)
         if error:
             self._dispatcher.broke(number)
         else:

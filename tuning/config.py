@@ -410,6 +410,7 @@ class SweepSpec(Section):
         plain = self.plain()
         for key in ("name", "resources"):
             plain.pop(key)
+        plain["engine"].pop("packing", None)  # how trials share a machine, as resources are
         plain["budget"] = {k: plain["budget"][k] for k in ("max_steps", "probe_every")}
         return plain
 

@@ -116,7 +116,10 @@ def rank_needs(spec: SweepSpec) -> Needs | None:
         return None
     try:
         outlines = new_outlines()
-        memories = [rank_memory(trial, outlines=outlines) for trial in largest_trials(spec)]
+        slots = spec.trial_engine().packing
+        memories = [
+            rank_memory(trial, outlines=outlines, slots=slots) for trial in largest_trials(spec)
+        ]
     except UserError:
         return None
     gib = 2**30
@@ -206,6 +209,53 @@ def concurrent_trials(
     return Fitting(trials=max(1, fitting.trials), because=fitting.because)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """What runs at the same time.
+
+    Attributes:
+        trials: Trials.
+        workers: Sets of ranks that they run on.
+        slots: Trials that a worker packs into one pass; 1 where trials are not packed.
+        because: What says so.
+    """
+
+    trials: int
+    workers: int
+    slots: int
+    because: str
+
+
+def at_the_same_time(
+    spec: SweepSpec, cluster: Cluster, needs: Needs | None = None, *, may_grow: bool = False
+) -> Running:
+    """What of a sweep runs at the same time, with ``engine.packing`` trials to a worker.
+
+    Args:
+        spec: The sweep, with ``resources.gpus_per_rank`` resolved.
+        cluster: What there is.
+        needs: What a rank needs of memory.
+        may_grow: An autoscaling cluster may add nodes.
+
+    Raises:
+        UserError: If not even one trial fits.
+    """
+    slots, asked = spec.trial_engine().packing, spec.resources.max_concurrent
+    most = spec.budget.trials if asked == "auto" else min(asked, spec.budget.trials)
+    resources = spec.resources
+    if asked != "auto":
+        resources = resources.model_copy(update={"max_concurrent": math.ceil(asked / slots)})
+    fitting = concurrent_trials(resources, cluster, needs, may_grow=may_grow)
+    workers = min(fitting.trials, math.ceil(most / slots))
+    trials = min(most, workers * slots)
+    because = fitting.because
+    if slots > 1:
+        because = f"{workers} packs of {math.ceil(trials / workers)} trials; {because}"
+    return Running(
+        trials=trials, workers=workers, slots=math.ceil(trials / workers), because=because
+    )
+
+
 def largest_of(config: Mapping[str, Any]) -> dict[str, float]:
     """Most CPUs and GPUs that an autoscaling cluster of a cluster file may have.
 
@@ -292,7 +342,7 @@ def estimate(
         needs: What a rank needs of memory, where that is known.
         seconds_per_step: Of one optimiser step with its probe, where it is known.
     """
-    fitting = concurrent_trials(spec.resources, cluster, needs)
+    running = at_the_same_time(spec, cluster, needs)
     known: dict[str, Any] = {}
     if shape is not None:
         rank = largest_rank(spec)
@@ -308,13 +358,13 @@ def estimate(
         gib = needs.of_machine(spec.resources)
         known |= {"rank_gib": gib, "rank_gpu_gib": needs.on_gpu}
         known["rows_are_known"] = not needs.is_bound
-        known["memory_gib"] = DRIVER_GIB + fitting.trials * spec.resources.ranks_per_trial * gib
+        known["memory_gib"] = DRIVER_GIB + running.workers * spec.resources.ranks_per_trial * gib
     if seconds_per_step is not None:
-        whole = seconds_per_step * spec.budget.max_steps * spec.budget.trials / fitting.trials
+        whole = seconds_per_step * spec.budget.max_steps * spec.budget.trials / running.workers
         known["time_s"] = (0.5 * whole, whole)
     return Estimate(
-        concurrent=fitting.trials,
-        because=fitting.because,
+        concurrent=running.trials,
+        because=running.because,
         gpus_per_rank=spec.resources.n_gpus,
         **known,
     )

@@ -9,7 +9,7 @@ import signal
 import socket
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -38,10 +38,13 @@ from tuning.config import SweepSpec, specification_changes
 from tuning.data_words import data_warnings
 from tuning.events import EventLog, Prepared, Reporting, Silent, Warned, Watcher
 from tuning.ledger import Ledger
+from tuning.packing import PackedTrial, packed_placement, start_packs
 from tuning.ranking import by_probes
 from tuning.resources import (
     Cluster,
     Needs,
+    Running,
+    at_the_same_time,
     concurrent_trials,
     rank_needs,
     read_largest,
@@ -252,7 +255,7 @@ def _drive(
     if points is not None and points < target:
         target, wanted = points, target
         log.emit(Warned(text=exhausted(points, wanted)))
-    ledger.set_note("concurrent", plan.concurrent)
+    ledger.set_note("concurrent", plan.running.trials)
     ledger.set_note("target", target)
     ledger.set_note("ended", None)
     ledger.set_note("session_began", time.time())
@@ -264,12 +267,12 @@ def _drive(
             ledger,
             log,
             target=target,
-            concurrent=plan.concurrent,
+            concurrent=plan.running.trials,
             needs=plan.needs_in_words,
         )
         if not dispatcher.is_done:
             with signals.handed_to(dispatcher):
-                _execute(spec, dispatcher, plan.concurrent)
+                _execute(spec, dispatcher, plan.running)
             signals.raise_received()
         _report_finalists(spec, run_dir, ledger, log)
         run = load_run(run_dir)
@@ -293,16 +296,21 @@ def _ending(run: Run) -> records.Ending:
     return "failed" if all(t.state == "FAIL" for t in run.trials) else "no_feasible"
 
 
-def _execute(spec: SweepSpec, dispatcher: Dispatcher, concurrent: int) -> None:
+def _execute(spec: SweepSpec, dispatcher: Dispatcher, running: Running) -> None:
     """Let Ray Tune run what the dispatcher hands out; its own state is scratch."""
-    with tempfile.TemporaryDirectory(prefix="unlearn-tune-") as scratch:
+    with (
+        tempfile.TemporaryDirectory(prefix="unlearn-tune-") as scratch,
+        _packs(spec, running) as packs,
+    ):
+        trainable: type[tune.Trainable] = PackedTrial if packs else UnlearningTrial
+        place = packed_placement() if packs else placement(spec.resources)
         tuner = tune.Tuner(
-            tune.with_resources(UnlearningTrial, placement(spec.resources)),
+            tune.with_resources(trainable, place),
             tune_config=tune.TuneConfig(
-                search_alg=LedgerSearcher(dispatcher, spec.resources),
+                search_alg=LedgerSearcher(dispatcher, spec.resources, packs=packs),
                 scheduler=LedgerScheduler(dispatcher),
                 num_samples=-1,  # the searcher says when it is over
-                max_concurrent_trials=concurrent,
+                max_concurrent_trials=running.trials,
                 reuse_actors=True,
                 trial_dirname_creator=lambda trial: str(trial.trial_id),
             ),
@@ -315,6 +323,23 @@ def _execute(spec: SweepSpec, dispatcher: Dispatcher, concurrent: int) -> None:
             ),
         )
         tuner.fit()
+
+
+@contextmanager
+def _packs(spec: SweepSpec, running: Running) -> Iterator[Collection[str]]:
+    """Names of the packs that trials share within the context; none where each has ranks of its own."""
+    if running.slots == 1:
+        yield ()
+        return
+    like = [bind(spec, proposal, where="sweep") for proposal in corner_proposals(spec)]
+    packs = start_packs(
+        like, n_packs=running.workers, n_slots=running.slots, resources=spec.resources
+    )
+    try:
+        yield packs.keys()
+    finally:
+        for pack in packs.values():
+            ray.kill(pack)
 
 
 def _prepare(spec: SweepSpec, watcher: Watcher) -> tuple[SweepSpec, records.RunFacts]:
@@ -434,14 +459,12 @@ class _Plan:
 
     Attributes:
         spec: The sweep, with ``resources.gpus_per_rank`` resolved.
-        concurrent: Trials at the same time.
-        because: What says so.
+        running: Trials at the same time, and what they run on.
         needs: What a rank needs of memory, where that is known.
     """
 
     spec: SweepSpec
-    concurrent: int
-    because: str
+    running: Running
     needs: Needs | None
 
     @property
@@ -455,8 +478,11 @@ class _Plan:
 
     def tell(self, watcher: Watcher) -> None:
         """Say what was chosen, where the machine and not the file said so."""
-        if self.concurrent < self.spec.budget.trials and self.because != "resources.max_concurrent":
-            watcher.show(Warned(text=f"{self.concurrent} trials at a time: {self.because}"))
+        trials, because = self.running.trials, self.running.because
+        if self.running.slots > 1 or (
+            trials < self.spec.budget.trials and because != "resources.max_concurrent"
+        ):
+            watcher.show(Warned(text=f"{trials} trials at a time: {because}"))
 
 
 @contextmanager
@@ -498,9 +524,8 @@ def _ray(spec: SweepSpec, launch: Launch) -> Iterator[_Plan]:
         if cluster.gpu_memory_gib is None:
             cluster = replace(cluster, gpu_memory_gib=gpu_memory_gib)
         spec = with_gpus(spec, cluster, needs)
-        fitting = concurrent_trials(spec.resources, cluster, needs, may_grow=is_far)
-        concurrent = min(fitting.trials, spec.budget.trials)
-        yield _Plan(spec=spec, concurrent=concurrent, because=fitting.because, needs=needs)
+        running = at_the_same_time(spec, cluster, needs, may_grow=is_far)
+        yield _Plan(spec=spec, running=running, needs=needs)
     finally:
         ray.shutdown()
 

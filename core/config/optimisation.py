@@ -128,6 +128,9 @@ class EngineConfig(Section):
     """Processes of the trial."""
     threads: Annotated[int, Field(ge=1, le=1024)] = 1
     """CPU threads of each rank."""
+    packing: Annotated[int, Field(ge=1, le=256)] = 1
+    """Trials of a sweep that share one forward and backward pass over one frozen model, at most; each has its own
+    adapter, settings and losses, and ends where it would have ended alone. Needs ``adapter.kind: lora``."""
 
     @model_validator(mode="after")
     def _offload_needs_a_stage(self) -> Self:

@@ -410,3 +410,51 @@ def test_auto_is_resolved_once_by_the_baseline_and_recorded(sweeper: Sweeper) ->
     sweeper.call("resume", "runs/tiny", "--spec", "sweep.yaml", "--trials", "3")
     assert len(sweeper.run("tiny").trials) == 3
     assert sweeper.run("tiny").spec == run.spec
+
+
+def shown(sweeper: Sweeper, name: str) -> dict[str, dict[str, Any]]:
+    """What a run concluded of each point of its grid."""
+    return {
+        json.dumps(t.params, sort_keys=True): {
+            "state": t.state,
+            "stopped_by": t.stopped_by,
+            "step": t.step,
+            "metrics": {k: v for k, v in t.metrics.items() if "perplexity" not in k},
+        }
+        for t in sweeper.run(name).trials
+    }
+
+
+GRID = {
+    "optimizer.learning_rate": {"categorical": [1.0e-3, 3.0e-2], "why": "one of them breaks the guard"},
+    "adapter.rank": {"categorical": [2, 4], "why": "small"},
+    "method.adapter_init": {"categorical": ["lora", "svd"], "why": "both kinds"},
+}
+
+
+def packed(sweeper: Sweeper, **changes: Any) -> None:
+    """A sweep of a grid whose trials share one pack of three slots."""
+    values: dict[str, Any] = {
+        "space": GRID,
+        "sampler": {"name": "grid", "seed": 0},
+        "start_from": [],
+        "engine": {"dtype": "fp32", "device": "cpu", "packing": 3},
+        "resources": {"max_concurrent": 3},
+        "budget": {"trials": 8, "max_steps": 5, "finalists": 1},
+    }
+    sweeper.write(values | changes)
+
+
+def test_a_packed_sweep_concludes_what_an_unpacked_one_does(sweeper: Sweeper) -> None:
+    packed(sweeper)
+    out = sweeper.call("sweep", "sweep.yaml", "--name", "packed")
+    packed(sweeper, engine={"dtype": "fp32", "device": "cpu"})
+    sweeper.call("sweep", "sweep.yaml", "--name", "plain")
+    found, expected = shown(sweeper, "packed"), shown(sweeper, "plain")
+    assert found.keys() == expected.keys()
+    assert {t["state"] for t in expected.values()} == {"COMPLETE", "PRUNED"}
+    for params, trial in expected.items():
+        metrics = found[params].pop("metrics")
+        assert metrics == pytest.approx(trial.pop("metrics"), rel=0, abs=1e-5), params
+        assert found[params] == trial, params
+    assert "3 trials at a time: 1 packs of 3 trials" in out
