@@ -62,6 +62,7 @@ CORE: Layers = {
         "core/training/memory.py",
         "core/training/needs.py",
         "core/training/place.py",
+        "core/training/speed.py",
         "core/training/steps.py",
     ),
     "measuring": (

@@ -7,8 +7,9 @@ trial that ends leaves its slot to the next.
 
 import asyncio
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,63 @@ BARRIER_S = 0.5
 _CLOSE_TIMEOUT_S = 30.0
 _SMALLEST = 2**20
 """Bytes of memory that a Tune actor asks for: Ray wants to be asked for something."""
+
+
+SIZES = (1, 2, 4, 8, 16)
+"""Trials of a pack that ``auto`` looks at."""
+LEAST_GAIN = 1.1
+"""What a pack must be faster than a trial alone, for each of its trials, to be worth it."""
+LEAST_GAIN_ON_SHARED_GPU = 2.0
+"""The same where trials alone would share a GPU, as processes of their own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """Trials of a pack, and why so many."""
+
+    slots: int
+    because: str
+
+
+def choose(seconds: Mapping[int, float], *, least_gain: float) -> Choice:
+    """The fastest size, or 1 where none is enough faster than a trial alone.
+
+    Args:
+        seconds: Of a step for each trial, by trials that make it together; of 1 at least.
+        least_gain: What it must be faster than 1.
+    """
+    fastest = min(seconds, key=lambda size: seconds[size])
+    gain = seconds[1] / seconds[fastest]
+    shown = ", ".join(f"{1e3 * s:.0f} ms with {size}" for size, s in sorted(seconds.items()))
+    timed = f"a step takes each trial {shown} in a pass"
+    if fastest > 1 and gain >= least_gain:
+        return Choice(slots=fastest, because=f"{timed}: {gain:.1f} times as fast as alone")
+    return Choice(slots=1, because=f"{timed}: packing must be {least_gain:g} times as fast to pay")
+
+
+def time_sizes(
+    warm: Any, group: Any, work: tuple[TrialConfig, Sequence[int], float | None]
+) -> dict[int, float]:
+    """Runs on a rank: seconds of a step for each trial, by size; see :func:`choose`.
+
+    Args:
+        warm: What the rank keeps.
+        group: The rank alone.
+        work: A trial, sizes, and GiB that a rank may take, where that is known.
+    """
+    from core.estimate import rank_memory
+    from core.training.speed import seconds_by_size
+
+    trial, sizes, room_gib = work
+    is_on_cpu = warm.model(trial).device.type == "cpu"
+
+    def fits(size: int) -> bool:
+        if room_gib is None:
+            return True
+        memory = rank_memory(trial, slots=size)
+        return (memory.on_cpu if is_on_cpu else memory.on_gpu) <= room_gib * 2**30
+
+    return seconds_by_size(trial, sizes, warm=warm, group=group, fits=fits)
 
 
 class PackRank(Rank):

@@ -105,10 +105,11 @@ def largest_trials(spec: SweepSpec) -> list[TrialConfig]:
     return list(found.values())
 
 
-def rank_needs(spec: SweepSpec) -> Needs | None:
+def rank_needs(spec: SweepSpec, *, slots: int = 1) -> Needs | None:
     """What a rank of the sweep's largest trial needs; ``None`` where model or data cannot be looked at.
 
-    Loads torch. What is wrong with model or data is said when they are read.
+    Loads torch. With ``slots`` it is what a rank of a pack of such trials needs. What is wrong with model or data
+    is said when they are read.
     """
     from core.estimate import new_outlines, rank_memory
 
@@ -116,7 +117,6 @@ def rank_needs(spec: SweepSpec) -> Needs | None:
         return None
     try:
         outlines = new_outlines()
-        slots = spec.trial_engine().packing
         memories = [
             rank_memory(trial, outlines=outlines, slots=slots) for trial in largest_trials(spec)
         ]
@@ -226,21 +226,33 @@ class Running:
     because: str
 
 
+def asked_slots(spec: SweepSpec) -> int:
+    """Trials of a pack that the file asks for; 1 while ``auto`` is not resolved."""
+    asked = spec.trial_engine().packing
+    return 1 if asked == "auto" else asked
+
+
 def at_the_same_time(
-    spec: SweepSpec, cluster: Cluster, needs: Needs | None = None, *, may_grow: bool = False
+    spec: SweepSpec,
+    cluster: Cluster,
+    needs: Needs | None = None,
+    *,
+    slots: int,
+    may_grow: bool = False,
 ) -> Running:
-    """What of a sweep runs at the same time, with ``engine.packing`` trials to a worker.
+    """What of a sweep runs at the same time.
 
     Args:
         spec: The sweep, with ``resources.gpus_per_rank`` resolved.
         cluster: What there is.
         needs: What a rank needs of memory.
+        slots: Trials of a worker, at most.
         may_grow: An autoscaling cluster may add nodes.
 
     Raises:
         UserError: If not even one trial fits.
     """
-    slots, asked = spec.trial_engine().packing, spec.resources.max_concurrent
+    asked = spec.resources.max_concurrent
     most = spec.budget.trials if asked == "auto" else min(asked, spec.budget.trials)
     resources = spec.resources
     if asked != "auto":
@@ -248,12 +260,11 @@ def at_the_same_time(
     fitting = concurrent_trials(resources, cluster, needs, may_grow=may_grow)
     workers = min(fitting.trials, math.ceil(most / slots))
     trials = min(most, workers * slots)
-    because = fitting.because
+    slots, because = math.ceil(trials / workers), fitting.because
     if slots > 1:
-        because = f"{workers} packs of {math.ceil(trials / workers)} trials; {because}"
-    return Running(
-        trials=trials, workers=workers, slots=math.ceil(trials / workers), because=because
-    )
+        packs = "one pack" if workers == 1 else f"{workers} packs"
+        because = f"{packs} of {slots} trials; {because}"
+    return Running(trials=trials, workers=workers, slots=slots, because=because)
 
 
 def largest_of(config: Mapping[str, Any]) -> dict[str, float]:
@@ -342,7 +353,7 @@ def estimate(
         needs: What a rank needs of memory, where that is known.
         seconds_per_step: Of one optimiser step with its probe, where it is known.
     """
-    running = at_the_same_time(spec, cluster, needs)
+    running = at_the_same_time(spec, cluster, needs, slots=asked_slots(spec))
     known: dict[str, Any] = {}
     if shape is not None:
         rank = largest_rank(spec)

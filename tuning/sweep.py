@@ -2,6 +2,7 @@
 
 import fcntl
 import logging
+import math
 import os
 import platform
 import shutil
@@ -38,14 +39,26 @@ from tuning.config import SweepSpec, specification_changes
 from tuning.data_words import data_warnings
 from tuning.events import EventLog, Prepared, Reporting, Silent, Warned, Watcher
 from tuning.ledger import Ledger
-from tuning.packing import PackedTrial, packed_placement, start_packs
+from tuning.packing import (
+    LEAST_GAIN,
+    LEAST_GAIN_ON_SHARED_GPU,
+    SIZES,
+    PackedTrial,
+    choose,
+    packed_placement,
+    start_packs,
+    time_sizes,
+)
 from tuning.ranking import by_probes
 from tuning.resources import (
+    DRIVER_GIB,
     Cluster,
     Needs,
     Running,
+    asked_slots,
     at_the_same_time,
     concurrent_trials,
+    largest_trials,
     rank_needs,
     read_largest,
     with_gpus,
@@ -255,12 +268,14 @@ def _drive(
     if points is not None and points < target:
         target, wanted = points, target
         log.emit(Warned(text=exhausted(points, wanted)))
-    ledger.set_note("concurrent", plan.running.trials)
     ledger.set_note("target", target)
     ledger.set_note("ended", None)
     ledger.set_note("session_began", time.time())
     try:
         reconcile(spec, run_dir, ledger, log)
+        if ledger.n_begun() < target or ledger.running():
+            plan = plan.packed(spec, log)
+        ledger.set_note("concurrent", plan.running.trials)
         dispatcher = Dispatcher(
             spec,
             run_dir,
@@ -272,7 +287,7 @@ def _drive(
         )
         if not dispatcher.is_done:
             with signals.handed_to(dispatcher):
-                _execute(spec, dispatcher, plan.running)
+                _execute(spec, plan, dispatcher)
             signals.raise_received()
         _report_finalists(spec, run_dir, ledger, log)
         run = load_run(run_dir)
@@ -296,21 +311,22 @@ def _ending(run: Run) -> records.Ending:
     return "failed" if all(t.state == "FAIL" for t in run.trials) else "no_feasible"
 
 
-def _execute(spec: SweepSpec, dispatcher: Dispatcher, running: Running) -> None:
+def _execute(spec: SweepSpec, plan: "_Plan", dispatcher: Dispatcher) -> None:
     """Let Ray Tune run what the dispatcher hands out; its own state is scratch."""
     with (
         tempfile.TemporaryDirectory(prefix="unlearn-tune-") as scratch,
-        _packs(spec, running) as packs,
+        _packs(spec, plan) as packs,
     ):
         trainable: type[tune.Trainable] = PackedTrial if packs else UnlearningTrial
-        place = packed_placement() if packs else placement(spec.resources)
+        resources = plan.spec.resources
+        place = packed_placement() if packs else placement(resources)
         tuner = tune.Tuner(
             tune.with_resources(trainable, place),
             tune_config=tune.TuneConfig(
-                search_alg=LedgerSearcher(dispatcher, spec.resources, packs=packs),
+                search_alg=LedgerSearcher(dispatcher, resources, packs=packs),
                 scheduler=LedgerScheduler(dispatcher),
                 num_samples=-1,  # the searcher says when it is over
-                max_concurrent_trials=running.trials,
+                max_concurrent_trials=plan.running.trials,
                 reuse_actors=True,
                 trial_dirname_creator=lambda trial: str(trial.trial_id),
             ),
@@ -326,14 +342,15 @@ def _execute(spec: SweepSpec, dispatcher: Dispatcher, running: Running) -> None:
 
 
 @contextmanager
-def _packs(spec: SweepSpec, running: Running) -> Iterator[Collection[str]]:
+def _packs(spec: SweepSpec, plan: "_Plan") -> Iterator[Collection[str]]:
     """Names of the packs that trials share within the context; none where each has ranks of its own."""
+    running = plan.running
     if running.slots == 1:
         yield ()
         return
     like = [bind(spec, proposal, where="sweep") for proposal in corner_proposals(spec)]
     packs = start_packs(
-        like, n_packs=running.workers, n_slots=running.slots, resources=spec.resources
+        like, n_packs=running.workers, n_slots=running.slots, resources=plan.spec.resources
     )
     try:
         yield packs.keys()
@@ -461,11 +478,15 @@ class _Plan:
         spec: The sweep, with ``resources.gpus_per_rank`` resolved.
         running: Trials at the same time, and what they run on.
         needs: What a rank needs of memory, where that is known.
+        cluster: What there is.
+        is_far: Whether it is a cluster, which may grow.
     """
 
     spec: SweepSpec
     running: Running
     needs: Needs | None
+    cluster: Cluster
+    is_far: bool
 
     @property
     def needs_in_words(self) -> str:
@@ -475,6 +496,39 @@ class _Plan:
         machine = f"{self.needs.of_machine(self.spec.resources):.2f} GiB of the machine's memory"
         gpu = f" and {self.needs.on_gpu:.2f} GiB of a GPU" if self.spec.resources.n_gpus else ""
         return f"a rank of the largest trial is estimated to need {machine}{gpu}"
+
+    @property
+    def room_gib(self) -> float | None:
+        """Memory that a rank may take where it computes; ``None`` where that is not known."""
+        resources = self.spec.resources
+        if resources.n_gpus:
+            return self.cluster.gpu_memory_gib
+        if self.cluster.memory_gib is None:
+            return None
+        n_ranks = self.running.workers * resources.ranks_per_trial
+        return (self.cluster.memory_gib - DRIVER_GIB) / n_ranks
+
+    def packed(self, spec: SweepSpec, log: EventLog) -> "_Plan":
+        """The plan with ``engine.packing: auto`` resolved: steps of a trial are timed at several sizes."""
+        resources, alone = self.spec.resources, self.running
+        sizes = [n for n in SIZES if n <= math.ceil(spec.budget.trials / alone.workers)]
+        if spec.trial_engine().packing != "auto" or len(sizes) < 2:
+            return self
+        trial = max(largest_trials(spec), key=lambda t: t.adapter.rank)
+        seconds = _on_a_rank(spec, time_sizes, (trial, sizes, self.room_gib))
+        is_shared = 0 < resources.n_gpus < 1 and alone.workers > self.cluster.gpus
+        choice = choose(seconds, least_gain=LEAST_GAIN_ON_SHARED_GPU if is_shared else LEAST_GAIN)
+        log.emit(Warned(text=f"engine.packing: {choice.slots}, because {choice.because}"))
+        if choice.slots == 1:
+            return self
+        packed = spec
+        if is_shared:  # a pack has a GPU for itself
+            whole = resources.model_copy(update={"gpus_per_rank": 1.0})
+            packed = spec.model_copy(update={"resources": whole})
+        running = at_the_same_time(
+            packed, self.cluster, self.needs, slots=choice.slots, may_grow=self.is_far
+        )
+        return replace(self, spec=packed, running=running)
 
     def tell(self, watcher: Watcher) -> None:
         """Say what was chosen, where the machine and not the file said so."""
@@ -524,8 +578,8 @@ def _ray(spec: SweepSpec, launch: Launch) -> Iterator[_Plan]:
         if cluster.gpu_memory_gib is None:
             cluster = replace(cluster, gpu_memory_gib=gpu_memory_gib)
         spec = with_gpus(spec, cluster, needs)
-        running = at_the_same_time(spec, cluster, needs, may_grow=is_far)
-        yield _Plan(spec=spec, running=running, needs=needs)
+        running = at_the_same_time(spec, cluster, needs, slots=asked_slots(spec), may_grow=is_far)
+        yield _Plan(spec=spec, running=running, needs=needs, cluster=cluster, is_far=is_far)
     finally:
         ray.shutdown()
 
@@ -565,7 +619,7 @@ def _looked_at(
 
 def _look(spec: SweepSpec) -> tuple[Needs | None, float | None]:
     """Runs where ranks run."""
-    return rank_needs(spec), Cluster.this_machine().gpu_memory_gib
+    return rank_needs(spec, slots=asked_slots(spec)), Cluster.this_machine().gpu_memory_gib
 
 
 def _knock(address: str) -> None:
