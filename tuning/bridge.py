@@ -5,6 +5,7 @@ ones); its scheduler reports each probe to the ledger and obeys the pruner. Neit
 crash could lose.
 """
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Collection
@@ -105,6 +106,7 @@ class Dispatcher:
         self._assigned: dict[int, Assignment] = {}
         done = remedies(run_dir.glob("trials/*/attempt-*"))
         self._at_a_time = max(1, concurrent - ("concurrency" in done))
+        self._lowered = -math.inf
         self._halves_batches = "micro_batch" in done
         self._needs = needs
         self.is_interrupted = False
@@ -216,7 +218,10 @@ class Dispatcher:
         if remedy is None:
             return False
         record_remedy(assignment.folder, remedy)
+        if remedy == "concurrency" and assignment.began < self._lowered:
+            return True  # it ran beside the one that was answered, in the same pack say
         if remedy == "concurrency":
+            self._lowered = time.monotonic()
             self._at_a_time = max(1, self._at_a_time - 1)
             instead = f"{self._at_a_time} trials at a time from now on"
         else:

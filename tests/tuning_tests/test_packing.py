@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from small_sweep import WHY, problems, spec_of
 
+from core.store.durable import commit_json
+from tuning.bridge import Dispatcher
+from tuning.events import Event, EventLog, Warned
+from tuning.failures import FAILURE_FILE
+from tuning.ledger import Ledger
 from tuning.packing import Choice, choose
 from tuning.resources import Cluster, Running, asked_slots, at_the_same_time
 
@@ -76,3 +83,34 @@ def test_packing_is_auto_or_a_number_and_needs_adapters() -> None:
 
 def test_a_resumed_sweep_may_pack_otherwise() -> None:
     assert spec_of({"engine.packing": 4}).binding() == spec_of({"engine": {}}).binding()
+
+
+class Heard:
+    """Keeps what is shown."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def show(self, event: Event) -> None:
+        if isinstance(event, Warned):
+            self.warnings.append(event.text)
+
+
+def test_a_pack_that_ran_out_of_memory_gives_up_one_slot_and_not_one_for_each_trial(
+    tmp_path: Path,
+) -> None:
+    spec, heard = spec_of({"budget.trials": 8}), Heard()
+    log = EventLog(tmp_path / "events.jsonl", heard)
+    ledger = Ledger(tmp_path, spec, create=True)
+    dispatcher = Dispatcher(spec, tmp_path, ledger, log, target=8, concurrent=4)
+    together = list(iter(dispatcher.next, None))
+    assert len(together) == 4
+    for assignment in together:
+        assert assignment is not None
+        record = {"kind": "MemoryError", "message": "", "is_user_error": False}
+        commit_json(assignment.folder / FAILURE_FILE, record | {"exhausted": "machine"})
+        dispatcher.broke(assignment.number)
+    assert len(heard.warnings) == 1
+    assert "3 trials at a time from now on" in heard.warnings[0]
+    again = list(iter(dispatcher.next, None))
+    assert [a.number for a in again if a] == [a.number for a in together if a][:3]
