@@ -229,7 +229,7 @@ class Slot:
         for name, layer in self._pack.layers.items():
             layer.fill(self.number, factors.get(name))
         self._empty()
-        self._pack.division.scaling[self.number] = adapter.scaling
+        self._pack.division.set_scaling(self.number, adapter.scaling)
         self._pack.optimizer.begin_anew(self.number, optimizer)
 
     def detach(self) -> None:
@@ -281,12 +281,11 @@ class Slot:
     @contextmanager
     def scaled(self, factor: float) -> Iterator[None]:
         """Within the context the trained difference counts ``factor`` times."""
-        scaling = self._pack.division.scaling
-        scaling[self.number] = self._adapter.scaling * factor
+        self._pack.division.set_scaling(self.number, self._adapter.scaling * factor)
         try:
             yield
         finally:
-            scaling[self.number] = self._adapter.scaling
+            self._pack.division.set_scaling(self.number, self._adapter.scaling)
 
     def increments(self, gather: Gather) -> Iterator[tuple[str, Tensor, Tensor]]:
         """Layer, dA ``(r, inputs)`` and dB ``(outputs, r)`` of every layer it is on, read with ``gather``."""

@@ -45,7 +45,8 @@ class Division:
     Attributes:
         shares: Of each slot that is read.
         padded: Place of each position where all shares are padded to the longest, if they have to be.
-        scaling: Strength of each slot's adapter.
+        index: Slots that are read, ``(shares,)``, where they are computed together.
+        scaling: Strength of each slot's adapter; ``scales`` are the same on the device, ``(K, 1, 1)``.
         marked: Slots of which a gradient was not finite, until somebody takes the marks away.
         together: Slots are computed in batched products, as a GPU wants it, not one after the other.
     """
@@ -54,9 +55,16 @@ class Division:
         """No slot is read, and none is marked."""
         self.shares: tuple[Share, ...] = ()
         self.padded: Tensor | None = None
+        self.index: Tensor | None = None
         self.scaling = [0.0] * n_slots
+        self.scales = torch.zeros((n_slots, 1, 1), device=device)
         self.marked = torch.zeros(n_slots, dtype=torch.bool, device=device)
         self.together = together
+
+    def set_scaling(self, slot: int, scaling: float) -> None:
+        """Strength of a slot's adapter from now on."""
+        self.scaling[slot] = scaling
+        self.scales[slot] = scaling
 
     @contextmanager
     def among(self, lengths: Mapping[int, int]) -> Iterator[None]:
@@ -81,12 +89,15 @@ class Division:
 
     @contextmanager
     def _of(self, shares: tuple[Share, ...], padded: Tensor | None) -> Iterator[None]:
-        before = self.shares, self.padded
-        self.shares, self.padded = shares, padded
+        before = self.shares, self.padded, self.index
+        index = None
+        if self.together:  # once for all layers: each would wait for the device
+            index = torch.tensor([share.slot for share in shares]).to(self.marked.device)
+        self.shares, self.padded, self.index = shares, padded, index
         try:
             yield
         finally:
-            self.shares, self.padded = before
+            self.shares, self.padded, self.index = before
 
 
 class PackedLayer(nn.Module):
@@ -172,6 +183,8 @@ class PackedLayer(nn.Module):
         return _Known(
             shares=shares,
             padded=division.padded,
+            index=division.index,
+            scales=division.scales,
             scaling=[division.scaling[share.slot] for share in shares],
             ranks=[self._ranks[share.slot] for share in shares],
             has_b0=[self._has_b0[share.slot] for share in shares],
@@ -183,10 +196,12 @@ class PackedLayer(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class _Known:
-    """What a pass of a layer knows beside its inputs; lists by share, ``a0``, ``b0``, ``marked`` by slot."""
+    """What a pass of a layer knows beside its inputs; by share, but for ``scales``, ``a0``, ``b0``, ``marked``."""
 
     shares: Sequence[Share]
     padded: Tensor | None
+    index: Tensor | None
+    scales: Tensor
     scaling: Sequence[float]
     ranks: Sequence[int]
     has_b0: Sequence[bool]
@@ -245,7 +260,7 @@ class _Together(torch.autograd.Function):
         x_k, base_k = _by_slot(x, known), _by_slot(base, known)
         a, b, a0, b0, scaling = _stacked(known, increments)
         wide, b_wide = _narrow_side(x_k, a, a0, b, b0)
-        out = torch.baddbmm(base_k, wide * scaling, b_wide.mT)
+        out = torch.baddbmm(base_k, _times(wide, scaling), b_wide.mT)
         ctx.known = known
         ctx.save_for_backward(x, *increments, wide)
         return _in_line(out, known)
@@ -259,10 +274,10 @@ class _Together(torch.autograd.Function):
         grad_x = None
         if ctx.needs_input_grad[1]:
             grad_x = _in_line(torch.bmm(*made.x), known)
-        slots = torch.tensor([share.slot for share in known.shares], device=grad.device)
-        marked = known.marked[slots]
+        assert known.index is not None
+        marked = known.marked[known.index]
         kept = _sound([made.a, made.b], marked)
-        known.marked[slots] = marked
+        known.marked[known.index] = marked
         found = [g for pair in zip(*(k.unbind() for k in kept), strict=True) for g in pair]
         return grad, grad_x, None, *found
 
@@ -299,13 +314,18 @@ def _gradients(
 ) -> _Gradients:
     """Gradients of what :func:`_narrow_side` computes, from ``grad`` ``(N, outputs)`` of the layer's output."""
     rank = a.shape[-2]
-    total = (grad @ b) * scaling
-    both = total if b0 is None else total + (grad @ b0) * scaling
+    total = _times(grad @ b, scaling)
+    both = total if b0 is None else total + _times(grad @ b0, scaling)
     return _Gradients(
         a=both.mT @ x,
-        b=grad.mT @ (wide[..., :rank] * scaling),
+        b=grad.mT @ _times(wide[..., :rank], scaling),
         x=(torch.cat([both, total], dim=-1), torch.cat([a, a0], dim=-2)),
     )
+
+
+def _times(value: Tensor, scaling: float | Tensor) -> Tensor:
+    """The product in the type of ``value``: a strength is not rounded to bf16 first."""
+    return (value * scaling).to(value.dtype)
 
 
 def _cropped(
@@ -322,14 +342,16 @@ def _stacked(
     known: _Known, increments: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
     """dA, dB, A0, B0 and scaling of all shares, the share first."""
-    slots = [share.slot for share in known.shares]
-    is_whole = slots == list(range(len(known.a0)))
-    a0 = known.a0 if is_whole else known.a0[slots]
-    b0 = None
-    if any(known.has_b0):
-        b0 = known.b0 if is_whole else known.b0[slots]
-    scaling = torch.tensor(known.scaling, dtype=a0.dtype, device=a0.device)[:, None, None]
-    return torch.stack(list(increments[::2])), torch.stack(list(increments[1::2])), a0, b0, scaling
+    index = known.index
+    assert index is not None
+    is_whole = [share.slot for share in known.shares] == list(range(len(known.a0)))
+
+    def of_shares(by_slot: Tensor) -> Tensor:
+        return by_slot if is_whole else by_slot.index_select(0, index)
+
+    b0 = of_shares(known.b0) if any(known.has_b0) else None
+    a, b = torch.stack(list(increments[::2])), torch.stack(list(increments[1::2]))
+    return a, b, of_shares(known.a0), b0, of_shares(known.scales)
 
 
 def _by_slot(flat: Tensor, known: _Known) -> Tensor:

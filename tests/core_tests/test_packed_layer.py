@@ -27,7 +27,8 @@ def drawn(*size: int, seed: int) -> Tensor:
 def packed(*, together: bool) -> tuple[Division, PackedLayer]:
     """Four slots with increments away from zero; the first two have factors B0, the others B0 = 0."""
     division = Division(len(RANKS), torch.device("cpu"), together=together)
-    division.scaling = list(SCALING)
+    for slot, scaling in enumerate(SCALING):
+        division.set_scaling(slot, scaling)
     layer = PackedLayer((N_OUT, N_IN), LARGEST, division, dtype=torch.float32)
     for slot, rank in RANKS.items():
         if rank is None:

@@ -265,10 +265,10 @@ def test_a_trial_whose_process_dies_is_tried_again_under_its_number(sweeper: Swe
 
 
 def test_a_pack_whose_process_dies_has_all_its_trials_tried_again(sweeper: Sweeper) -> None:
-    budget = {"trials": 4, "max_steps": 40}
+    budget = {"trials": 4, "max_steps": 15, "finalists": 0}
     sweeper.write({**PACKED, "budget": budget, "start_from": [], "pruning": {"retain": None}})
     process = sweeper.start("sweep", "sweep.yaml", "--set", "stop.past_target=null")
-    sweeper.wait_for("tiny", "TrialProbed", 6, process)
+    sweeper.wait_for("tiny", "TrialProbed", 4, process)
     children = psutil.Process(process.pid).children(recursive=True)
     (rank,) = [p for p in children if p.name().startswith("ray::PackRank")]
     rank.kill()
@@ -305,6 +305,23 @@ def test_a_packed_trial_that_breaks_leaves_the_others_alone(sweeper: Sweeper) ->
         by_tokens[trial.params["method.ceu.ignore_first_tokens"]].add(trial.state)
     assert by_tokens[60] == {"FAIL"}
     assert by_tokens[0] <= {"COMPLETE", "PRUNED"}
+
+
+def test_auto_packing_says_what_it_measured_and_took(sweeper: Sweeper) -> None:
+    engine = {"dtype": "fp32", "device": "cpu", "packing": "auto"}
+    budget = {"trials": 4, "max_steps": 2, "finalists": 0}
+    sweeper.write({"engine": engine, "budget": budget, "resources": {"max_concurrent": 1}})
+    process = sweeper.start("sweep", "sweep.yaml")
+    _, err = process.communicate(timeout=500)
+    assert process.returncode in (0, 3), err
+    (said,) = [
+        e["text"]
+        for e in sweeper.events("tiny")
+        if e["event"] == "Warned" and e["text"].startswith("engine.packing: ")
+    ]
+    assert re.search(r"a step takes each trial \d+ ms with 1, \d+ ms with 2", said)
+    assert said[:40] in " ".join(err.split())
+    assert len(sweeper.run("tiny").trials) == 4
 
 
 def test_trials_of_two_ranks_under_zero_3_follow_each_other(sweeper: Sweeper) -> None:
