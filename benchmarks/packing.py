@@ -14,7 +14,6 @@ import argparse
 import json
 import platform
 import resource
-import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,7 +26,7 @@ import yaml
 from core.config import TrialConfig
 from core.model.loading import resolve_device
 from core.training.ranks import join_alone
-from core.training.speed import step_seconds
+from core.training.speed import StepTime, time_steps
 from core.training.warm import Warm
 from tuning.files import load_sweep
 from tuning.space import bind, corner_proposals
@@ -48,33 +47,31 @@ def measured(trial: TrialConfig, sizes: Sequence[int], *, rounds: int) -> list[R
     """A row for each size, in milliseconds; without those that did not fit."""
     group, _meeting = join_alone(trial.engine)
     warm = Warm()
-    clocks: dict[int, list[float]] = defaultdict(list)
-    cpus: dict[int, list[float]] = defaultdict(list)
+    times: dict[int, list[StepTime]] = defaultdict(list)
     gib: dict[int, float] = {}
     is_cuda = resolve_device(trial.engine).type == "cuda"
     for _ in range(rounds):
         for size in sizes:
             if is_cuda:
                 torch.cuda.reset_peak_memory_stats()
-            cpu = time.process_time()
             try:
-                clocks[size].append(step_seconds(trial, size, warm=warm, group=group))
+                times[size].append(time_steps(trial, size, warm=warm, group=group))
             except torch.OutOfMemoryError:
                 continue
-            cpus[size].append(time.process_time() - cpu)
             gib[size] = peak_gib(is_cuda=is_cuda)
-    alone = median(clocks[1])
+    clock = {size: median(t.seconds for t in found) for size, found in times.items()}
+    cpu = {size: median(t.cpu_seconds for t in found) for size, found in times.items()}
     return [
         {
             "trials": size,
-            "ms_a_step": 1e3 * median(clocks[size]),
-            "ms_a_trial": 1e3 * median(clocks[size]) / size,
-            "speed_up": alone * size / median(clocks[size]),
-            "cpu_s_a_trial": median(cpus[size]) / size,
+            "ms_a_step": 1e3 * clock[size],
+            "ms_a_trial": 1e3 * clock[size] / size,
+            "speed_up": clock[1] * size / clock[size],
+            "cpu_ms_a_trial": 1e3 * cpu[size] / size,
+            "cpu_speed_up": cpu[1] * size / cpu[size],
             "peak_gib": gib[size],
         }
-        for size in sizes
-        if clocks[size]
+        for size in clock
     ]
 
 
@@ -95,12 +92,12 @@ def machine() -> str:
 def table(rows: Sequence[Row]) -> str:
     """The rows in Markdown."""
     lines = [
-        "| trials | step, ms | of a trial, ms | speed-up | CPU time of a trial, s | peak, GiB |",
-        "|---|---|---|---|---|---|",
+        "| trials | step, ms | of a trial, ms | speed-up | CPU time of a trial, ms | speed-up | peak, GiB |",
+        "|---|---|---|---|---|---|---|",
     ]
     lines += [
         f"| {r['trials']} | {r['ms_a_step']:.0f} | {r['ms_a_trial']:.0f} | {r['speed_up']:.2f} | "
-        f"{r['cpu_s_a_trial']:.2f} | {r['peak_gib']:.2f} |"
+        f"{r['cpu_ms_a_trial']:.0f} | {r['cpu_speed_up']:.2f} | {r['peak_gib']:.2f} |"
         for r in rows
     ]
     return "\n".join(lines)

@@ -377,12 +377,11 @@ def _sound(grads: Sequence[Tensor], marked: Tensor) -> list[Tensor]:
         grads: ``(R, inputs)`` and ``(outputs, R)`` of a slot, or both with the slots first.
         marked: Of the slot, or ``(slots,)``; written to.
     """
-    is_sound = torch.ones_like(marked)
-    for grad in grads:
-        norm = torch.linalg.vector_norm(grad, dim=(-2, -1), dtype=torch.float32)
-        is_sound &= norm < LARGEST_NORM  # NaN is not smaller
-    marked |= ~is_sound
-    return [torch.where(is_sound[..., None, None], grad, 0.0) for grad in grads]
+    a, b = (torch.linalg.vector_norm(g, dim=(-2, -1), dtype=torch.float32) for g in grads)
+    is_unsound = ~(a + b < LARGEST_NORM)  # NaN is not smaller
+    marked |= is_unsound
+    unsound = is_unsound[..., None, None]
+    return [grad.masked_fill_(unsound, 0.0) for grad in grads]
 
 
 def _as_large_as(grad: Tensor, parameter: Tensor) -> Tensor:

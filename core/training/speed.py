@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from statistics import median
 
 import torch
@@ -44,7 +45,7 @@ def seconds_by_size(
         if found and not fits(size):
             break
         try:
-            seconds = step_seconds(trial, size, warm=warm, group=group) / size
+            seconds = time_steps(trial, size, warm=warm, group=group).seconds / size
         except torch.OutOfMemoryError:
             break
         falls = not found or seconds < NO_LONGER_FALLS * min(found.values())
@@ -54,8 +55,16 @@ def seconds_by_size(
     return found
 
 
-def step_seconds(trial: TrialConfig, size: int, *, warm: Warm, group: Group) -> float:
-    """Median time of a step of ``size`` trials like one, together; of one with an engine of its own."""
+@dataclass(frozen=True, kw_only=True)
+class StepTime:
+    """Of an optimiser step: by the clock, and of this process's CPUs."""
+
+    seconds: float
+    cpu_seconds: float
+
+
+def time_steps(trial: TrialConfig, size: int, *, warm: Warm, group: Group) -> StepTime:
+    """Median times of a step of ``size`` trials like one, together; of one with an engine of its own."""
     n_steps = _N_BEFORE + _N_TIMED
     selection = trial.selection.model_copy(update={"max_steps": n_steps})
     trials = [
@@ -86,15 +95,19 @@ def step_seconds(trial: TrialConfig, size: int, *, warm: Warm, group: Group) -> 
 
         for _ in range(_N_BEFORE):
             step()
-        return median(_timed(step) for _ in range(_N_TIMED))
+        times = [_timed(step) for _ in range(_N_TIMED)]
+        return StepTime(
+            seconds=median(t.seconds for t in times),
+            cpu_seconds=median(t.cpu_seconds for t in times),
+        )
 
 
-def _timed(step: Callable[[], None]) -> float:
+def _timed(step: Callable[[], None]) -> StepTime:
     _finish_kernels()
-    began = time.perf_counter()
+    began, cpu = time.perf_counter(), time.process_time()
     step()
     _finish_kernels()
-    return time.perf_counter() - began
+    return StepTime(seconds=time.perf_counter() - began, cpu_seconds=time.process_time() - cpu)
 
 
 def _finish_kernels() -> None:
