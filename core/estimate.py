@@ -1,7 +1,7 @@
 """What a trial needs on each rank, before it runs: from its own rows, steps, model, adapter and losses."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -87,12 +87,13 @@ class Largest:
     is_bound: bool
 
 
-def rank_memory(trial: TrialConfig, *, outlines: Warm | None = None) -> RankMemory:
+def rank_memory(trial: TrialConfig, *, outlines: Warm | None = None, slots: int = 1) -> RankMemory:
     """What a rank of a trial needs.
 
     Args:
         trial: The trial.
         outlines: Outlines of models and rows that were read for other trials; see :func:`new_outlines`.
+        slots: Trials like it that share the frozen model and each pass of a step; they probe in turn.
 
     Raises:
         UserError: If model or data are not as the trial says, or the model's configuration is not here.
@@ -112,9 +113,12 @@ def rank_memory(trial: TrialConfig, *, outlines: Warm | None = None) -> RankMemo
             needs=kept,
             checkpoints=trial.engine.activation_checkpointing,
         )
-        for at in (largest.step, largest.probe)
+        for at in (replace(largest.step, rows=slots * largest.step.rows), largest.probe)
     )
     frozen, trained = n_weights(trial, model.network)
+    if slots > 1:  # each has its own factors
+        base = sum(p.numel() for p in model.network.parameters())
+        frozen, trained = base + slots * (frozen - base), slots * trained
     states = held_states(
         frozen, trained, trial.engine, width=width, splits_frozen=trial.partitions == "base"
     )

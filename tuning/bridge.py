@@ -5,8 +5,10 @@ ones); its scheduler reports each probe to the ledger and obeys the pruner. Neit
 crash could lose.
 """
 
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -35,6 +37,7 @@ from tuning.failures import (
 from tuning.handing_out import HandedOut
 from tuning.ledger import Ledger
 from tuning.objective import Outcome, conclude
+from tuning.packing import PACK
 from tuning.records import attempt_folder
 from tuning.space import bind
 from tuning.trainable import PROBE
@@ -104,6 +107,7 @@ class Dispatcher:
         self._assigned: dict[int, Assignment] = {}
         done = remedies(run_dir.glob("trials/*/attempt-*"))
         self._at_a_time = max(1, concurrent - ("concurrency" in done))
+        self._lowered = -math.inf
         self._halves_batches = "micro_batch" in done
         self._needs = needs
         self.is_interrupted = False
@@ -215,7 +219,10 @@ class Dispatcher:
         if remedy is None:
             return False
         record_remedy(assignment.folder, remedy)
+        if remedy == "concurrency" and assignment.began < self._lowered:
+            return True  # it ran beside the one that was answered, in the same pack say
         if remedy == "concurrency":
+            self._lowered = time.monotonic()
             self._at_a_time = max(1, self._at_a_time - 1)
             instead = f"{self._at_a_time} trials at a time from now on"
         else:
@@ -328,13 +335,19 @@ class LedgerSearcher(Searcher):
     """Tune's question "what next?", answered by the dispatcher."""
 
     def __init__(
-        self, dispatcher: Dispatcher, resources: Any, handed_out: HandedOut | None = None
+        self,
+        dispatcher: Dispatcher,
+        resources: Any,
+        handed_out: HandedOut | None = None,
+        *,
+        packs: Collection[str] = (),
     ) -> None:
-        """Answer from ``dispatcher``; ranks get what is ``handed_out``."""
+        """Answer from ``dispatcher``; ranks get what is ``handed_out``; trials are spread over ``packs``, if any."""
         super().__init__()
         self._dispatcher, self._resources = dispatcher, resources
         self._handed_out = handed_out
         self._numbers: dict[str, int] = {}
+        self._packs, self._in_pack = tuple(packs), dict[str, str]()
 
     def suggest(  # type: ignore[override]  # the base class's type forgets FINISHED
         self, trial_id: str
@@ -344,19 +357,25 @@ class LedgerSearcher(Searcher):
         if assignment is None:
             return Searcher.FINISHED if self._dispatcher.is_done else None
         self._numbers[trial_id] = assignment.number
-        return {
+        config = {
             NUMBER: assignment.number,
             "trial": assignment.trial,
             "folder": str(assignment.folder),
             "resources": self._resources,
             "handed_out": self._handed_out,
         }
+        if self._packs:
+            filled = Counter(self._in_pack.values())
+            self._in_pack[trial_id] = min(self._packs, key=lambda name: filled[name])
+            config[PACK] = self._in_pack[trial_id]
+        return config
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         """A trial ended, or its attempt broke."""
         number = self._numbers.pop(trial_id)
+        self._in_pack.pop(trial_id, None)
         if error:
             self._dispatcher.broke(number)
         else:

@@ -1,12 +1,11 @@
 """The sections of a sweep file: what is fixed, what is searched, for how long, and on what."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from difflib import unified_diff
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    BeforeValidator,
     Field,
     StringConstraints,
     field_validator,
@@ -29,7 +28,7 @@ from core.config import (
     SelectionConfig,
     UtilityMetric,
 )
-from core.config.section import Positive, Section
+from core.config.section import Positive, Section, auto_or
 
 RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 """Names of runs; anything else could leave the folder of runs."""
@@ -225,25 +224,13 @@ class SamplerSpec(Section):
     """tpe, gp: random trials before the model is fitted; nsga2: its population."""
 
 
-def _auto_or(rule: str, fits: Callable[[float], bool]) -> BeforeValidator:
-    """A check of a field that is a number or ``auto``: one problem, at the field itself."""
-
-    def check(value: object) -> object:
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if value != "auto" and not (is_number and fits(value)):  # type: ignore[arg-type]
-            raise ValueError(f"must be auto or {rule}")
-        return value
-
-    return BeforeValidator(check)
-
-
 class ResourcesSpec(Section):
     """What a trial occupies."""
 
     ranks_per_trial: Positive = 1
     """Processes of a trial."""
     gpus_per_rank: Annotated[
-        float | Literal["auto"], _auto_or("a number from 0 to 1", lambda n: 0 <= n <= 1)
+        float | Literal["auto"], auto_or("a number from 0 to 1", lambda n: 0 <= n <= 1)
     ] = "auto"
     """GPUs of each; a fraction lets several trials share one. ``auto``: the share that the estimate needs, 0 without
     a GPU; recorded resolved."""
@@ -251,7 +238,7 @@ class ResourcesSpec(Section):
     """CPU cores, and threads, of each."""
     max_concurrent: Annotated[
         int | Literal["auto"],
-        _auto_or("a whole number from 1 on", lambda n: n >= 1 and n == int(n)),
+        auto_or("a whole number from 1 on", lambda n: n >= 1 and n == int(n)),
     ] = "auto"
     """Trials at the same time; ``auto``: as many as fit into cores, GPUs and memory."""
 
@@ -435,6 +422,7 @@ class SweepSpec(Section):
         plain = self.plain()
         for key in ("name", "resources"):
             plain.pop(key)
+        plain["engine"].pop("packing", None)  # how trials share a machine, as resources are
         plain["budget"] = {k: plain["budget"][k] for k in ("max_steps", "probe_every")}
         return plain
 

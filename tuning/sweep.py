@@ -2,6 +2,7 @@
 
 import fcntl
 import logging
+import math
 import os
 import platform
 import shutil
@@ -9,7 +10,7 @@ import signal
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -40,11 +41,26 @@ from tuning.data_words import data_warnings
 from tuning.events import EventLog, Prepared, Reporting, Silent, Warned, Watcher
 from tuning.handing_out import HandedOut, PreparedFiles, hand_out
 from tuning.ledger import Ledger
+from tuning.packing import (
+    LEAST_GAIN,
+    LEAST_GAIN_ON_SHARED_GPU,
+    SIZES,
+    PackedTrial,
+    choose,
+    packed_placement,
+    start_packs,
+    time_sizes,
+)
 from tuning.ranking import by_probes
 from tuning.resources import (
+    DRIVER_GIB,
     Cluster,
     Needs,
+    Running,
+    asked_slots,
+    at_the_same_time,
     concurrent_trials,
+    largest_trials,
     rank_needs,
     read_largest,
     with_gpus,
@@ -278,25 +294,27 @@ def _drive(
     if points is not None and points < target:
         target, wanted = points, target
         log.emit(Warned(text=exhausted(points, wanted)))
-    ledger.set_note("concurrent", plan.concurrent)
     ledger.set_note("target", target)
     ledger.set_note("ended", None)
     ledger.set_note("session_began", time.time())
     handed_out, _shelf = hand_out(prepared) if plan.is_far else (None, None)
     try:
         reconcile(spec, run_dir, ledger, log)
+        if ledger.n_begun() < target or ledger.running():
+            plan = plan.packed(spec, log)
+        ledger.set_note("concurrent", plan.running.trials)
         dispatcher = Dispatcher(
             spec,
             run_dir,
             ledger,
             log,
             target=target,
-            concurrent=plan.concurrent,
+            concurrent=plan.running.trials,
             needs=plan.needs_in_words,
         )
         if not dispatcher.is_done:
             with signals.handed_to(dispatcher):
-                _execute(spec, dispatcher, plan.concurrent, handed_out)
+                _execute(spec, plan, dispatcher, handed_out)
             signals.raise_received()
         _report_finalists(spec, run_dir, ledger, log, handed_out)
         run = load_run(run_dir)
@@ -321,17 +339,23 @@ def _ending(run: Run) -> records.Ending:
 
 
 def _execute(
-    spec: SweepSpec, dispatcher: Dispatcher, concurrent: int, handed_out: HandedOut | None
+    spec: SweepSpec, plan: "_Plan", dispatcher: Dispatcher, handed_out: HandedOut | None
 ) -> None:
     """Let Ray Tune run what the dispatcher hands out; its own state is scratch."""
-    with tempfile.TemporaryDirectory(prefix="unlearn-tune-") as scratch:
+    with (
+        tempfile.TemporaryDirectory(prefix="unlearn-tune-") as scratch,
+        _packs(spec, plan) as packs,
+    ):
+        trainable: type[tune.Trainable] = PackedTrial if packs else UnlearningTrial
+        resources = plan.spec.resources
+        place = packed_placement() if packs else placement(resources)
         tuner = tune.Tuner(
-            tune.with_resources(UnlearningTrial, placement(spec.resources)),
+            tune.with_resources(trainable, place),
             tune_config=tune.TuneConfig(
-                search_alg=LedgerSearcher(dispatcher, spec.resources, handed_out),
+                search_alg=LedgerSearcher(dispatcher, resources, handed_out, packs=packs),
                 scheduler=LedgerScheduler(dispatcher),
                 num_samples=-1,  # the searcher says when it is over
-                max_concurrent_trials=concurrent,
+                max_concurrent_trials=plan.running.trials,
                 reuse_actors=True,
                 trial_dirname_creator=lambda trial: str(trial.trial_id),
             ),
@@ -345,6 +369,24 @@ def _execute(
             ),
         )
         tuner.fit()
+
+
+@contextmanager
+def _packs(spec: SweepSpec, plan: "_Plan") -> Iterator[Collection[str]]:
+    """Names of the packs that trials share within the context; none where each has ranks of its own."""
+    running = plan.running
+    if running.slots == 1:
+        yield ()
+        return
+    like = [bind(spec, proposal, where="sweep") for proposal in corner_proposals(spec)]
+    packs = start_packs(
+        like, n_packs=running.workers, n_slots=running.slots, resources=plan.spec.resources
+    )
+    try:
+        yield packs.keys()
+    finally:
+        for pack in packs.values():
+            ray.kill(pack)
 
 
 def _prepare(
@@ -505,17 +547,17 @@ class _Plan:
 
     Attributes:
         spec: The sweep, with ``resources.gpus_per_rank`` resolved.
-        concurrent: Trials at the same time.
-        because: What says so.
+        running: Trials at the same time, and what they run on.
         needs: What a rank needs of memory, where that is known.
-        is_far: Whether it is a cluster, whose nodes may each have a cache of their own.
+        cluster: What there is.
+        is_far: Whether it is a cluster, which may grow, and whose nodes may each have a cache of their own.
     """
 
     spec: SweepSpec
-    concurrent: int
-    because: str
+    running: Running
     needs: Needs | None
-    is_far: bool = False
+    cluster: Cluster
+    is_far: bool
 
     @property
     def needs_in_words(self) -> str:
@@ -526,10 +568,47 @@ class _Plan:
         gpu = f" and {self.needs.on_gpu:.2f} GiB of a GPU" if self.spec.resources.n_gpus else ""
         return f"a rank of the largest trial is estimated to need {machine}{gpu}"
 
+    @property
+    def room_gib(self) -> float | None:
+        """Memory that a rank may take where it computes; ``None`` where that is not known."""
+        resources = self.spec.resources
+        if resources.n_gpus:
+            return self.cluster.gpu_memory_gib
+        if self.cluster.memory_gib is None:
+            return None
+        n_ranks = self.running.workers * resources.ranks_per_trial
+        return (self.cluster.memory_gib - DRIVER_GIB) / n_ranks
+
+    def packed(self, spec: SweepSpec, log: EventLog) -> "_Plan":
+        """The plan with ``engine.packing: auto`` resolved: steps of a trial are timed at several sizes."""
+        resources, alone = self.spec.resources, self.running
+        sizes = [n for n in SIZES if n <= math.ceil(spec.budget.trials / alone.workers)]
+        if spec.trial_engine().packing != "auto" or len(sizes) < 2:
+            return self
+        trial = max(largest_trials(spec), key=lambda t: t.adapter.rank)
+        with _a_rank(spec) as call:
+            seconds = call(time_sizes, (trial, sizes, self.room_gib))
+        is_shared = 0 < resources.n_gpus < 1 and alone.workers > self.cluster.gpus
+        choice = choose(seconds, least_gain=LEAST_GAIN_ON_SHARED_GPU if is_shared else LEAST_GAIN)
+        log.emit(Warned(text=f"engine.packing: {choice.slots}, because {choice.because}"))
+        if choice.slots == 1:
+            return self
+        packed = spec
+        if is_shared:  # a pack has a GPU for itself
+            whole = resources.model_copy(update={"gpus_per_rank": 1.0})
+            packed = spec.model_copy(update={"resources": whole})
+        running = at_the_same_time(
+            packed, self.cluster, self.needs, slots=choice.slots, may_grow=self.is_far
+        )
+        return replace(self, spec=packed, running=running)
+
     def tell(self, watcher: Watcher) -> None:
         """Say what was chosen, where the machine and not the file said so."""
-        if self.concurrent < self.spec.budget.trials and self.because != "resources.max_concurrent":
-            watcher.show(Warned(text=f"{self.concurrent} trials at a time: {self.because}"))
+        trials, because = self.running.trials, self.running.because
+        if self.running.slots > 1 or (
+            trials < self.spec.budget.trials and because != "resources.max_concurrent"
+        ):
+            watcher.show(Warned(text=f"{trials} trials at a time: {because}"))
 
 
 @contextmanager
@@ -574,11 +653,8 @@ def _ray(spec: SweepSpec, launch: Launch) -> Iterator[_Plan]:
         if cluster.gpu_memory_gib is None:
             cluster = replace(cluster, gpu_memory_gib=gpu_memory_gib)
         spec = with_gpus(spec, cluster, needs)
-        fitting = concurrent_trials(spec.resources, cluster, needs, may_grow=is_far)
-        concurrent = min(fitting.trials, spec.budget.trials)
-        yield _Plan(
-            spec=spec, concurrent=concurrent, because=fitting.because, needs=needs, is_far=is_far
-        )
+        running = at_the_same_time(spec, cluster, needs, slots=asked_slots(spec), may_grow=is_far)
+        yield _Plan(spec=spec, running=running, needs=needs, cluster=cluster, is_far=is_far)
     finally:
         ray.shutdown()
 
@@ -618,7 +694,7 @@ def _looked_at(
 
 def _look(spec: SweepSpec) -> tuple[Needs | None, float | None]:
     """Runs where ranks run."""
-    return rank_needs(spec), Cluster.this_machine().gpu_memory_gib
+    return rank_needs(spec, slots=asked_slots(spec)), Cluster.this_machine().gpu_memory_gib
 
 
 def _knock(address: str) -> None:

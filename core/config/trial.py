@@ -73,6 +73,11 @@ class TrialConfig(Section):
                 "method.adapter_init: adapter.kind: full has no adapter to initialise; leave it at lora, "
                 f"got {method.adapter_init}"
             )
+        if kind == "full" and self.engine.packing != 1:
+            problems.append(
+                "engine.packing: packs adapters on one frozen model, and adapter.kind: full has none; leave it "
+                f"at 1, got {self.engine.packing}"
+            )
         losses = (
             ("method.forget_loss", method.forget_loss, method.forget_facts),
             ("method.retain_loss", method.retain_loss, method.retain_facts),

@@ -27,6 +27,10 @@ class Layout(Protocol):
     labels_BT: Tensor
     predicting: Tensor
 
+    def positions_of(self, rows: Sequence[TokenRow]) -> int:
+        """Positions of the input that some of the rows take."""
+        ...
+
     def padded(self, states: Tensor) -> Tensor:
         """States of each input position as ``(B, T, D)``; what stands on padding means nothing."""
         ...
@@ -41,6 +45,10 @@ class Padded:
         self.inputs = {"input_ids": batch.ids, "attention_mask": batch.mask}
         self.labels_BT = batch.labels
         self.predicting = torch.nn.functional.pad(batch.labels[:, 1:] != IGNORED, (0, 1))
+
+    def positions_of(self, rows: Sequence[TokenRow]) -> int:
+        """As many for each row."""
+        return len(rows) * self.labels_BT.shape[1]
 
     def padded(self, states: Tensor) -> Tensor:
         """They are."""
@@ -81,6 +89,10 @@ class EndToEnd:
         self.labels_BT = labels_BT.to(device)
         self.kept: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         """What attention works out of it once, for all layers."""
+
+    def positions_of(self, rows: Sequence[TokenRow]) -> int:
+        """Their tokens."""
+        return sum(len(row.ids) for row in rows)
 
     def padded(self, states: Tensor) -> Tensor:
         """From ``(1, P, D)``; the first token's states stand on padding."""

@@ -186,3 +186,8 @@ def oriented(module: nn.Module, tensor: Tensor) -> Tensor:
 def vocabulary_size(network: nn.Module) -> int:
     """Number of token ids that the model knows."""
     return int(cast(Any, network).get_input_embeddings().num_embeddings)
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Whether a linear layer stores its weight as inputs by outputs (GPT-2's Conv1D)."""
+    return isinstance(module, Conv1D)

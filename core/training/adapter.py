@@ -10,7 +10,7 @@ two nearly equal products are subtracted; and switching the adapter off gives th
 Ordinary LoRA is the case B0 = 0.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -246,18 +246,11 @@ class DifferenceAdapter:
         Args:
             gather: Gives a parameter's full float32 value on every rank (masters, ZeRO 3 parts).
         """
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
         for name, layer in self._layers():
-            moved_a = gather(layer.moved_a.weight)
-            moved_b = gather(layer.moved_b.weight)
-            a0 = layer.initial_a.detach().float().cpu()
-            if layer.initial_b is None:
-                a, b = a0 + moved_a, moved_b
-            else:
-                b0 = layer.initial_b.detach().float().cpu()
-                a, b = torch.cat([moved_a, a0]), torch.cat([b0 + moved_b, moved_b], dim=1)
-            tensors[f"base_model.model.{name}.lora_A.weight"] = a.contiguous()
-            tensors[f"base_model.model.{name}.lora_B.weight"] = b.contiguous()
+            initial = InitialFactors(a=layer.initial_a, b=layer.initial_b)
+            moved_a, moved_b = gather(layer.moved_a.weight), gather(layer.moved_b.weight)
+            tensors |= ordinary_lora(name, initial, moved_a, moved_b)
         return tensors
 
     def unmoved(self, gather: Gather) -> list[str]:
@@ -270,9 +263,30 @@ class DifferenceAdapter:
 
     def initial_rms(self) -> tuple[float, float]:
         """Root mean square of all entries of A0 and of B0 (0 where B0 = 0)."""
-        a = _rms([layer.initial_a for _, layer in self._layers()])
-        b = _rms([layer.initial_b for _, layer in self._layers() if layer.initial_b is not None])
-        return a, b
+        return rms_of(
+            InitialFactors(a=layer.initial_a, b=layer.initial_b) for _, layer in self._layers()
+        )
+
+
+def ordinary_lora(
+    name: str, initial: InitialFactors, moved_a: Tensor, moved_b: Tensor
+) -> dict[str, Tensor]:
+    """What a layer is saved as; see :meth:`DifferenceAdapter.exported`.
+
+    Args:
+        name: Of the layer in the original model.
+        initial: Frozen factors.
+        moved_a: The increment dA, float32 on the CPU.
+        moved_b: The increment dB, likewise.
+    """
+    a0 = initial.a.detach().float().cpu()
+    if initial.b is None:
+        a, b = a0 + moved_a, moved_b
+    else:
+        b0 = initial.b.detach().float().cpu()
+        a, b = torch.cat([moved_a, a0]), torch.cat([b0 + moved_b, moved_b], dim=1)
+    prefix = f"base_model.model.{name}"
+    return {f"{prefix}.lora_A.weight": a.contiguous(), f"{prefix}.lora_B.weight": b.contiguous()}
 
 
 def save_adapter(
@@ -344,6 +358,12 @@ def _lora_config(targets: list[str], *, rank: int, scaling: float) -> peft.LoraC
         task_type="CAUSAL_LM",
         init_lora_weights=False,
     )
+
+
+def rms_of(factors: Iterable[InitialFactors]) -> tuple[float, float]:
+    """Root mean square of all entries of A0 and of B0 (0 where B0 = 0)."""
+    known = list(factors)
+    return _rms([f.a for f in known]), _rms([f.b for f in known if f.b is not None])
 
 
 def _rms(tensors: list[Tensor]) -> float:

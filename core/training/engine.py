@@ -30,7 +30,7 @@ class Engine:
     ) -> None:
         """Build the DeepSpeed engine around what is trained of ``model``."""
         self._optimizer_config, self._plan, self._max_steps = optimizer, plan, max_steps
-        self._trained, self._reader = trained, model.reader
+        self._trained, self._reader, self._device = trained, model.reader, model.device
         parameters = [p for p in trained.model.parameters() if p.requires_grad]
         client = torch.optim.AdamW(
             parameters,
@@ -44,8 +44,13 @@ class Engine:
             optimizer=client,
             model_parameters=parameters,
             dist_init_required=False,
-            config=_deepspeed_config(
-                engine, optimizer, plan, model.dtype, n_trained=sum(_size(p) for p in parameters)
+            config=deepspeed_config(
+                engine,
+                model.dtype,
+                n_trained=sum(_size(p) for p in parameters),
+                micro_batch_size=plan.micro_batch_size,
+                gradient_accumulation_steps=plan.gradient_accumulation_steps,
+                gradient_clipping=optimizer.gradient_clipping,
             ),
         )
         if engine.zero_stage == 0:
@@ -57,9 +62,10 @@ class Engine:
         """One pass over the rows of all parts together; see :func:`~core.training.reading.read_parts`."""
         return read_parts(
             self._engine,
-            self.module,
             parts,
+            module=self.module,
             reader=self._reader,
+            device=self._device,
             trained=self._trained,
             checkpoints=self._checkpoints,
         )
@@ -87,27 +93,13 @@ class Engine:
         self._step += 1
 
     def _set_learning_rate(self) -> None:
-        config = self._optimizer_config
-        rate = config.learning_rate
-        if self._step < config.warmup_steps:
-            rate *= (self._step + 1) / (config.warmup_steps + 1)
-        elif config.schedule == "linear":
-            left = self._max_steps - self._step
-            rate *= left / max(1, self._max_steps - config.warmup_steps)
+        rate = rate_at(self._step, self._optimizer_config, max_steps=self._max_steps)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = rate
 
     def full_value(self, parameter: Tensor) -> Tensor:
         """Full float32 value of a trained parameter on the CPU: the master copy where there is one."""
-        from deepspeed.utils import safe_get_full_fp32_param
-
-        if self._stage == 0 and parameter.dtype == torch.float32:
-            return float32_on_cpu(parameter)
-        value = safe_get_full_fp32_param(parameter)
-        if value is None:
-            return float32_on_cpu(parameter)
-        full: Tensor = value.detach().float().cpu()
-        return full.reshape(_full_shape(parameter))
+        return full_value(parameter, zero_stage=self._stage)
 
     def destroy(self) -> None:
         """Free everything, so that the next trial of this process starts clean."""
@@ -118,6 +110,29 @@ class Engine:
             torch.cuda.empty_cache()
 
 
+def rate_at(step: int, config: OptimizerConfig, *, max_steps: int) -> float:
+    """Learning rate of the step after ``step`` others, by warm-up and schedule."""
+    rate = config.learning_rate
+    if step < config.warmup_steps:
+        rate *= (step + 1) / (config.warmup_steps + 1)
+    elif config.schedule == "linear":
+        rate *= (max_steps - step) / max(1, max_steps - config.warmup_steps)
+    return rate
+
+
+def full_value(parameter: Tensor, *, zero_stage: int) -> Tensor:
+    """Full float32 value of a parameter that an engine trains, on the CPU; every rank must take part."""
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    if zero_stage == 0 and parameter.dtype == torch.float32:
+        return float32_on_cpu(parameter)
+    value = safe_get_full_fp32_param(parameter)
+    if value is None:
+        return float32_on_cpu(parameter)
+    full: Tensor = value.detach().float().cpu()
+    return full.reshape(_full_shape(parameter))
+
+
 def _full_shape(parameter: Tensor) -> tuple[int, ...]:
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
@@ -126,25 +141,27 @@ def _size(parameter: Tensor) -> int:
     return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
-def _deepspeed_config(
+def deepspeed_config(
     engine: EngineConfig,
-    optimizer: OptimizerConfig,
-    plan: BatchPlan,
     dtype: torch.dtype,
     *,
     n_trained: int,
+    micro_batch_size: int = 1,
+    gradient_accumulation_steps: int = 1,
+    gradient_clipping: float = 0.0,
 ) -> dict[str, Any]:
+    """DeepSpeed's configuration for an engine that trains ``n_trained`` weights; clipping is off unless given."""
     zero = zero_options(engine)
     if engine.zero_stage in (1, 2):
         # it takes the whole bucket at each step, 2 GB by default; gradients of an adapter are far fewer
         zero["reduce_bucket_size"] = min(LARGEST_BUCKET, n_trained)
     return {
-        "train_micro_batch_size_per_gpu": plan.micro_batch_size,
-        "gradient_accumulation_steps": plan.gradient_accumulation_steps,
+        "train_micro_batch_size_per_gpu": micro_batch_size,
+        "gradient_accumulation_steps": gradient_accumulation_steps,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,  # ours is torch's AdamW: nothing to compile
         "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": dtype == torch.bfloat16},
-        "gradient_clipping": optimizer.gradient_clipping,
+        "gradient_clipping": gradient_clipping,
         "steps_per_print": 10**9,
     }

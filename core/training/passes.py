@@ -30,7 +30,7 @@ class Wanted:
     reference_logits: bool = False
 
     def and_also(self, other: "Wanted") -> "Wanted":
-        """Both wishes together; one trial names one block."""
+        """Both wishes together; of two blocks the first, for a pass gives all of them."""
         return Wanted(
             block=self.block if other.block is None else other.block,
             adapter_outputs=self.adapter_outputs or other.adapter_outputs,

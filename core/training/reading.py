@@ -1,72 +1,100 @@
-"""One forward pass over the rows of all parts of a micro-batch, and what it says of each part."""
+"""One forward pass over the rows of several parts, and what it says of each: here alone training runs a network."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import reduce
 from itertools import accumulate, pairwise
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from core.data.layouts import Layout
 from core.model.attention import reading
 from core.model.reading import Call, Reader
 from core.training.checkpointing import checkpointed
 from core.training.passes import Forwarded, Part, Wanted
-from core.training.trained import Trained
 
 Taken = Mapping[str, list[tuple[Tensor, Tensor]]]
 """Layer name to what the adapter added to it, and its own output, at each pass."""
 
+Dividing = Callable[[Sequence[int]], AbstractContextManager[None]]
+"""A context in which a network knows how many positions of a pass each part has, in their order."""
+
+
+class Readable(Protocol):
+    """What is read beside the network's logits: of the adapter, and of the reference model."""
+
+    def reference(self) -> AbstractContextManager[nn.Module]:
+        """Within the context the module that it gives is the reference model."""
+        ...
+
+    def tapped(self) -> AbstractContextManager[Taken]:
+        """Within the context each forward pass leaves what the adapter adds, layer by layer."""
+        ...
+
+
+def undivided(positions: Sequence[int]) -> AbstractContextManager[None]:
+    """For a network that computes the same for the rows of all parts."""
+    return nullcontext()
+
 
 def read_parts(
     call: Call,
-    network: nn.Module,
     parts: Sequence[Part],
     *,
+    module: nn.Module,
     reader: Reader,
-    trained: Trained,
+    device: torch.device,
+    trained: Readable,
     checkpoints: bool,
+    dividing: Dividing = undivided,
 ) -> list[Forwarded]:
-    """What a pass says of each part; the reference model, where a part wants it, reads that part alone.
+    """One pass over the rows of all parts together, and what it says of each part.
+
+    The reference model, where a part wants it, reads that part alone.
 
     Args:
-        call: Runs the network.
-        network: The network, with what is trained on it.
-        parts: Rows of each role.
-        reader: How the network reads rows.
-        trained: What is trained.
-        checkpoints: Whether blocks keep their inputs only.
+        call: Runs the model that is trained: the model itself, or an engine around it.
+        parts: What is read; the rows of a part lie together, part after part.
+        module: The model itself.
+        reader: How it reads rows.
+        device: Where it lies.
+        trained: Gives what the parts want beside logits.
+        checkpoints: Whether blocks keep their input only, and compute the rest again for the gradient.
+        dividing: What the pass runs in, told the positions of each part.
     """
-    device = next(network.parameters()).device
-    rows = [row for part in parts for row in part.rows]
-    layout = reader.lay(rows, device)
+    layout = reader.lay([row for part in parts for row in part.rows], device)
     wanted = reduce(Wanted.and_also, (part.wanted for part in parts), Wanted())
-    kept: AbstractContextManager[None] = nullcontext()
-    if checkpoints:
+    positions = [layout.positions_of(part.rows) for part in parts]
 
-        @contextmanager
-        def again() -> Iterator[None]:
-            with reading(network, layout), _looking(trained, wanted):
-                yield
+    def looking() -> AbstractContextManager[Taken]:
+        nothing: Taken = {}
+        return trained.tapped() if wanted.adapter_outputs else nullcontext(nothing)
 
-        kept = checkpointed(network, again=again)
-    with _looking(trained, wanted) as taken, kept:
-        read = reader.read(call, network, layout, with_blocks=wanted.block is not None)
-    block = None if wanted.block is None else layout.padded(read.blocks[wanted.block + 1])
+    @contextmanager
+    def again() -> Iterator[None]:
+        with reading(module, layout), dividing(positions), looking():
+            yield
+
+    keeping = checkpointed(module, again=again) if checkpoints else nullcontext()
+    with dividing(positions), looking() as taken, keeping:
+        read = reader.read(call, module, layout, with_blocks=wanted.block is not None)
+    logits = read.logits_NV.split([sum(row.n_counted for row in part.rows) for part in parts])
+    ends = accumulate((len(part.rows) for part in parts), initial=0)
+    blocks: dict[int, Tensor] = {}
     outputs = {
         name: (layout.padded(pairs[-1][0]), layout.padded(pairs[-1][1]))
         for name, pairs in taken.items()
     }
-    row_ends = accumulate((len(part.rows) for part in parts), initial=0)
-    logits = read.logits_NV.split([sum(row.n_counted for row in part.rows) for part in parts])
     found = []
-    for part, (first, end), logits_NV in zip(parts, pairwise(row_ends), logits, strict=True):
+    for part, (first, end), logits_NV in zip(parts, pairwise(ends), logits, strict=True):
         at, length = slice(first, end), max(len(row.ids) for row in part.rows)
         found.append(
             Forwarded(
                 logits_NV=logits_NV,
                 labels_BT=layout.labels_BT[at, :length],
-                block_BTD=None if block is None else block[at, :length],
+                block_BTD=_block(part.wanted.block, read.blocks, layout, blocks, at, length),
                 adapter_outputs={
                     name: (added[at, :length], base[at, :length])
                     for name, (added, base) in outputs.items()
@@ -77,15 +105,25 @@ def read_parts(
     return found
 
 
-def _looking(trained: Trained, wanted: Wanted) -> AbstractContextManager[Taken]:
-    """Within the context each pass leaves what adapters add, where that is wanted."""
-    nothing: Taken = {}
-    return trained.tapped() if wanted.adapter_outputs else nullcontext(nothing)
+def _block(
+    wanted: int | None,
+    blocks: Sequence[Tensor],
+    layout: Layout,
+    padded: dict[int, Tensor],
+    at: slice,
+    length: int,
+) -> Tensor | None:
+    """Output of a block for some rows; each block is padded once."""
+    if wanted is None:
+        return None
+    if wanted not in padded:
+        padded[wanted] = layout.padded(blocks[wanted + 1])
+    return padded[wanted][at, :length]
 
 
 @torch.no_grad()
 def _reference_logits(
-    part: Part, reader: Reader, trained: Trained, device: torch.device
+    part: Part, reader: Reader, trained: Readable, device: torch.device
 ) -> Tensor | None:
     if not part.wanted.reference_logits:
         return None

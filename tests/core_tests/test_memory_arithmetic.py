@@ -151,3 +151,12 @@ def test_micro_batches_need_less_than_the_batch_at_once(make_trial: TrialMaker) 
 def test_all_weights_trained_need_more_than_an_adapter(make_trial: TrialMaker) -> None:
     adapter, full = (rank_memory(make_trial({"adapter.kind": kind})) for kind in ("lora", "full"))
     assert full.weights > 4 * adapter.weights
+
+
+def test_trials_of_a_pack_share_the_base_and_probe_in_turn(make_trial: TrialMaker) -> None:
+    trial = make_trial()
+    one, two, three = (rank_memory(trial, slots=n) for n in (1, 2, 3))
+    assert three.weights - two.weights == two.weights - one.weights < one.weights
+    assert three.activations > 2.5 * one.activations
+    assert three.step_logits == pytest.approx(3 * one.step_logits, rel=0.01)
+    assert three.probe_logits == one.probe_logits
