@@ -20,6 +20,8 @@ Which rows come first is drawn anew in each of some orders. What is counted:
 
     python benchmarks/probes.py replay FOLDER --orders 50
 
+No trial lands, and none is without effect: neither is replayed.
+
 ``--limit`` replays with another limit of all drops (and a hard limit of five times as much): the closer limits lie
 to what trials do, the harder decisions are.
 """
@@ -40,9 +42,9 @@ from core.config import SelectionConfig, TrialConfig, parse_trial
 from core.measuring.extent import Extent
 from core.measuring.history import History
 from core.measuring.probing import Measurement
-from core.measuring.reading import Place, Reading, bounds
 from core.measuring.reporting import decide
-from core.measuring.selection import Probe, best_probe
+from core.measuring.selection import Probe, best_probe, drop_at_target
+from core.measuring.staged import Place, Reading, bounds
 from core.metrics.intervals import Sums
 from core.metrics.probes import MEASURED, degradation, level
 from core.store.durable import commit_yaml, read_lines
@@ -110,7 +112,8 @@ def _unstopped(trial: TrialConfig) -> TrialConfig:
     """The trial with nothing that stops it; every probe counts so far, so that its rows are recorded."""
     rules = {"constraints": (), "past_target": None, "retain_guard": None, "select": "last"}
     extent = {"rows_per_probe": "all", "skip_probes": False}
-    selection = trial.selection.model_copy(update=rules | extent)
+    beside = {"landing": False, "no_effect": None}
+    selection = trial.selection.model_copy(update=rules | extent | beside)
     return trial.model_copy(update={"selection": selection})
 
 
@@ -169,6 +172,8 @@ def replay(trial: Recorded, extent: Extent, *, orders: Mapping[str, Sequence[int
 
         def measured(reading: Reading = reading) -> Measurement:
             metrics = degradation(reading.levels(baseline), baseline)
+            if selection.is_minimized:
+                metrics["drop_at_target"] = drop_at_target(metrics, selection)
             return Measurement(metrics=metrics, intervals={}, n_rows={}, sums={})
 
         if extent.adaptive and step != last_step:

@@ -1,19 +1,19 @@
 """What a trial needs on each rank, before it runs: from its own rows, steps, model, adapter and losses."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from core.config import DataConfig, TrialConfig
+from core.data.batches import rows_by_length
 from core.data.tokens import TokenSplits
 from core.losses import FORGET_LOSSES, RETAIN_LOSSES
-from core.measuring.meter import Meter
 from core.metrics.probes import MEASURED
 from core.model.layers import linear_shape, resolve_targets
-from core.model.loading import LoadedModel, outlined_model
+from core.model.loading import outlined_model
 from core.training.memory import Pass, held_states, loss_width, n_roles, reading_width, traced
 from core.training.passes import MicroBatch
 from core.training.ranks import Group
@@ -87,12 +87,13 @@ class Largest:
     is_bound: bool
 
 
-def rank_memory(trial: TrialConfig, *, outlines: Warm | None = None) -> RankMemory:
+def rank_memory(trial: TrialConfig, *, outlines: Warm | None = None, slots: int = 1) -> RankMemory:
     """What a rank of a trial needs.
 
     Args:
         trial: The trial.
         outlines: Outlines of models and rows that were read for other trials; see :func:`new_outlines`.
+        slots: Trials like it that share the frozen model and each pass of a step; they probe in turn.
 
     Raises:
         UserError: If model or data are not as the trial says, or the model's configuration is not here.
@@ -112,9 +113,12 @@ def rank_memory(trial: TrialConfig, *, outlines: Warm | None = None) -> RankMemo
             needs=kept,
             checkpoints=trial.engine.activation_checkpointing,
         )
-        for at in (largest.step, largest.probe)
+        for at in (replace(largest.step, rows=slots * largest.step.rows), largest.probe)
     )
     frozen, trained = n_weights(trial, model.network)
+    if slots > 1:  # each has its own factors
+        base = sum(p.numel() for p in model.network.parameters())
+        frozen, trained = base + slots * (frozen - base), slots * trained
     states = held_states(
         frozen, trained, trial.engine, width=width, splits_frozen=trial.partitions == "base"
     )
@@ -160,7 +164,7 @@ def largest_passes(trial: TrialConfig, outlines: Warm) -> Largest:
     steps = Steps(trial, model, data)
     for _ in range(trial.selection.max_steps):
         steps.train(recorder, Group(rank=0, size=1))
-    probed = _probe_passes(trial, model, data)
+    probed = _probe_passes(trial, data)
     return Largest(step=_largest(recorder.passes), probe=_largest(probed), is_bound=False)
 
 
@@ -174,8 +178,8 @@ def bounds(trial: TrialConfig) -> Largest:
     tokens = max(source.max_tokens for source in sources)
     rows = trial.batch.micro_batch_size or trial.batch_plan().micro_batch_size
     return Largest(
-        step=Pass(rows=rows * n_roles(trial.method), tokens=tokens),
-        probe=Pass(rows=trial.batch.probe_batch_size, tokens=tokens),
+        step=Pass(rows=((tokens, 0),) * (rows * n_roles(trial.method))),
+        probe=Pass(rows=((tokens, 0),) * trial.batch.probe_batch_size),
         is_bound=True,
     )
 
@@ -195,15 +199,15 @@ class _Recorder:
     def step(self, micro_batches: Iterable[MicroBatch]) -> None:
         for batch in micro_batches:
             rows = [row for part in batch.parts for row in part.rows]
-            self.passes.add(Pass(rows=len(rows), tokens=max(len(row.ids) for row in rows)))
+            self.passes.add(Pass.of(rows))
 
 
-def _probe_passes(trial: TrialConfig, model: LoadedModel, data: TokenSplits) -> set[Pass]:
-    meter = Meter(model, Group(rank=0, size=1), batch_size=trial.batch.probe_batch_size)
-    parts = (data[name if name == "forget" else f"{name}_probe"] for name in MEASURED)
-    batches = (batch for rows in parts for _, batch in meter.batches(rows))
-    return {Pass(rows=b.ids.shape[0], tokens=b.ids.shape[1]) for b in batches}
+def _probe_passes(trial: TrialConfig, data: TokenSplits) -> set[Pass]:
+    names = [name if name == "forget" else f"{name}_probe" for name in MEASURED]
+    measured = [row for name in names for row in data[name]]
+    size = trial.batch.probe_batch_size
+    return {Pass.of(rows) for _, rows in rows_by_length(measured, size=size)}
 
 
 def _largest(passes: set[Pass]) -> Pass:
-    return max(passes, key=lambda at: at.rows * at.tokens)
+    return max(passes, key=lambda at: at.tokens)

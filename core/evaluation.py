@@ -14,7 +14,8 @@ import torch
 from core.config import EngineConfig, ModelConfig, SourceConfig
 from core.data.taught import wording_notice
 from core.errors import DataError, ModelError, UserError, first_line
-from core.model.loading import LoadedModel, load_model, vocabulary_size
+from core.model.layers import vocabulary_size
+from core.model.loading import LoadedModel, load_model
 from core.model.source import locate
 from core.store.artifacts import content_key
 from core.store.durable import finite

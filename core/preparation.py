@@ -25,7 +25,8 @@ from core.errors import DataError, ModelError
 from core.losses import nll_loss
 from core.measuring.meter import Meter
 from core.metrics.probes import Level
-from core.model.loading import LoadedModel, forward_of, load_model, vocabulary_size
+from core.model.layers import vocabulary_size
+from core.model.loading import LoadedModel, forward_of, load_model
 from core.store import artifacts
 from core.training.engine import Engine
 from core.training.full_parameters import FullParameters
@@ -139,7 +140,7 @@ def _train(
         optimizer=config.training.optimizer,
         plan=plan,
         max_steps=n_steps,
-        dtype=base.dtype,
+        model=base,
     )
     try:
         order = reading_order(rows, seed=config.seed, purpose="prepare")
@@ -176,7 +177,7 @@ def _step(engine: Engine, rows: Sequence[TokenRow], plan: BatchPlan) -> float:
             nonlocal total
             (found,) = forwarded
             part = sum(row.n_counted for row in mine) / n_counted
-            loss = nll_loss(found.logits_BTV, found.labels_BT) * part
+            loss = nll_loss(found.logits_NV, found.labels_BT) * part
             total += float(loss.detach())
             return loss
 

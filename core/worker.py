@@ -6,7 +6,7 @@ more from it. All ranks of a trial run this code and see the same probes.
 """
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,16 +16,16 @@ from core.measuring.baselines import baseline_levels
 from core.measuring.history import History
 from core.measuring.probing import Measurement, probing
 from core.measuring.reporting import Decision, Reporter
-from core.measuring.selection import Probe, best_probe
+from core.measuring.selection import Probe, best_probe, counted_share
 from core.metrics.probes import Levels
 from core.model.source import locate
 from core.store import artifacts
 from core.store.place import cache_root
 from core.training.adapter import load_adapter, scaled
-from core.training.attaching import attach
-from core.training.engine import Engine
 from core.training.full_parameters import FullParameters, is_model_folder
 from core.training.initialisation import initial_factors
+from core.training.passes import MicroBatch
+from core.training.place import Place, SharedPack, own_engine
 from core.training.ranks import Group, join_alone
 from core.training.steps import Steps
 from core.training.warm import Warm
@@ -97,55 +97,95 @@ def probes(
         UserError: If model or data are not as the configuration says, or there is nothing to forget.
         IntegrityError: If the base weights changed.
     """
-    started = time.monotonic()
     if group is None:
         group, _meeting = join_alone(config.engine)
     warm = warm or Warm()
+    trial = turns(
+        config, at=partial(own_engine, group=group), folder=folder, group=group, warm=warm
+    )
+    try:
+        for turn in trial:
+            if isinstance(turn, Probe):
+                yield turn
+            else:
+                turn.place.step(turn.micro_batches)
+    finally:
+        trial.close()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """A trial waits for an optimiser step, which is made before it is asked to go on."""
+
+    place: Place
+    micro_batches: Iterable[MicroBatch]
+
+
+MakePlace = Callable[[TrialConfig, Warm, Steps], Place]
+"""Makes, or fills, the place that a trial is trained in."""
+
+
+def turns(
+    config: TrialConfig, *, at: MakePlace, folder: Path | None, group: Group, warm: Warm
+) -> Generator[Turn | Probe, None, None]:
+    """The trial as :func:`probes` has it, which leaves it to others when its steps are made.
+
+    Args:
+        config: The trial.
+        at: Gives the place that it is trained in.
+        folder: Where the first rank commits.
+        group: Ranks of the trial.
+        warm: What the process keeps.
+
+    Yields:
+        Each step to make, and each probe. All ranks yield the same.
+    """
+    started = time.monotonic()
     known = _known(config, warm, group)
-    model, data = known.model(config), known.data(config)
     measure = probing(config, known, group, part="probe")
-    steps = Steps(config, model, data)
+    steps = Steps(config, known.model(config), known.data(config))
     steps.prepare()
     group.wait()  # for whoever still did what is shared, before all load or attach together
-    trained = attach(config, model, data, group, network=warm.network(config))
-    engine: Engine | None = None
     history = History(
         config.selection,
         measure.before,
         folder if group.is_first else None,
         extent=measure.extent,
         started=started,
+        warmup_steps=config.optimizer.warmup_steps,
     )
+    place: Place | None = None
     try:
-        engine = Engine(
-            trained,
-            engine=config.engine,
-            optimizer=config.optimizer,
-            plan=steps.plan,
-            max_steps=config.selection.max_steps,
-            dtype=model.dtype,
-        )
+        place = at(config, warm, steps)
+        trained = place.trained
         history.begin(initial_rms=trained.initial_rms(), base_checksum=warm.checksum)
         for step in range(1, config.selection.max_steps + 1):
-            steps.train(engine, group)
+            yield Turn(place=place, micro_batches=steps.next_step(group))
+            steps.after_step(group)
             if step == 1:
-                steps.refuse_unmoved(trained.unmoved(engine.full_value))
+                steps.refuse_unmoved(trained.unmoved(place.full_value))
             is_last = step == config.selection.max_steps
             if not is_last and (step % config.selection.probe_every or history.leaves_out(step)):
                 continue
-            found = measure.during_trial(
-                engine.module,
-                trained.scaled,
-                is_last=is_last,
-                limits=history.values_that_decide(),
-                decides=partial(history.decides, step),
-            )
+            with place.alone() as network:
+                found = measure.during_trial(
+                    network,
+                    trained.scaled,
+                    is_last=is_last,
+                    limits=history.values_that_decide(),
+                    decides=partial(history.decides, step),
+                )
             found = replace(found, metrics=dict(found.metrics) | steps.state())
             probe = history.judge(step, group.agree(found), is_last=is_last)
-            if history.is_best(probe):
-                tensors = trained.exported(engine.full_value)  # every rank takes part
+            if config.lands and history.may_land:
+                with place.alone() as network:
+                    landed = measure.on_target(network, trained.scaled, history.probes)
+                if landed is not None:
+                    probe = history.land(group.agree(landed))
+            if history.best is not None and history.is_best(probe):
+                tensors = trained.exported(place.full_value)  # every rank takes part
                 if folder is not None and group.is_first:
-                    factor = probe.metrics["calibration_factor"] if measure.calibration else 1.0
+                    factor = counted_share(history.best.metrics)
                     base = locate(config.model)[0]
                     trained.save(folder / "adapter", tensors, base=base, factor=factor)
             history.commit(probe)
@@ -156,10 +196,66 @@ def probes(
             if probe.stopped_by is not None:
                 return
     finally:
-        if engine is not None:
-            engine.destroy()
-        trained.detach()
+        if place is not None:
+            place.leave()
         warm.verify()
+
+
+class SideBySide:
+    """Trials in the slots of one pack: each as it would run alone, with their optimiser steps made together."""
+
+    def __init__(
+        self, like: Sequence[TrialConfig], *, n_slots: int, group: Group, warm: Warm
+    ) -> None:
+        """Nothing is loaded yet.
+
+        Args:
+            like: Trials that say which layers and which rank the slots must have room for.
+            n_slots: Trials at the same time.
+            group: Ranks; all of them are called in the same order.
+            warm: What the process keeps.
+        """
+        self._pack = SharedPack(like, n_slots=n_slots, group=group)
+        self._group, self._warm = group, warm
+        self._trials: dict[int, Generator[Turn | Probe, None, None]] = {}
+        self._waiting: dict[int, Iterable[MicroBatch]] = {}
+
+    def begin(self, slot: int, config: TrialConfig, *, folder: Path | None = None) -> None:
+        """Begin a trial in a slot that is free; see :func:`probes`."""
+        assert slot not in self._trials
+        at = partial(self._pack.place, number=slot)
+        self._trials[slot] = turns(config, at=at, folder=folder, group=self._group, warm=self._warm)
+
+    def go_on(self, slot: int) -> Probe | None:
+        """Bring a trial to its next probe, or to where it waits for a step: then there is none.
+
+        Raises:
+            UserError: As :func:`probes`; the trial is over.
+        """
+        turn = next(self._trials[slot])
+        if isinstance(turn, Probe):
+            return turn
+        self._waiting[slot] = turn.micro_batches
+        return None
+
+    def step(self) -> None:
+        """Make the steps that trials wait for, together."""
+        waiting, self._waiting = self._waiting, {}
+        if waiting:
+            self._pack.step(waiting)
+
+    def end(self, slot: int) -> None:
+        """End the trial of a slot, which is free then."""
+        self._waiting.pop(slot, None)
+        trial = self._trials.pop(slot, None)
+        if trial is not None:
+            trial.close()
+
+    def close(self) -> None:
+        """End all trials, and give the network back as it was."""
+        for slot in list(self._trials):
+            self.end(slot)
+        self._pack.close()
 
 
 def _known(config: TrialConfig, warm: Warm, group: Group) -> Warm:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,10 @@ import pytest
 import sqlalchemy
 from analytic_study import Params, closure, probe
 
-from core.measuring.selection import Probe, StoppedBy
+from core.config import SelectionConfig
+from core.measuring.extent import is_overtaken, reaches_nothing
+from core.measuring.landing import keeps_the_guard, may_land
+from core.measuring.selection import Probe, StoppedBy, drop_at_target
 from core.store.durable import append_line
 from tuning.bridge import SAVED_LAST, Assignment, Dispatcher, reconcile
 from tuning.config import SweepSpec
@@ -35,6 +38,13 @@ _CONCLUDED = {
     "told": "SELECT trial_id, objective, value FROM trial_values",
 }
 _CHANGES = ("INSERT", "UPDATE", "DELETE")
+TARGET_NLL = 1.5
+"""Level that forgetting aims at, for the trials that land."""
+ENDS: Mapping[str, Mapping[str, float]] = {
+    "untouched": probe(0, 0.0).metrics,
+    "target": {"forget_nll": TARGET_NLL},
+}
+"""Of the way to it, for the trials that leave probes out."""
 
 
 def drive(
@@ -82,20 +92,67 @@ def work(assignment: Assignment, spec: SweepSpec, *, is_shared: bool) -> Iterato
         "optimizer.learning_rate": assignment.trial.optimizer.learning_rate,
         "adapter.rank": assignment.trial.adapter.rank,
     }
+    selection, seen = assignment.trial.selection, list[Probe]()
+    skipped: tuple[int, ...] = ()
     for step in range(1, spec.budget.max_steps + 1):
-        made = analytic_probe(params, step, is_last=step == spec.budget.max_steps)
-        line = {
+        is_last = step == spec.budget.max_steps
+        if seen and not skipped and not is_last and _leaves_out(seen, selection):
+            skipped = (step,)
+            continue
+        made = replace(analytic_probe(params, step, is_last=is_last), skipped=skipped)
+        seen.append(_judged(made, selection))
+        skipped = ()
+        if selection.skip_probes is True and not is_last:
+            overtaken = is_overtaken(seen, selection, **ENDS)
+            seen[-1] = replace(seen[-1], is_overtaken=overtaken)
+        if assignment.trial.lands and may_land(seen, selection, target_nll=TARGET_NLL):
+            landed = _judged(analytic_landing(made), selection)
+            if keeps_the_guard(landed, seen, selection):
+                seen[-1] = replace(seen[-1], landed=landed)
+        made = seen[-1]
+        line: dict[str, Any] = {
             "step": step,
             "metrics": dict(made.metrics),
             "seconds": made.seconds,
             "stopped_by": made.stopped_by,
+            "skipped": list(made.skipped),
+            "is_overtaken": made.is_overtaken,
         }
+        if made.landed is not None:
+            line["landed"] = {
+                "metrics": dict(made.landed.metrics),
+                "intervals": dict(made.landed.intervals),
+            }
         if is_shared:  # a real worker saves its best probe first
             saved = assignment.folder / "adapter" / SAVED_LAST[0]
             saved.parent.mkdir(parents=True, exist_ok=True)
             saved.touch()
         append_line(assignment.folder / "history.jsonl", line)
         yield made
+
+
+def _leaves_out(seen: list[Probe], selection: SelectionConfig) -> bool:
+    return selection.skip_probes is True and reaches_nothing(seen, selection, **ENDS, ahead=2)
+
+
+def analytic_landing(past: Probe) -> Probe:
+    """A probe that is past the target, scaled back onto it: it keeps the guard with room."""
+    metrics = dict(past.metrics) | {
+        "forget_closure": 0.99,
+        "retain_drop": 0.02,
+        "forget_nll": TARGET_NLL,
+        "landing_factor": TARGET_NLL / past.metrics["forget_nll"],
+    }
+    ends = {"retain_drop": (0.0, 0.04), "general_drop": (-0.02, 0.02)}
+    return replace(past, metrics=metrics, intervals=ends)
+
+
+def _judged(made: Probe, selection: SelectionConfig) -> Probe:
+    """With the objective, where it is not the closure."""
+    if not selection.is_minimized:
+        return made
+    value = drop_at_target(made.metrics, selection)
+    return replace(made, metrics=dict(made.metrics) | {"drop_at_target": value})
 
 
 def analytic_probe(params: Params, step: int, *, is_last: bool) -> Probe:

@@ -9,11 +9,17 @@ from import_graph import Layers
 
 CORE: Layers = {
     "ground": ("core/__init__.py", "core/errors.py", "core/seeding.py"),
-    "files": ("core/store/__init__.py", "core/store/durable.py", "core/store/place.py"),
+    "files": (
+        "core/store/__init__.py",
+        "core/store/durable.py",
+        "core/store/place.py",
+        "core/store/upkeep.py",
+    ),
     "configuration": ("core/config/*.py",),
     "rules": (
         "core/measuring/__init__.py",
         "core/measuring/extent.py",
+        "core/measuring/landing.py",
         "core/measuring/reporting.py",
         "core/measuring/scale.py",
         "core/measuring/selection.py",
@@ -31,10 +37,12 @@ CORE: Layers = {
     "importance": ("core/fila.py", "core/fisher.py", "core/vila.py"),
     "data": ("core/data/*.py",),
     "model": (
+        "core/model/attention.py",
         "core/model/decoding.py",
         "core/model/layers.py",
         "core/model/loading.py",
         "core/model/memory.py",
+        "core/model/reading.py",
     ),
     "seams of training": (
         "core/training/__init__.py",
@@ -49,8 +57,12 @@ CORE: Layers = {
         "core/training/engine.py",
         "core/training/full_parameters.py",
         "core/training/importance.py",
+        "core/training/pack.py",
+        "core/training/packed_layer.py",
+        "core/training/reading.py",
         "core/training/reference.py",
         "core/training/retain_weight.py",
+        "core/training/slot_optimizer.py",
         "core/training/warm.py",
     ),
     "training": (
@@ -58,6 +70,8 @@ CORE: Layers = {
         "core/training/initialisation.py",
         "core/training/memory.py",
         "core/training/needs.py",
+        "core/training/place.py",
+        "core/training/speed.py",
         "core/training/steps.py",
     ),
     "measuring": (
@@ -66,7 +80,7 @@ CORE: Layers = {
         "core/measuring/history.py",
         "core/measuring/meter.py",
         "core/measuring/probing.py",
-        "core/measuring/reading.py",
+        "core/measuring/staged.py",
     ),
     "suites": ("core/suites/*.py",),
     "whole tasks": (
@@ -89,6 +103,7 @@ TUNING: Layers = {
     ),
     "machines": ("tuning/cluster.py", "tuning/resources.py"),
     "judgement": (
+        "tuning/copies.py",
         "tuning/objective.py",
         "tuning/proposals.py",
         "tuning/pruning.py",
@@ -108,6 +123,7 @@ TUNING: Layers = {
     "screen": ("tuning/progress.py", "tuning/views.py"),
     "ledger": ("tuning/ledger.py",),
     "verbs without Ray": (
+        "tuning/cached.py",
         "tuning/doctor.py",
         "tuning/dry_run.py",
         "tuning/evaluate.py",
@@ -117,7 +133,12 @@ TUNING: Layers = {
         "tuning/validate.py",
     ),
     "failures": ("tuning/failures.py",),
-    "trial on Ray": ("tuning/shared_folder.py", "tuning/trainable.py"),
+    "trial on Ray": (
+        "tuning/handing_out.py",
+        "tuning/packing.py",
+        "tuning/shared_folder.py",
+        "tuning/trainable.py",
+    ),
     "bridge": ("tuning/bridge.py",),
     "sweep": ("tuning/sweep.py",),
     "command line": ("tuning/cli.py",),

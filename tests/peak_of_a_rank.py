@@ -44,7 +44,7 @@ def run(values: Mapping[str, Any]) -> dict[str, int]:
         optimizer=trial.optimizer,
         plan=steps.plan,
         max_steps=trial.selection.max_steps,
-        dtype=model.dtype,
+        model=model,
     )
     for _ in range(trial.selection.max_steps):
         steps.train(engine, group)

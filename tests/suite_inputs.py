@@ -12,7 +12,8 @@ from conftest import sentences
 
 from core.config import EngineConfig, FieldNames
 from core.data.tokens import TokenRow
-from core.model.loading import LoadedModel, vocabulary_size
+from core.model.layers import vocabulary_size
+from core.model.loading import LoadedModel
 from core.suites import SUITES, EvaluationData, EvaluationRows, Subject, SuiteInput
 from core.suites.suite import Findings
 

@@ -5,8 +5,10 @@ ones); its scheduler reports each probe to the ledger and obeys the pruner. Neit
 crash could lose.
 """
 
+import math
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -32,8 +34,10 @@ from tuning.failures import (
     record_remedy,
     remedies,
 )
+from tuning.handing_out import HandedOut
 from tuning.ledger import Ledger
 from tuning.objective import Outcome, conclude
+from tuning.packing import PACK
 from tuning.records import attempt_folder
 from tuning.space import bind
 from tuning.trainable import PROBE
@@ -103,6 +107,7 @@ class Dispatcher:
         self._assigned: dict[int, Assignment] = {}
         done = remedies(run_dir.glob("trials/*/attempt-*"))
         self._at_a_time = max(1, concurrent - ("concurrency" in done))
+        self._lowered = -math.inf
         self._halves_batches = "micro_batch" in done
         self._needs = needs
         self.is_interrupted = False
@@ -214,7 +219,10 @@ class Dispatcher:
         if remedy is None:
             return False
         record_remedy(assignment.folder, remedy)
+        if remedy == "concurrency" and assignment.began < self._lowered:
+            return True  # it ran beside the one that was answered, in the same pack say
         if remedy == "concurrency":
+            self._lowered = time.monotonic()
             self._at_a_time = max(1, self._at_a_time - 1)
             instead = f"{self._at_a_time} trials at a time from now on"
         else:
@@ -272,22 +280,23 @@ def reconcile(spec: SweepSpec, run_dir: Path, ledger: Ledger, log: EventLog) -> 
 
 def committed_probes(folder: Path) -> list[Probe]:
     """The probes that an attempt committed, in order, without the untouched model's."""
-    return [
-        Probe(
-            step=line["step"],
-            metrics={name: float(value) for name, value in line["metrics"].items()},
-            seconds=line["seconds"],
-            stopped_by=line["stopped_by"],
-            intervals={
-                name: (low, high) for name, (low, high) in line.get("intervals", {}).items()
-            },
-            skipped=tuple(line.get("skipped", ())),
-            n_rows=line.get("n_rows", {}),
-            is_overtaken=line.get("is_overtaken", False),
-        )
-        for line in read_lines(folder / "history.jsonl")
-        if line["step"] > 0
-    ]
+    return [_committed(line) for line in read_lines(folder / "history.jsonl") if line["step"] > 0]
+
+
+def _committed(line: Mapping[str, Any]) -> Probe:
+    """The probe of a history line; what it landed on says again only what was measured there."""
+    landed = line.get("landed")
+    return Probe(
+        step=line["step"],
+        metrics={name: float(value) for name, value in line["metrics"].items()},
+        seconds=line["seconds"],
+        stopped_by=line["stopped_by"],
+        intervals={name: (low, high) for name, (low, high) in line.get("intervals", {}).items()},
+        skipped=tuple(line.get("skipped", ())),
+        n_rows=line.get("n_rows", {}),
+        is_overtaken=line.get("is_overtaken", False),
+        landed=None if landed is None else _committed({**line, **landed, "landed": None}),
+    )
 
 
 def conclude_attempt(
@@ -328,11 +337,20 @@ def conclude_attempt(
 class LedgerSearcher(Searcher):
     """Tune's question "what next?", answered by the dispatcher."""
 
-    def __init__(self, dispatcher: Dispatcher, resources: Any) -> None:
-        """Answer from ``dispatcher``."""
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        resources: Any,
+        handed_out: HandedOut | None = None,
+        *,
+        packs: Collection[str] = (),
+    ) -> None:
+        """Answer from ``dispatcher``; ranks get what is ``handed_out``; trials are spread over ``packs``, if any."""
         super().__init__()
         self._dispatcher, self._resources = dispatcher, resources
+        self._handed_out = handed_out
         self._numbers: dict[str, int] = {}
+        self._packs, self._in_pack = tuple(packs), dict[str, str]()
 
     def suggest(  # type: ignore[override]  # the base class's type forgets FINISHED
         self, trial_id: str
@@ -342,18 +360,25 @@ class LedgerSearcher(Searcher):
         if assignment is None:
             return Searcher.FINISHED if self._dispatcher.is_done else None
         self._numbers[trial_id] = assignment.number
-        return {
+        config = {
             NUMBER: assignment.number,
             "trial": assignment.trial,
             "folder": str(assignment.folder),
             "resources": self._resources,
+            "handed_out": self._handed_out,
         }
+        if self._packs:
+            filled = Counter(self._in_pack.values())
+            self._in_pack[trial_id] = min(self._packs, key=lambda name: filled[name])
+            config[PACK] = self._in_pack[trial_id]
+        return config
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         """A trial ended, or its attempt broke."""
         number = self._numbers.pop(trial_id)
+        self._in_pack.pop(trial_id, None)
         if error:
             self._dispatcher.broke(number)
         else:

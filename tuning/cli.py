@@ -33,6 +33,8 @@ app = typer.Typer(
 )
 
 RUNS = Path("runs")
+_MOST_INDENTED = 100
+"""More trials are printed as JSON without line breaks, which takes a fraction of the time."""
 REFUSED, NO_FEASIBLE, FAILED = 2, 3, 4
 
 RunPath = Annotated[Path, typer.Argument(help="A run folder, such as runs/demo.", metavar="RUN")]
@@ -53,6 +55,13 @@ def main() -> None:
             "on with: unlearn-tune resume RUN"
         )
         sys.exit(FAILED)
+
+
+def _group(name: str, *, help_: str) -> typer.Typer:
+    """Verbs below a verb."""
+    made = typer.Typer(help=help_, no_args_is_help=True, rich_markup_mode=None)
+    app.add_typer(made, name=name)
+    return made
 
 
 def _examples(*lines: str) -> str:
@@ -182,7 +191,9 @@ def best(
 
     found = load_run(run)
     if as_json or format_ == "json":
-        _print(json.dumps(best_json(found, top=top), indent=1))
+        shown = best_json(found, top=top)
+        is_long = len(shown["trials"]) > _MOST_INDENTED
+        _print(json.dumps(shown, indent=None if is_long else 1))
     elif format_ == "yaml":
         _print(
             yaml.safe_dump(best_json(found, top=top), sort_keys=False, allow_unicode=True).rstrip()
@@ -201,14 +212,14 @@ def show(
     as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
     """Show a trial: parameters, curves, why it ended, how to run it again."""
-    from tuning.results import best_json
+    from tuning.ranking import trial_rows
     from tuning.run import load_run
     from tuning.views import pick_trial, trial_text
 
     found = load_run(run)
     record = pick_trial(found, trial)
     if as_json:
-        shown = next(t for t in best_json(found)["trials"] if t["number"] == record.number)
+        (shown,) = trial_rows([record], among=found.trials, probe_rows=found.probe_rows)
         shown |= {"proposed_by": record.proposed_by, "history": found.history(record.number)}
         _print(json.dumps(finite(shown), indent=1))
     else:
@@ -438,6 +449,49 @@ def doctor(
             )
     if any(c.status == "error" for c in checks):
         raise typer.Exit(REFUSED)
+
+
+cache = _group("cache", help_="Show and clear the cache of shared work.")
+
+
+@cache.command("list", epilog=_examples("cache list", "cache list --json"))
+def cache_list(
+    as_json: Annotated[bool, typer.Option("--json", help="Every entry, for scripts.")] = False,
+) -> None:
+    """Show what lies in the cache: by kind, with its size, when it was used, and what it was made from."""
+    from core.store.upkeep import entries
+    from tuning.cached import cache_json, cache_text
+
+    found = entries()
+    _print(json.dumps(cache_json(found, RUNS), indent=1) if as_json else cache_text(found, RUNS))
+
+
+@cache.command(
+    "clear",
+    epilog=_examples(
+        "cache clear --kind factors --kind importance", "cache clear --unused-for 30d"
+    ),
+)
+def cache_clear(
+    kind: Annotated[
+        list[str] | None, typer.Option(help="Only this kind, as `cache list` names it; repeatable.")
+    ] = None,
+    unused_for: Annotated[
+        str | None, typer.Option(help="Only what was not used for so long: 12h, 30d, 2w.")
+    ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="All kinds, models that `prepare` trained included.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="What was removed, for scripts.")] = False,
+) -> None:
+    """Remove shared work from the cache, and say what; what a sweep that runs has used stays."""
+    from tuning.cached import clear, cleared_json, cleared_text
+
+    removed, in_use = clear(kinds=kind or [], unused_for=unused_for, everything=everything)
+    if as_json:
+        _print(json.dumps(cleared_json(removed, in_use), indent=1))
+    else:
+        _print(cleared_text(removed, in_use))
 
 
 @app.command(epilog=_examples("report runs/demo", "report runs/loku"))

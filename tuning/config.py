@@ -1,12 +1,11 @@
 """The sections of a sweep file: what is fixed, what is searched, for how long, and on what."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from difflib import unified_diff
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    BeforeValidator,
     Field,
     StringConstraints,
     field_validator,
@@ -15,12 +14,14 @@ from pydantic import (
 
 from core.config import (
     AUTO,
+    METRICS,
     STOP_METRIC,
     ConstraintConfig,
     DataConfig,
     EngineConfig,
     LimitedMetric,
     ModelConfig,
+    NoEffectConfig,
     ObjectiveMetric,
     PastTargetConfig,
     RetainGuardConfig,
@@ -28,7 +29,7 @@ from core.config import (
     SelectionConfig,
     UtilityMetric,
 )
-from core.config.section import Positive, Section
+from core.config.section import Positive, Section, auto_or
 
 RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 """Names of runs; anything else could leave the folder of runs."""
@@ -130,12 +131,12 @@ class StartingPoint(Section):
 
 
 class ObjectiveSpec(Section):
-    """What is maximised."""
+    """What is maximised, or minimised."""
 
     metric: ObjectiveMetric = "forget_closure"
-    """A probe metric in [-1, 1]."""
-    direction: Literal["maximize"] = "maximize"
-    """Every objective is a closure: more is better, and overshooting lowers it."""
+    """A closure in [-1, 1], or ``drop_at_target``: the largest damage where the forget set lies on its target."""
+    direction: Literal["maximize", "minimize"] = "maximize"
+    """That of the metric, and follows from it: more of a closure is better, less of ``drop_at_target``."""
     select: Literal["best_feasible_probe", "last"] = "best_feasible_probe"
     """Which probe gives a trial its value."""
     tau: Annotated[float, Field(gt=0.0, le=1.0)] = 0.95
@@ -143,12 +144,33 @@ class ObjectiveSpec(Section):
     utility: UtilityMetric = "retain_utility"
     """forget_closure_at_utility: what is kept."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _direction_of_the_metric(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("metric") == "drop_at_target":
+            return {"direction": "minimize"} | values
+        return values
+
+    @model_validator(mode="after")
+    def _direction_fits(self) -> Self:
+        fitting = "minimize" if METRICS[self.metric].better == "down" else "maximize"
+        if self.direction != fitting:
+            raise ValueError(
+                f"direction: {self.metric} has direction {fitting}, got {self.direction}; leave it out"
+            )
+        return self
+
 
 class StopSpec(Section):
     """A trial's own stop rules."""
 
     past_target: PastTargetConfig | None = PastTargetConfig()
     """Stop on overshoot; null switches it off."""
+    landing: bool | Literal["auto"] = "auto"
+    """Whether a trial that ends past its target is scaled back onto it, as one more candidate beside its probes.
+    ``auto``: with ``forget_closure`` under ``past_target``, and with ``drop_at_target``."""
+    no_effect: NoEffectConfig | None = None
+    """Stop a trial whose closure stays within its noise; null, the default, switches it off."""
     when: dict[
         Annotated[str, StringConstraints(pattern=STOP_METRIC)],
         Annotated[float, Field(ge=0.0, le=1.0)],
@@ -208,25 +230,13 @@ class SamplerSpec(Section):
     """tpe, gp: random trials before the model is fitted; nsga2: its population."""
 
 
-def _auto_or(rule: str, fits: Callable[[float], bool]) -> BeforeValidator:
-    """A check of a field that is a number or ``auto``: one problem, at the field itself."""
-
-    def check(value: object) -> object:
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if value != "auto" and not (is_number and fits(value)):  # type: ignore[arg-type]
-            raise ValueError(f"must be auto or {rule}")
-        return value
-
-    return BeforeValidator(check)
-
-
 class ResourcesSpec(Section):
     """What a trial occupies."""
 
     ranks_per_trial: Positive = 1
     """Processes of a trial."""
     gpus_per_rank: Annotated[
-        float | Literal["auto"], _auto_or("a number from 0 to 1", lambda n: 0 <= n <= 1)
+        float | Literal["auto"], auto_or("a number from 0 to 1", lambda n: 0 <= n <= 1)
     ] = "auto"
     """GPUs of each; a fraction lets several trials share one. ``auto``: the share that the estimate needs, 0 without
     a GPU; recorded resolved."""
@@ -234,7 +244,7 @@ class ResourcesSpec(Section):
     """CPU cores, and threads, of each."""
     max_concurrent: Annotated[
         int | Literal["auto"],
-        _auto_or("a whole number from 1 on", lambda n: n >= 1 and n == int(n)),
+        auto_or("a whole number from 1 on", lambda n: n >= 1 and n == int(n)),
     ] = "auto"
     """Trials at the same time; ``auto``: as many as fit into cores, GPUs and memory."""
 
@@ -403,6 +413,8 @@ class SweepSpec(Section):
             "stop_when": [{"metric": k, "at_most": v} for k, v in self.stop.when.items()],
             "constraints": [c.model_dump() for c in self.constraints],
             "past_target": self.stop.past_target.model_dump() if self.stop.past_target else None,
+            "landing": self.stop.landing,
+            "no_effect": self.stop.no_effect.model_dump() if self.stop.no_effect else None,
             "retain_guard": self.pruning.retain.model_dump() if self.pruning.retain else None,
         }
         return values | {"seed": self.seed}
@@ -439,6 +451,7 @@ class SweepSpec(Section):
         plain = self.plain()
         for key in ("name", "resources"):
             plain.pop(key)
+        plain["engine"].pop("packing", None)  # how trials share a machine, as resources are
         plain["budget"] = {k: plain["budget"][k] for k in ("max_steps", "probe_every")}
         return plain
 

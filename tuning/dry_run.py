@@ -19,6 +19,7 @@ from tuning.proposals import next_proposal, starting_points
 from tuning.resources import (
     Cluster,
     Estimate,
+    asked_slots,
     estimate,
     free_disk_gib,
     is_model_here,
@@ -43,7 +44,7 @@ def show_dry_run(spec: SweepSpec, run_dir: Path, *, as_json: bool) -> None:
     """
     here = Cluster.this_machine()
     samples = sample_proposals(spec)
-    shape, memory = model_shape(spec), rank_needs(spec)
+    shape, memory = model_shape(spec), rank_needs(spec, slots=asked_slots(spec))
     sweep = with_gpus(spec, here, memory)
     seconds = None if shape is None else seconds_per_step(sweep, shape["parameters"])
     needs = estimate(sweep, here, shape=shape, needs=memory, seconds_per_step=seconds)

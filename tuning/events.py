@@ -103,6 +103,7 @@ class EventLog:
         self._path, self._watcher = path, watcher
 
     def emit(self, event: Event) -> None:
-        """Log and show an event."""
-        append_line(self._path, {"time": now(), "event": type(event).__name__, **asdict(event)})
+        """Log and show an event; nobody decides by the log, so the disk is not waited for."""
+        line = {"time": now(), "event": type(event).__name__, **asdict(event)}
+        append_line(self._path, line, synced=False)
         self._watcher.show(event)

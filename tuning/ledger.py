@@ -1,11 +1,13 @@
 """Door to optuna: the study in the run folder is the only truth about a sweep.
 
-The driver alone writes it. Every state change is one call here, idempotent where a crash may repeat it.
-Reading without Optuna is in :mod:`tuning.records`.
+The driver alone writes it. Every state change is one call here and one transaction, idempotent where a crash may
+repeat it. What is decided is decided on the trials as they were read back from it: all of them when it is opened,
+later only the one that was written. Reading without Optuna is in :mod:`tuning.records`.
 """
 
 import errno
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,17 +19,17 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from core.measuring.selection import GuardVerdict, Probe, guarded_series, running_score
 from core.store.durable import commit, finite
 from tuning.config import Choice, SweepSpec
+from tuning.copies import STUDY, Forms, Shown, study_in_memory
 from tuning.objective import Outcome
 from tuning.points import count_points
 from tuning.proposals import (
     FIXED,
     PARAMS,
-    STUDY,
+    Known,
     Proposed,
     is_born,
     next_proposal,
     starting_points,
-    study_in_memory,
     tried,
 )
 from tuning.pruning import (
@@ -58,31 +60,37 @@ class Ledger:
         self._selection = spec.trial_selection()
         self._pruner = make_pruner(spec.pruning, max_steps=spec.budget.max_steps)
         self._handles: dict[int, Trial] = {}
+        self._known, self._ranked = Known(spec), Forms(as_ranked)
         path = (run_dir / LEDGER_FILE).resolve()
         if create and path.exists():
             raise FileExistsError(f"{path}: the ledger exists already")
         if create:
             commit(path, lambda new: _create(new, spec))
+        self._storage = _storage(path)
         self._study = optuna.load_study(
             study_name=STUDY,
-            storage=_storage(path),
+            storage=self._storage,
             sampler=RandomSampler(seed=0),  # never asked: proposals are made on a copy
             pruner=self._pruner,
         )
+        self._trials = self._study.get_trials(deepcopy=False)
+        self._n_begun = sum(map(is_born, self._trials))
 
     def ask(self) -> tuple[int, dict[str, Choice]]:
         """A new trial, or the next starting point: its number and its parameters, seeded by its number."""
-        trials = self._study.get_trials(deepcopy=False)
         noted = self._study._storage.get_study_system_attrs(self._study._study_id)
-        proposed = next_proposal(self._spec, trials, study_notes=noted)
-        if proposed.number == len(trials):
-            self._study.add_trial(proposed.born())
-        else:
-            self._bear(trials[proposed.number], proposed)
+        proposed = next_proposal(self._spec, self._trials, study_notes=noted, known=self._known)
+        with self._at_once():
+            if proposed.number == len(self._trials):
+                self._study.add_trial(proposed.born())
+            else:
+                self._bear(self._trials[proposed.number], proposed)
+        self._read(proposed.number)
+        self._n_begun += 1
         return proposed.number, proposed.params
 
     def _bear(self, waiting: FrozenTrial, proposed: Proposed) -> None:
-        """Record a proposal for a trial that is there; from its values on, a repetition only completes it."""
+        """Record a proposal for a trial that is there."""
         storage, trial_id = self._study._storage, waiting._trial_id
         for key, value in proposed.trial.system_attrs.items():
             if key != FIXED:
@@ -96,14 +104,15 @@ class Ledger:
 
     def finish_births(self) -> None:
         """Complete trials whose driver died while it asked for them, under their own numbers and seeds."""
-        running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        for _ in [trial for trial in running if not is_born(trial)]:
+        unborn = [t for t in self._trials if t.state is TrialState.RUNNING and not is_born(t)]
+        for _ in unborn:
             self.ask()
 
     def begin_attempt(self, number: int) -> int:
         """Number of the next attempt at a trial; later attempts fence off earlier ones."""
-        attempt = int(self._frozen(number).user_attrs[ATTEMPT]) + 1
+        attempt = int(self._trials[number].user_attrs[ATTEMPT]) + 1
         self._trial(number).set_user_attr(ATTEMPT, attempt)
+        self._read(number)
         return attempt
 
     def report(self, number: int, attempt: int, probes: list[Probe]) -> GuardVerdict | None:
@@ -112,32 +121,33 @@ class Ledger:
         A step already in the study (from an earlier attempt, or from before a crash) is not reported
         again. What is decided is recorded before it is returned, and a repetition returns what is recorded.
         """
-        trial = self._trial(number)
-        probe = probes[-1]
+        trial, probe = self._trial(number), probes[-1]
         watched = self._spec.pruning.retain.metrics if self._spec.pruning.retain else ()
-        series = guarded_series(probes)
-        for step in (*probe.skipped, probe.step):
-            seen = finite({m: series[step][m] for m in watched})
-            trial.set_user_attr(guard_key(attempt, step), seen)
-        trial.set_user_attr("step", probe.step)
-        found = self._frozen(number)
-        if probe.step not in found.intermediate_values:
-            trial.report(running_score(probes, self._selection), probe.step)
-        made = decisions(found, attempt).get(probe.step)
+        before, series = self._trials[number], guarded_series(probes)
+        made = decisions(before, attempt).get(probe.step)
+        is_new = made is None
         if made is None:
-            made = self._decide(as_probed(found, attempt, probes, self._selection), probe)
-            trial.set_user_attr(verdict_key(attempt, probe.step), made.plain())
+            made = self._decide(as_probed(before, attempt, probes, self._selection), probe)
+        with self._at_once():
+            for step in (*probe.skipped, probe.step):
+                seen = finite({m: series[step][m] for m in watched})
+                trial.set_user_attr(guard_key(attempt, step), seen)
+            trial.set_user_attr("step", probe.step)
+            if probe.step not in before.intermediate_values:
+                trial.report(running_score(probes, self._selection), probe.step)
+            if is_new:
+                trial.set_user_attr(verdict_key(attempt, probe.step), made.plain())
+        self._read(number)
         return made.verdict
 
-    def _decide(self, trial: FrozenTrial, probe: Probe) -> Decision:
+    def _decide(self, trial: Shown, probe: Probe) -> Decision:
         """The guard's decision; then, about a trial that would go on, the ranking pruner's, on a copy."""
         verdict = self._pruner.guarded(trial)
         if verdict is not None or probe.stopped_by is not None or not self._pruner.ranks:
             return Decision(verdict=verdict, rungs=rungs_of(trial))
-        others = self._study.get_trials(deepcopy=False)
-        seen = [as_ranked(other) for other in others]
+        seen = self._ranked.of(self._trials)
         seen[trial.number] = trial
-        study = study_in_memory(seen)
+        study = study_in_memory(seen, direction=self._spec.objective.direction)
         ranked = study.get_trials(deepcopy=False)[trial.number]
         verdict = self._pruner.ranked(study, ranked)
         ranked = study.get_trials(deepcopy=False)[trial.number]
@@ -152,7 +162,7 @@ class Ledger:
             ValueError: If the trial already is in another state.
         """
         state = TrialState[outcome.state]
-        current = self._frozen(number)
+        current = self._trials[number]
         if current.state.is_finished():
             if current.state is not state:
                 raise ValueError(
@@ -162,40 +172,39 @@ class Ledger:
         trial = self._trial(number)
         record = finite(asdict(outcome)) | {"adapter": adapter, "duration_s": duration_s}
         record.pop("state")
-        for key, value in record.items():
-            trial.set_user_attr(key, value)
-        for metric, violation in outcome.violations.items():
-            if metric not in trial.constraints:  # set by a driver that died before it told
-                trial.set_constraint(metric, violation)
-        if state is TrialState.COMPLETE:
-            self._study.tell(number, outcome.value, state=state)
-        else:
-            self._study.tell(number, state=state)
-        self._handles.pop(number, None)
+        with self._at_once():
+            for key, value in record.items():
+                trial.set_user_attr(key, value)
+            for metric, violation in outcome.violations.items():
+                if metric not in trial.constraints:  # set by a driver that died before it told
+                    trial.set_constraint(metric, violation)
+            value = outcome.value if state is TrialState.COMPLETE else None
+            self._study.tell(number, value, state=state)
+        self._end(number)
 
     def fail(self, number: int, reason: str) -> None:
         """Give a trial up that broke in all its attempts."""
-        if not self._frozen(number).state.is_finished():
-            self._trial(number).set_user_attr("reason", reason)
-            self._study.tell(number, state=TrialState.FAIL)
-            self._handles.pop(number, None)
+        if not self._trials[number].state.is_finished():
+            with self._at_once():
+                self._trial(number).set_user_attr("reason", reason)
+                self._study.tell(number, state=TrialState.FAIL)
+            self._end(number)
 
     def running(self) -> list[tuple[int, dict[str, Choice], int]]:
         """Trials begun and not finished: number, parameters, attempt so far."""
         return [
             (t.number, t.user_attrs[PARAMS], int(t.user_attrs.get(ATTEMPT, 0)))
-            for t in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-            if is_born(t)
+            for t in self._trials
+            if t.state is TrialState.RUNNING and is_born(t)
         ]
 
     def n_begun(self) -> int:
         """Trials asked for so far, with their parameters recorded."""
-        return sum(is_born(t) for t in self._study.get_trials(deepcopy=False))
+        return self._n_begun
 
     def n_points(self) -> int | None:
         """Trials that the space has room for: those begun, and points not tried yet; ``None`` if it is endless."""
-        trials = self._study.get_trials(deepcopy=False)
-        begun = [trial for trial in trials if is_born(trial)]
+        begun = [trial for trial in self._trials if is_born(trial)]
         left = count_points(self._spec, apart_from=tried(self._spec, begun))
         return None if left is None else len(begun) + left
 
@@ -226,11 +235,39 @@ class Ledger:
     def _trial(self, number: int) -> Trial:
         """What a running trial is written through."""
         if number not in self._handles:
-            self._handles[number] = Trial(self._study, self._frozen(number)._trial_id)
+            self._handles[number] = Trial(self._study, self._trials[number]._trial_id)
         return self._handles[number]
 
-    def _frozen(self, number: int) -> FrozenTrial:
-        return self._study.get_trials(deepcopy=False)[number]
+    def _read(self, number: int) -> FrozenTrial:
+        """Read a trial back that was written."""
+        storage = self._study._storage
+        trial_id = storage.get_trial_id_from_study_id_trial_number(self._study._study_id, number)
+        self._trials[number : number + 1] = [storage.get_trial(trial_id)]
+        return self._trials[number]
+
+    def _end(self, number: int) -> None:
+        self._handles.pop(number, None)
+        self._read(number)
+
+    @contextmanager
+    def _at_once(self) -> Iterator[None]:
+        """Within the context all writes are one transaction: one wait for the disk, and a kill leaves all or none.
+
+        Optuna's own transactions become savepoints in it.
+        """
+        sessions = self._storage.scoped_session
+        self._storage.remove_session()
+        with self._storage.engine.connect() as connection:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")  # else the first savepoint would commit
+            sessions.configure(bind=connection, join_transaction_mode="create_savepoint")
+            try:
+                yield
+                connection.commit()
+            finally:
+                self._storage.remove_session()
+                sessions.configure(
+                    bind=self._storage.engine, join_transaction_mode="conditional_savepoint"
+                )
 
 
 def _raise_disk_full(context: sqlalchemy.engine.ExceptionContext) -> None:
@@ -250,7 +287,9 @@ def _storage(path: Path) -> optuna.storages.RDBStorage:
 
 def _create(path: Path, spec: SweepSpec) -> None:
     storage = _storage(path)
-    study = optuna.create_study(study_name=STUDY, storage=storage, direction="maximize")
+    study = optuna.create_study(
+        study_name=STUDY, storage=storage, direction=spec.objective.direction
+    )
     study.add_trials(starting_points(spec))
     storage.remove_session()
     storage.engine.dispose()

@@ -14,11 +14,14 @@ from core.measuring.selection import (
     counted_excess,
     excesses,
     is_feasible,
+    merit,
     penalised_score,
 )
 
-UNTOUCHED_VALUE = 0.0
-"""Every objective is a closure; the model before unlearning has closed nothing."""
+UNTOUCHED_CLOSURE = 0.0
+"""The model before unlearning has closed nothing."""
+UNTOUCHED_DROP = 2.0
+"""It lies as far from its target, see :func:`~core.measuring.selection.drop_at_target`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +41,7 @@ class Outcome:
         steps: Optimiser steps made.
         intervals: 95 % interval of each closure and drop of that probe; empty where none was measured.
         value_interval: That of ``value``; ``None`` where none was measured, or no probe is feasible.
+        is_minimized: Whether less of ``value`` is better.
     """
 
     state: Literal["COMPLETE", "PRUNED"]
@@ -51,6 +55,12 @@ class Outcome:
     steps: int
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     value_interval: tuple[float, float] | None = None
+    is_minimized: bool = False
+
+    @property
+    def merit(self) -> float:
+        """The value with the sign by which more is better."""
+        return -self.value if self.is_minimized else self.value
 
 
 def conclude(
@@ -69,7 +79,10 @@ def conclude(
     """
     last, best = probes[-1], best_probe(probes, selection)
     stopped_by = verdict.stopped_by if verdict else (last.stopped_by or "budget")
-    improved = best is not None and best.metrics[selection.metric] > UNTOUCHED_VALUE
+    untouched = UNTOUCHED_DROP if selection.is_minimized else UNTOUCHED_CLOSURE
+    improved = best is not None and (
+        merit(best.metrics[selection.metric], selection) > merit(untouched, selection)
+    )
     is_pruned = stopped_by == "ranking_pruner" or (
         stopped_by in ("retain_guard", "non_finite") and not improved
     )
@@ -81,7 +94,7 @@ def conclude(
     return Outcome(
         state="PRUNED" if is_pruned else "COMPLETE",
         stopped_by=stopped_by,
-        reason=verdict.reason if verdict else _own_reason(stopped_by, last),
+        reason=(verdict.reason if verdict else _own_reason(stopped_by, last)) + _landing(chosen),
         value=value,
         feasible=feasible,
         step=chosen.step,
@@ -92,7 +105,13 @@ def conclude(
         steps=last.step,
         intervals=dict(chosen.intervals),
         value_interval=chosen.intervals.get(selection.metric) if feasible else None,
+        is_minimized=selection.is_minimized,
     )
+
+
+def _landing(chosen: Probe) -> str:
+    factor = chosen.metrics.get("landing_factor")
+    return "" if factor is None else f"; scaled back to {factor:.2f} it lies on its target"
 
 
 def _finite_violations(
@@ -111,6 +130,11 @@ def _own_reason(stopped_by: StoppedBy, last: Probe) -> str:
         return (
             f"forget cross-entropy {last.metrics['forget_nll']:.3f} lies past its target "
             "and the objective falls"
+        )
+    if stopped_by == "no_effect":
+        return (
+            f"no effect: its forget closure, {last.metrics['forget_closure']:.3f} at step {last.step}, stays within "
+            "its noise"
         )
     if stopped_by == "stop_when":
         return f"every metric of stop.when is at or below its value at step {last.step}"

@@ -1,6 +1,7 @@
 """Shows a sweep to a person: a live table on a terminal, plain lines elsewhere. Always on stderr."""
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -57,7 +58,10 @@ class Progress:
         self._console = Console(stderr=True)
         self._live: Live | None = None
         self._running: dict[int, _Running] = {}
-        self._ended: list[TrialEnded] = []
+        self._candidates: dict[int, TrialEnded] = {}  # by the identity of their outcomes
+        self._n_of: Counter[str] = Counter()
+        self._n_guarded = 0
+        self._best: TrialEnded | None = None
         self._n_failed = 0
         self._done_before = done
         self._began = self._clock()
@@ -101,7 +105,7 @@ class Progress:
 
     @property
     def _n_finished(self) -> int:
-        return self._done_before + len(self._ended) + self._n_failed
+        return self._done_before + self._n_of.total() + self._n_failed
 
     def _take(self, event: Event) -> str | None:
         if isinstance(event, Prepared):
@@ -123,7 +127,7 @@ class Progress:
             ran = self._running.pop(event.number, None)
             if ran is not None:  # one that was adopted did not run in this session
                 self._durations.append(self._clock() - ran.since)
-            self._ended.append(event)
+            self._count(event)
             return self._ended_line(event)
         if isinstance(event, TrialBroke):
             self._running.pop(event.number, None)
@@ -149,11 +153,14 @@ class Progress:
             return f"{self._spec.objective.metric} {outcome.value:.3f} at step {outcome.step}"
         return f"no feasible probe (penalised score {outcome.value:.3f})"
 
-    def _best(self) -> TrialEnded | None:
-        outcomes = [e.outcome for e in self._ended]
-        candidates = [o for o in outcomes if o.feasible and o.state == "COMPLETE"]
-        first = in_order(candidates)[:1]
-        return self._ended[outcomes.index(first[0])] if first else None
+    def _count(self, ended: TrialEnded) -> None:
+        """Take what is shown of all ended trials together, once for each: the table is drawn at every event."""
+        self._n_of[ended.outcome.state] += 1
+        self._n_guarded += ended.outcome.stopped_by in GUARD_STOPS
+        if ended.outcome.feasible and ended.outcome.state == "COMPLETE":
+            self._candidates[id(ended.outcome)] = ended
+            first = in_order([e.outcome for e in self._candidates.values()])[0]
+            self._best = self._candidates[id(first)]
 
     def _table(self) -> Group:
         table = Table(title=None, box=None, pad_edge=False)
@@ -168,17 +175,15 @@ class Progress:
             cells = [decimals(m.get(k)) for k in watched]
             step = f"{probe.step if probe else 0}/{self._spec.budget.max_steps}"
             table.add_row(str(number), step, *cells, parameters(trial.began.params))
-        states = [e.outcome.state for e in self._ended]
-        stopped = sum(e.outcome.stopped_by in GUARD_STOPS for e in self._ended)
-        best = self._best()
         head = Text(
-            f"{self._n_finished}/{self._target} trials   complete {states.count('COMPLETE')}   "
-            f"pruned {states.count('PRUNED')}   failed {self._n_failed}   "
-            f"stopped by the retain guard {stopped}   "
+            f"{self._n_finished}/{self._target} trials   complete {self._n_of['COMPLETE']}   "
+            f"pruned {self._n_of['PRUNED']}   failed {self._n_failed}   "
+            f"stopped by the retain guard {self._n_guarded}   "
             f"elapsed {duration(self._clock() - self._began)}   left {duration(self.eta_s(), unknown='?')}"
         )
         summary = Text("best so far: none feasible yet")
-        if best is not None:
+        if self._best is not None:
+            best = self._best
             summary = Text(
                 f"best so far: trial {best.number}, {self._spec.objective.metric} "
                 f"{best.outcome.value:.3f} at step {best.outcome.step}"

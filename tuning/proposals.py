@@ -18,13 +18,13 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from core.seeding import derive_seed
 from tuning.config import Choice, SweepSpec
+from tuning.copies import Forms, Shown, study_in_memory
 from tuning.points import Mark, is_finite, mark, points
 from tuning.pruning import ATTEMPT
 from tuning.samplers import SAMPLERS, is_fitted, make_sampler, propose
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)  # what it logs of each study is no news
 
-STUDY = "sweep"
 FIXED = "fixed_params"
 """System attribute, Optuna's: values of a starting point."""
 NOTES = "sampler_notes"
@@ -74,15 +74,6 @@ class Proposed:
         )
 
 
-def study_in_memory(trials: Iterable[FrozenTrial]) -> optuna.Study:
-    """A study of these trials, numbered in their order."""
-    study = optuna.create_study(
-        direction="maximize", study_name=STUDY, sampler=RandomSampler(seed=0)
-    )
-    study.add_trials(trials)
-    return study
-
-
 def starting_points(spec: SweepSpec) -> list[FrozenTrial]:
     """The sweep file's starting points, waiting, each with its source; complete ones that are equal only once."""
     found: dict[object, FrozenTrial] = {}
@@ -105,19 +96,32 @@ def is_born(trial: FrozenTrial) -> bool:
 
 def tried(spec: SweepSpec, trials: Iterable[FrozenTrial]) -> frozenset[Mark]:
     """Points that these trials stand for, those waiting with all their values included."""
-    found = set()
-    for trial in trials:
-        params = trial.params
-        if trial.state is TrialState.WAITING:
-            params = trial.system_attrs.get(FIXED, {})
-            params = params if params.keys() == spec.space.keys() else {}
-        if params:
-            found.add(mark(spec, params))
-    return frozenset(found)
+    return frozenset(filter(None, (_point(spec, trial) for trial in trials)))
+
+
+def _point(spec: SweepSpec, trial: FrozenTrial) -> Mark | None:
+    params = trial.params
+    if trial.state is TrialState.WAITING:
+        params = trial.system_attrs.get(FIXED, {})
+        params = params if params.keys() == spec.space.keys() else {}
+    return mark(spec, params) if params else None
+
+
+class Known:
+    """What proposals read of a study's trials, made once for each that ended."""
+
+    def __init__(self, spec: SweepSpec) -> None:
+        """For a sweep."""
+        self.shown: Forms[Shown] = Forms(lambda trial: as_sampled(trial, spec))
+        self.points: Forms[Mark | None] = Forms(lambda trial: _point(spec, trial))
 
 
 def next_proposal(
-    spec: SweepSpec, trials: Sequence[FrozenTrial], *, study_notes: Mapping[str, Any] | None = None
+    spec: SweepSpec,
+    trials: Sequence[FrozenTrial],
+    *,
+    study_notes: Mapping[str, Any] | None = None,
+    known: Known | None = None,
 ) -> Proposed:
     """What to try next, seeded by the number of the trial: the same for the same trials.
 
@@ -128,16 +132,20 @@ def next_proposal(
         spec: The sweep.
         trials: The whole study; the first that is not born is proposed for, otherwise a new one.
         study_notes: Attributes of a study that samplers wrote to it themselves.
+        known: What earlier proposals have read of its trials; it changes nothing but the time.
     """
+    known = known or Known(spec)
     number = next((n for n, t in enumerate(trials) if not is_born(t)), len(trials))
     unborn = trials[number] if number < len(trials) else None
-    study = study_in_memory(as_sampled(t, spec) for t in trials[: number + 1])
+    study = study_in_memory(
+        known.shown.of(trials[: number + 1]), direction=spec.objective.direction
+    )
     noted = {k: v for k, v in (study_notes or {}).items() if k.startswith(_OWN_NOTES)}
     for trial in trials[:number]:
         noted |= trial.system_attrs.get(NOTES, {})
     for key, value in noted.items():
         study._storage.set_study_system_attr(study._study_id, key, value)
-    others = tried(spec, [*trials[:number], *trials[number + 1 :]])
+    others = frozenset(filter(None, known.points.of([*trials[:number], *trials[number + 1 :]])))
     made, proposed_by = _untried(spec, study, number, _fixed(unborn) if unborn else {}, others)
     after = study._storage.get_study_system_attrs(study._study_id)
     notes = {k: v for k, v in after.items() if noted.get(k) != v}
@@ -188,9 +196,9 @@ def _asked(spec: SweepSpec, study: optuna.Study) -> FrozenTrial:
     return copy.deepcopy(study.get_trials(deepcopy=False)[trial.number])
 
 
-def as_sampled(trial: FrozenTrial, spec: SweepSpec) -> FrozenTrial:
+def as_sampled(trial: FrozenTrial, spec: SweepSpec) -> Shown:
     """A trial in the form that the sweep's sampler reads."""
-    seen = copy.copy(trial)
+    seen = Shown.of(trial)
     seen.user_attrs = {}
     if not is_born(trial):
         seen.state = TrialState.WAITING

@@ -4,7 +4,6 @@ A new ranking pruner is an id in :class:`tuning.config.PruningSpec` and an entry
 both.
 """
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -23,6 +22,7 @@ from core.measuring.selection import (
 )
 from core.store.durable import finite
 from tuning.config import PruningSpec, RankingName
+from tuning.copies import Shown
 
 ATTEMPT = "attempt"
 """User attribute: number of the current attempt at a trial."""
@@ -79,12 +79,12 @@ def decisions(trial: FrozenTrial, attempt: int) -> dict[int, Decision]:
     return dict(sorted(found.items()))
 
 
-def as_ranked(trial: FrozenTrial) -> FrozenTrial:
+def as_ranked(trial: FrozenTrial) -> Shown:
     """A trial as a ranking pruner reads it: with the rungs of its current attempt only.
 
     A ledger of an earlier version has no records of decisions, and rungs where Optuna wrote them.
     """
-    seen = copy.copy(trial)
+    seen = Shown.of(trial)
     seen.user_attrs = {}
     made = list(decisions(trial, int(trial.user_attrs.get(ATTEMPT, 1))).values())
     if made or not trial.state.is_finished():
@@ -99,7 +99,7 @@ def rungs_of(trial: FrozenTrial) -> dict[str, float]:
 
 def as_probed(
     trial: FrozenTrial, attempt: int, probes: Sequence[Probe], selection: SelectionConfig
-) -> FrozenTrial:
+) -> Shown:
     """A trial as an attempt's probes make it: nothing of other attempts, and nothing of what came later.
 
     Args:
@@ -108,8 +108,7 @@ def as_probed(
         probes: Its probes up to the one that is decided about.
         selection: Says what their intermediate values are.
     """
-    seen = copy.copy(trial)
-    series = guarded_series(probes)
+    seen, series = Shown.of(trial), guarded_series(probes)
     guarded = {guard_key(attempt, step): dict(metrics) for step, metrics in series.items()}
     seen.user_attrs = {ATTEMPT: attempt, **guarded}
     seen.intermediate_values = {

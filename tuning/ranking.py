@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any, Protocol, TypeVar
 
 from core.store.durable import finite
@@ -15,8 +16,8 @@ class Judged(Protocol):
     """What the order of trials looks at: a record of one, or its outcome before it is recorded."""
 
     @property
-    def value(self) -> float | None:
-        """Objective of the probe that counts."""
+    def merit(self) -> float:
+        """Objective of the probe that counts, with the sign by which more is better; 0 where there is none."""
 
     @property
     def value_interval(self) -> Interval | None:
@@ -59,12 +60,19 @@ def overlap(one: Interval | None, other: Interval | None) -> bool:
 def in_order(judged: Sequence[AnyJudged]) -> list[AnyJudged]:
     """Trials by value, best first; those whose 95 % interval overlaps the first one's are a tie.
 
-    Which of a tie has the largest value is chance: within it the smallest worst drop comes first, then
-    the fewest steps, then the value. Trials without an interval tie with none. Equals keep their order.
+    Which of a tie has the best value is chance: within it the smallest worst drop comes first, then
+    the fewest steps, then the value; so it is for which of those with the best value is the first.
+    Trials without an interval tie with none. Equals keep their order.
     """
-    by_value = sorted(judged, key=lambda t: -(t.value or 0.0))
-    tied = [t for t in by_value if t is by_value[0] or _ties(t, by_value[0])]
-    tied.sort(key=lambda t: (worst_drop(t), t.steps or 0, -(t.value or 0.0)))
+    if not judged:
+        return []
+    by_value = sorted(judged, key=lambda t: -t.merit)
+    first = by_value[0]
+    if first.value_interval is not None:
+        equals = [t for t in by_value if t.merit == first.merit and t.value_interval is not None]
+        first = min(equals, key=lambda t: (worst_drop(t), t.steps or 0))
+    tied = [t for t in by_value if t is first or _ties(t, first)]
+    tied.sort(key=lambda t: (worst_drop(t), t.steps or 0, -t.merit))
     placed = set(map(id, tied))
     return tied + [t for t in by_value if id(t) not in placed]
 
@@ -73,7 +81,7 @@ def by_probes(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
     """Finished trials, best first, by the probe split alone: candidates :func:`in_order`, then the others by value."""
     judged = [t for t in trials if t.value is not None and math.isfinite(t.value)]
     rest = [t for t in judged if not is_candidate(t)]
-    rest.sort(key=lambda t: (not t.feasible, -(t.value or 0.0), t.number))
+    rest.sort(key=lambda t: (not t.feasible, -t.merit, t.number))
     return in_order([t for t in judged if is_candidate(t)]) + rest
 
 
@@ -109,7 +117,7 @@ def tied_with_best(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
     first = best(trials)
     if first is None:
         return []
-    highest = max(order, key=lambda t: t.value or 0.0)
+    highest = max(order, key=lambda t: t.merit)
     against = highest if _ties(first, highest) else first
     return [t for t in order if t is not first and (t is against or _ties(t, against))]
 
@@ -122,23 +130,62 @@ def displaced(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
 
 
 def pareto_front(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Feasible trials that no other beats in both objective (higher) and largest excess (lower), best first.
+    """Feasible trials that no other beats in both objective and largest excess (lower), best first.
 
-    As in the ranking, a value is higher only where the intervals do not overlap, and a finalist that breaks
+    As in the ranking, a value is better only where the intervals do not overlap, and a finalist that breaks
     a constraint on the reporting split is out where another keeps it. Only COMPLETE trials count: one that
     a ranking pruner stopped may have had a feasible probe.
     """
     feasible = [t for t in ranked(trials) if is_candidate(t)]
     if any(t.reported_feasible for t in feasible):
         feasible = [t for t in feasible if t.reported_feasible is not False]
+    beaten: set[int] = set()
+    strongest: list[TrialRecord] = []  # of those with a smaller excess
+    for _, equals in groupby(sorted(feasible, key=excess), key=excess):
+        group = list(equals)
+        with_group = _strongest([*strongest, *group])
+        against = [*strongest, *with_group]
+        beaten |= {t.number for t in group if any(_dominates(one, t) for one in against)}
+        strongest = with_group
+    left = [t for t in feasible if t.number not in beaten]
+    if all(_holds_its_value(t) for t in feasible):
+        return left
+    return [t for t in left if not any(_dominates(one, t) for one in feasible)]
 
-    def dominates(a: TrialRecord, b: TrialRecord) -> bool:
-        assert a.value is not None and b.value is not None
-        is_tie = _ties(a, b) or a.value == b.value
-        better = excess(a) < excess(b) or (a.value > b.value and not is_tie)
-        return (a.value > b.value or is_tie) and excess(a) <= excess(b) and better
 
-    return [t for t in feasible if not any(dominates(o, t) for o in feasible)]
+def _strongest(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Those of which one beats whatever any of these beats, if their intervals hold their values.
+
+    The highest value; the highest without an interval, which ties with none; the highest upper end, which
+    ties with most; and the highest lower end, which is above most.
+    """
+    without = [t for t in trials if t.value_interval is None]
+    within = [t for t in trials if t.value_interval is not None]
+    found = [max(of, key=lambda t: t.merit) for of in (trials, without) if of]
+    if within:
+        found += [max(within, key=lambda t: merit_ends(t)[i]) for i in (0, 1)]
+    return found
+
+
+def merit_ends(trial: TrialRecord) -> Interval:
+    """Ends of a trial's interval, as they are ranked: more is better."""
+    assert trial.value_interval is not None
+    low, high = trial.value_interval
+    return (-high, -low) if trial.is_minimized else (low, high)
+
+
+def _holds_its_value(trial: TrialRecord) -> bool:
+    ends = trial.value_interval
+    return ends is None or ends[0] <= (trial.value or 0.0) <= ends[1]
+
+
+def _dominates(one: TrialRecord, other: TrialRecord) -> bool:
+    ours, theirs = excess(one), excess(other)
+    if ours > theirs:
+        return False
+    is_tie = _ties(one, other) or one.merit == other.merit
+    is_higher = one.merit > other.merit
+    return (is_higher or is_tie) and (ours < theirs or (is_higher and not is_tie))
 
 
 def trial_rows(
@@ -151,9 +198,10 @@ def trial_rows(
         among: All trials of the run, for ``pareto`` and ``tied_with_best``.
         probe_rows: Rows of each set that the metrics of a probe were measured on.
     """
-    front, tied = pareto_front(among), tied_with_best(among)
+    front, tied = ({t.number for t in found(among)} for found in (pareto_front, tied_with_best))
     return [
-        _row(t, is_on_front=t in front, is_tied=t in tied, probe_rows=probe_rows) for t in shown
+        _row(t, is_on_front=t.number in front, is_tied=t.number in tied, probe_rows=probe_rows)
+        for t in shown
     ]
 
 
@@ -186,7 +234,7 @@ def _row(
             "tied_with_best": is_tied,
             "reported_feasible": trial.reported_feasible,
             "probe_rows": dict(probe_rows),
-            "landing_factor": None,
+            "landing_factor": trial.metrics.get("landing_factor"),
         }
     )
     return row

@@ -53,6 +53,7 @@ class TrialRecord:
         intervals: 95 % interval, lower and upper end, of each closure and drop of that probe; empty in runs
             that did not measure any.
         value_interval: That of ``value``; ``None`` where there is none.
+        is_minimized: Whether less of ``value`` is better.
         report_intervals: That of each closure and drop on the reporting split.
         duration_s: Seconds of the last attempt.
         adapter: Folder of its adapter, relative to the run folder.
@@ -77,6 +78,13 @@ class TrialRecord:
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     value_interval: tuple[float, float] | None = None
     report_intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    is_minimized: bool = False
+
+    @property
+    def merit(self) -> float:
+        """The value with the sign by which more is better; 0 where there is none."""
+        value = self.value or 0.0
+        return -value if self.is_minimized else value
 
     @property
     def report_violations(self) -> dict[str, float]:
@@ -240,22 +248,26 @@ def _read_opened(ledger: Path, *, mode: str) -> tuple[tuple[TrialRecord, ...], D
 
 def _records(database: sqlite3.Connection) -> tuple[tuple[TrialRecord, ...], DriverFacts]:
     notes = {
-        key: _value(json.loads(text))
+        key: _read_json(text)
         for key, text in database.execute("SELECT key, value_json FROM study_user_attributes")
     }
-    attributes: dict[int, dict[str, Any]] = {}
+    # The driver's own attributes, of which there are several for each probe, have a colon in their names.
     query = (
-        "SELECT trial_id, key, value_json FROM trial_user_attributes "
-        "WHERE key NOT LIKE 'guard:%' AND key NOT LIKE 'verdict:%'"
+        "SELECT number, state, (SELECT group_concat(json_quote(key) || ':' || value_json) "
+        "FROM trial_user_attributes AS a WHERE a.trial_id = trials.trial_id AND instr(key, ':') = 0) "
+        "FROM trials ORDER BY number"
     )
-    for trial_id, key, text in database.execute(query):
-        attributes.setdefault(trial_id, {})[key] = _value(json.loads(text))
-    rows = database.execute("SELECT trial_id, number, state FROM trials ORDER BY number").fetchall()
     records = (
-        _record(number, state, attributes.get(trial_id, {}), notes)
-        for trial_id, number, state in rows
+        _record(number, state, _read_json(f"{{{attributes or ''}}}"), notes)
+        for number, state, attributes in database.execute(query)
     )
     return tuple(records), DriverFacts.read(notes)
+
+
+def _read_json(text: str) -> Any:
+    """What :func:`core.store.durable.finite` made JSON of."""
+    found = json.loads(text)
+    return _value(found) if 'nan"' in text or 'inf"' in text else found
 
 
 def _record(
@@ -282,6 +294,7 @@ def _record(
         intervals=_pairs(found.get("intervals")),
         value_interval=None if ends is None else (ends[0], ends[1]),
         report_intervals=_pairs(notes.get(report_intervals_note(number))),
+        is_minimized=bool(found.get("is_minimized", False)),
     )
 
 

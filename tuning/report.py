@@ -107,13 +107,15 @@ def write_report(run: Run) -> Path:
 def report_figures(run: Run) -> list[ReportFigure]:
     """The four figures of a run."""
     history, tradeoff = plots.history_data(run), plots.tradeoff_data(run)
+    side = "above" if history.is_minimized else "below"
     curves, steps = plots.curves_data(run), plots.steps_data(run)
     return [
         ReportFigure(
             name="history",
             title="Optimisation history",
             caption="Value of each finished trial. A trial without a feasible probe has a penalised value "
-            "below -1; one that broke has none and stands at the bottom.",
+            f"{side} {history.worst:g}; one that broke has none and stands at the "
+            f"{'top' if history.is_minimized else 'bottom'}.",
             png=_png(drawing.history_matplotlib(history)),
             interactive=_plain(drawing.history_plotly(history)),
         ),

@@ -105,10 +105,11 @@ def largest_trials(spec: SweepSpec) -> list[TrialConfig]:
     return list(found.values())
 
 
-def rank_needs(spec: SweepSpec) -> Needs | None:
+def rank_needs(spec: SweepSpec, *, slots: int = 1) -> Needs | None:
     """What a rank of the sweep's largest trial needs; ``None`` where model or data cannot be looked at.
 
-    Loads torch. What is wrong with model or data is said when they are read.
+    Loads torch. With ``slots`` it is what a rank of a pack of such trials needs. What is wrong with model or data
+    is said when they are read.
     """
     from core.estimate import new_outlines, rank_memory
 
@@ -116,7 +117,9 @@ def rank_needs(spec: SweepSpec) -> Needs | None:
         return None
     try:
         outlines = new_outlines()
-        memories = [rank_memory(trial, outlines=outlines) for trial in largest_trials(spec)]
+        memories = [
+            rank_memory(trial, outlines=outlines, slots=slots) for trial in largest_trials(spec)
+        ]
     except UserError:
         return None
     gib = 2**30
@@ -206,6 +209,64 @@ def concurrent_trials(
     return Fitting(trials=max(1, fitting.trials), because=fitting.because)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """What runs at the same time.
+
+    Attributes:
+        trials: Trials.
+        workers: Sets of ranks that they run on.
+        slots: Trials that a worker packs into one pass; 1 where trials are not packed.
+        because: What says so.
+    """
+
+    trials: int
+    workers: int
+    slots: int
+    because: str
+
+
+def asked_slots(spec: SweepSpec) -> int:
+    """Trials of a pack that the file asks for; 1 while ``auto`` is not resolved."""
+    asked = spec.trial_engine().packing
+    return 1 if asked == "auto" else asked
+
+
+def at_the_same_time(
+    spec: SweepSpec,
+    cluster: Cluster,
+    needs: Needs | None = None,
+    *,
+    slots: int,
+    may_grow: bool = False,
+) -> Running:
+    """What of a sweep runs at the same time.
+
+    Args:
+        spec: The sweep, with ``resources.gpus_per_rank`` resolved.
+        cluster: What there is.
+        needs: What a rank needs of memory.
+        slots: Trials of a worker, at most.
+        may_grow: An autoscaling cluster may add nodes.
+
+    Raises:
+        UserError: If not even one trial fits.
+    """
+    asked = spec.resources.max_concurrent
+    most = spec.budget.trials if asked == "auto" else min(asked, spec.budget.trials)
+    resources = spec.resources
+    if asked != "auto":
+        resources = resources.model_copy(update={"max_concurrent": math.ceil(asked / slots)})
+    fitting = concurrent_trials(resources, cluster, needs, may_grow=may_grow)
+    workers = min(fitting.trials, math.ceil(most / slots))
+    trials = min(most, workers * slots)
+    slots, because = math.ceil(trials / workers), fitting.because
+    if slots > 1:
+        packs = "one pack" if workers == 1 else f"{workers} packs"
+        because = f"{packs} of {slots} trials; {because}"
+    return Running(trials=trials, workers=workers, slots=slots, because=because)
+
+
 def largest_of(config: Mapping[str, Any]) -> dict[str, float]:
     """Most CPUs and GPUs that an autoscaling cluster of a cluster file may have.
 
@@ -292,7 +353,7 @@ def estimate(
         needs: What a rank needs of memory, where that is known.
         seconds_per_step: Of one optimiser step with its probe, where it is known.
     """
-    fitting = concurrent_trials(spec.resources, cluster, needs)
+    running = at_the_same_time(spec, cluster, needs, slots=asked_slots(spec))
     known: dict[str, Any] = {}
     if shape is not None:
         rank = largest_rank(spec)
@@ -308,13 +369,13 @@ def estimate(
         gib = needs.of_machine(spec.resources)
         known |= {"rank_gib": gib, "rank_gpu_gib": needs.on_gpu}
         known["rows_are_known"] = not needs.is_bound
-        known["memory_gib"] = DRIVER_GIB + fitting.trials * spec.resources.ranks_per_trial * gib
+        known["memory_gib"] = DRIVER_GIB + running.workers * spec.resources.ranks_per_trial * gib
     if seconds_per_step is not None:
-        whole = seconds_per_step * spec.budget.max_steps * spec.budget.trials / fitting.trials
+        whole = seconds_per_step * spec.budget.max_steps * spec.budget.trials / running.workers
         known["time_s"] = (0.5 * whole, whole)
     return Estimate(
-        concurrent=fitting.trials,
-        because=fitting.because,
+        concurrent=running.trials,
+        because=running.because,
         gpus_per_rank=spec.resources.n_gpus,
         **known,
     )

@@ -20,12 +20,14 @@ class Savings:
     Attributes:
         guard_stopped: Trials that the retain guard stopped, whatever their state.
         past_target_stopped: Trials that stopped because they overshot.
-        steps_saved: Optimiser steps not made, by either.
+        no_effect_stopped: Trials that stopped because they forgot nothing.
+        steps_saved: Optimiser steps not made, by any of them.
         steps_planned: Steps of all finished trials if nothing had stopped them.
     """
 
     guard_stopped: int
     past_target_stopped: int
+    no_effect_stopped: int
     steps_saved: int
     steps_planned: int
 
@@ -49,13 +51,14 @@ def counts(run: Run) -> dict[str, int]:
 
 
 def savings(run: Run) -> Savings:
-    """Steps saved by the retain guard and by ``past_target``."""
+    """Steps saved by the retain guard, by ``past_target`` and by ``no_effect``."""
     planned = run.spec.budget.max_steps
     finished = [t for t in run.trials if t.steps is not None]
-    early = [t for t in finished if t.stopped_by in (*GUARD_STOPS, "past_target")]
+    early = [t for t in finished if t.stopped_by in (*GUARD_STOPS, "past_target", "no_effect")]
     return Savings(
         guard_stopped=sum(t.stopped_by in GUARD_STOPS for t in finished),
         past_target_stopped=sum(t.stopped_by == "past_target" for t in finished),
+        no_effect_stopped=sum(t.stopped_by == "no_effect" for t in finished),
         steps_saved=sum(planned - (t.steps or 0) for t in early),
         steps_planned=planned * len(finished),
     )
@@ -107,8 +110,8 @@ def _broken(trial: TrialRecord) -> str:
 def best_json(run: Run, *, top: int | None = None) -> dict[str, Any]:
     """``best --format json``, the binding shape."""
     shown = ranked(run.trials)
-    rest = [t for t in run.trials if t not in shown]
-    chosen = (shown + rest)[:top]
+    placed = {t.number for t in shown}
+    chosen = (shown + [t for t in run.trials if t.number not in placed])[:top]
     return {
         "run": run.name,
         "objective": {
@@ -131,6 +134,7 @@ def status_json(run: Run) -> dict[str, Any]:
         "guard": {
             "stopped": saved.guard_stopped,
             "past_target": saved.past_target_stopped,
+            "no_effect": saved.no_effect_stopped,
             "steps_saved": saved.steps_saved,
             "steps_planned": saved.steps_planned,
         },

@@ -129,4 +129,7 @@ def _read_spec(path: Path) -> tuple[SweepSpec, RunFacts]:
     values = read_yaml(path)
     if not isinstance(values.get("sweep"), dict):
         raise ConfigError(str(path), ["sweep: required, but absent; restore the file from a copy"])
-    return parse_sweep(values["sweep"], where=str(path)), RunFacts.read(values)
+    sweep = values["sweep"]
+    if isinstance(sweep.get("stop"), dict):
+        sweep["stop"].setdefault("landing", False)  # a run that does not say so did not land
+    return parse_sweep(sweep, where=str(path)), RunFacts.read(values)

@@ -2,6 +2,7 @@
 
 import fcntl
 import logging
+import math
 import os
 import platform
 import shutil
@@ -9,7 +10,7 @@ import signal
 import socket
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -20,10 +21,11 @@ from typing import Any, get_args
 import ray
 from ray import tune
 
-from core.config import TrialConfig
+from core.config import ModelConfig, TrialConfig
 from core.errors import UserError, first_line
 from core.measuring.scale import RetainScale, ScaleMetric, limit_warnings
-from core.model.source import CONTENT
+from core.model.source import CONTENT, model_identity
+from core.store import upkeep
 from core.store.durable import commit_yaml
 from core.training.shared_work import one_for_each_work
 from tuning import records
@@ -37,12 +39,28 @@ from tuning.bridge import (
 from tuning.config import SweepSpec, specification_changes
 from tuning.data_words import data_warnings
 from tuning.events import EventLog, Prepared, Reporting, Silent, Warned, Watcher
+from tuning.handing_out import HandedOut, PreparedFiles, hand_out
 from tuning.ledger import Ledger
+from tuning.packing import (
+    LEAST_GAIN,
+    LEAST_GAIN_ON_SHARED_GPU,
+    SIZES,
+    PackedTrial,
+    choose,
+    packed_placement,
+    start_packs,
+    time_sizes,
+)
 from tuning.ranking import by_probes
 from tuning.resources import (
+    DRIVER_GIB,
     Cluster,
     Needs,
+    Running,
+    asked_slots,
+    at_the_same_time,
     concurrent_trials,
+    largest_trials,
     rank_needs,
     read_largest,
     with_gpus,
@@ -102,17 +120,18 @@ def run_sweep(
     launch, watcher = launch or Launch(), watcher or Silent()
     refuse_existing(spec, run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
-    with _signals() as signals, _lock(run_dir):
+    upkeep.limit()  # refused before anything is done
+    with _signals() as signals, _lock(run_dir), upkeep.held():
         try:
             with _ray(spec, launch) as plan:
                 signals.install()  # Ray put its own in their place
                 plan.tell(watcher)
                 refuse_unshared(run_dir)
-                spec, facts = _prepare(plan.spec, watcher)
+                spec, facts, prepared = _prepare(plan.spec, watcher)
                 commit_yaml(run_dir / records.SPEC_FILE, {"sweep": spec.plain(), **asdict(facts)})
                 ledger = Ledger(run_dir, spec, create=True)
                 with _driver_log(run_dir):
-                    _drive(spec, run_dir, ledger, plan, watcher, signals)
+                    _drive(spec, run_dir, ledger, plan, watcher, signals, prepared)
         finally:
             if not (run_dir / records.LEDGER_FILE).exists():
                 shutil.rmtree(run_dir)  # ended before anything was tried: the name stays free
@@ -149,22 +168,44 @@ def resume_sweep(
         raise UserError(
             f"--trials: the run already has {begun} trials, got {trials}; give a larger number"
         )
-    with _signals() as signals, _lock(run_dir), _ray(run.spec, launch) as plan:
+    upkeep.limit()
+    if launch.address is None:  # a cluster may have what this machine has not
+        refuse_other_contents(run.facts.identity, model_folders(run.spec), run_dir)
+
+    def refuse_others(identity: Mapping[str, str]) -> None:
+        refuse_other_contents(run.facts.identity, identity, run_dir)
+
+    with (
+        _signals() as signals,
+        _lock(run_dir),
+        upkeep.held(),
+        _ray(run.spec, launch) as plan,
+    ):
         signals.install()  # Ray put its own in their place
         plan.tell(watcher)
         refuse_unshared(run_dir)
+        _, facts, prepared = _prepare(run.spec, watcher, first=refuse_others)
         ledger = Ledger(run_dir, run.spec, create=False)
-        _, facts = _prepare(run.spec, watcher)
         for name, now in facts.versions.items():
             before = run.facts.versions.get(name)
             if before not in (None, now):
                 watcher.show(Warned(text=f"{name} was {before} when the run began, is {now} now"))
-        refuse_other_contents(run.facts.identity, facts.identity, run_dir)
         if trials is not None:
             ledger.set_note("target", trials)
         with _driver_log(run_dir):
-            _drive(run.spec, run_dir, ledger, plan, watcher, signals)
+            _drive(run.spec, run_dir, ledger, plan, watcher, signals, prepared)
     return load_run(run_dir)
+
+
+def model_folders(spec: SweepSpec) -> dict[str, str]:
+    """What names the models that lie in folders of this machine, without torch."""
+    model = bind(spec, next(corner_proposals(spec)), where="sweep").model
+    sources = {"model": model.source, "model.retain_only": model.retain_only}
+    return {
+        name: model_identity(ModelConfig(source=source))
+        for name, source in sources.items()
+        if source is not None and Path(source).is_dir()
+    }
 
 
 def refuse_other_contents(before: Mapping[str, str], now: Mapping[str, str], run_dir: Path) -> None:
@@ -243,6 +284,7 @@ def _drive(
     plan: "_Plan",
     watcher: Watcher,
     signals: "_Signals",
+    prepared: PreparedFiles,
 ) -> None:
     """Bring the ledger to its target, measure finalists, and record how it ended."""
     log = EventLog(run_dir / "events.jsonl", watcher)
@@ -252,26 +294,29 @@ def _drive(
     if points is not None and points < target:
         target, wanted = points, target
         log.emit(Warned(text=exhausted(points, wanted)))
-    ledger.set_note("concurrent", plan.concurrent)
     ledger.set_note("target", target)
     ledger.set_note("ended", None)
     ledger.set_note("session_began", time.time())
+    handed_out, _shelf = hand_out(prepared) if plan.is_far else (None, None)
     try:
         reconcile(spec, run_dir, ledger, log)
+        if ledger.n_begun() < target or ledger.running():
+            plan = plan.packed(spec, log)
+        ledger.set_note("concurrent", plan.running.trials)
         dispatcher = Dispatcher(
             spec,
             run_dir,
             ledger,
             log,
             target=target,
-            concurrent=plan.concurrent,
+            concurrent=plan.running.trials,
             needs=plan.needs_in_words,
         )
         if not dispatcher.is_done:
             with signals.handed_to(dispatcher):
-                _execute(spec, dispatcher, plan.concurrent)
+                _execute(spec, plan, dispatcher, handed_out)
             signals.raise_received()
-        _report_finalists(spec, run_dir, ledger, log)
+        _report_finalists(spec, run_dir, ledger, log, handed_out)
         run = load_run(run_dir)
         ledger.set_note("ended", _ending(run))
     finally:
@@ -293,16 +338,24 @@ def _ending(run: Run) -> records.Ending:
     return "failed" if all(t.state == "FAIL" for t in run.trials) else "no_feasible"
 
 
-def _execute(spec: SweepSpec, dispatcher: Dispatcher, concurrent: int) -> None:
+def _execute(
+    spec: SweepSpec, plan: "_Plan", dispatcher: Dispatcher, handed_out: HandedOut | None
+) -> None:
     """Let Ray Tune run what the dispatcher hands out; its own state is scratch."""
-    with tempfile.TemporaryDirectory(prefix="unlearn-tune-") as scratch:
+    with (
+        tempfile.TemporaryDirectory(prefix="unlearn-tune-") as scratch,
+        _packs(spec, plan) as packs,
+    ):
+        trainable: type[tune.Trainable] = PackedTrial if packs else UnlearningTrial
+        resources = plan.spec.resources
+        place = packed_placement() if packs else placement(resources)
         tuner = tune.Tuner(
-            tune.with_resources(UnlearningTrial, placement(spec.resources)),
+            tune.with_resources(trainable, place),
             tune_config=tune.TuneConfig(
-                search_alg=LedgerSearcher(dispatcher, spec.resources),
+                search_alg=LedgerSearcher(dispatcher, resources, handed_out, packs=packs),
                 scheduler=LedgerScheduler(dispatcher),
                 num_samples=-1,  # the searcher says when it is over
-                max_concurrent_trials=concurrent,
+                max_concurrent_trials=plan.running.trials,
                 reuse_actors=True,
                 trial_dirname_creator=lambda trial: str(trial.trial_id),
             ),
@@ -312,16 +365,49 @@ def _execute(spec: SweepSpec, dispatcher: Dispatcher, concurrent: int) -> None:
                 stop=InterruptStopper(lambda: dispatcher.is_interrupted),
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=0),  # the dispatcher tries again
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # nothing to save
             ),
         )
         tuner.fit()
 
 
-def _prepare(spec: SweepSpec, watcher: Watcher) -> tuple[SweepSpec, records.RunFacts]:
-    """Do what all trials share, once, in a process of its own; resolve what depends on the hardware."""
+@contextmanager
+def _packs(spec: SweepSpec, plan: "_Plan") -> Iterator[Collection[str]]:
+    """Names of the packs that trials share within the context; none where each has ranks of its own."""
+    running = plan.running
+    if running.slots == 1:
+        yield ()
+        return
+    like = [bind(spec, proposal, where="sweep") for proposal in corner_proposals(spec)]
+    packs = start_packs(
+        like, n_packs=running.workers, n_slots=running.slots, resources=plan.spec.resources
+    )
+    try:
+        yield packs.keys()
+    finally:
+        for pack in packs.values():
+            ray.kill(pack)
+
+
+def _prepare(
+    spec: SweepSpec,
+    watcher: Watcher,
+    *,
+    first: Callable[[Mapping[str, str]], None] | None = None,
+) -> tuple[SweepSpec, records.RunFacts, PreparedFiles]:
+    """Do what all trials share, once, in a process of its own; resolve what depends on the hardware.
+
+    Args:
+        spec: The sweep.
+        watcher: Who is shown what happens.
+        first: Looks at what names model and data, before the weights are loaded; may raise.
+    """
     began = time.monotonic()
     trials = [bind(spec, proposal, where="sweep") for proposal in corner_proposals(spec)]
-    facts, hardware, notices = _on_a_rank(spec, _prepare_all, one_for_each_work(trials))
+    with _a_rank(spec) as call:
+        if first is not None:
+            first(call(_outlined_identity, trials[0]))
+        facts, hardware, notices, prepared = call(_prepare_all, one_for_each_work(trials))
     scale = RetainScale.of(facts.baseline, facts.report_baseline)
     chosen = spec.with_auto_as(scale.metric)
     selection = chosen.trial_selection()
@@ -343,25 +429,39 @@ def _prepare(spec: SweepSpec, watcher: Watcher) -> tuple[SweepSpec, records.RunF
         watcher.show(Warned(text=text))
     versions = {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()}
     facts = replace(facts, versions=versions, created=records.now())
-    return chosen.model_copy(update={"engine": dict(spec.engine) | hardware}), facts
+    return chosen.model_copy(update={"engine": dict(spec.engine) | hardware}), facts, prepared
+
+
+def _outlined_identity(warm: Any, group: Any, trial: TrialConfig) -> dict[str, str]:
+    """Runs on a rank: what names model and data, by the outline of the model, without its weights."""
+    return _identity(warm.outlined, trial)
+
+
+def _identity(warm: Any, trial: TrialConfig) -> dict[str, str]:
+    from core.model.loading import retain_only_identity
+
+    identity = {"model": warm.model(trial).identity}
+    identity |= {f"data.{part}": value for part, value in warm.data(trial).identity.items()}
+    other = retain_only_identity(trial.model)
+    return identity if other is None else identity | {"model.retain_only": other}
 
 
 def _prepare_all(
     warm: Any, group: Any, trials: list[TrialConfig]
-) -> tuple[records.RunFacts, dict[str, str], list[str]]:
-    """Runs on a rank: shared work of all trials; what is recorded of it, the engine's precision and device, notices."""
+) -> tuple[records.RunFacts, dict[str, str], list[str], PreparedFiles]:
+    """Runs on a rank: shared work of all trials.
+
+    Returns:
+        What is recorded of it, the engine's precision and device, notices, and the files that it left.
+    """
     from core.measuring.baselines import baseline_levels
-    from core.model.loading import retain_only_identity
+    from core.store import artifacts
     from core.worker import share_work
 
-    for trial in trials:
-        share_work(trial, warm=warm, group=group, others=trials)
+    with artifacts.noted() as files:
+        for trial in trials:
+            share_work(trial, warm=warm, group=group, others=trials)
     model, data = warm.model(trials[0]), warm.data(trials[0])
-    identity = {"model": model.identity}
-    identity |= {f"data.{part}": value for part, value in data.identity.items()}
-    other = retain_only_identity(trials[0].model)
-    if other is not None:
-        identity["model.retain_only"] = other
     baselines = {}
     for part in ("probe", "report"):
         levels = baseline_levels(trials[0], warm, group, part=part)
@@ -369,17 +469,24 @@ def _prepare_all(
             f"{k}_accuracy": v.accuracy for k, v in levels.items()
         }
     facts = records.RunFacts(
-        identity=identity,
+        identity=_identity(warm, trials[0]),
         rows={part: len(rows) for part, rows in data.parts.items()},
         data_counts=data.counts,
         baseline=baselines["probe"],
         report_baseline=baselines["report"],
     )
     dtype = "bf16" if "bfloat16" in str(model.dtype) else "fp32"
-    return facts, {"dtype": dtype, "device": model.device.type}, warm.notices(trials[0])
+    hardware = {"dtype": dtype, "device": model.device.type}
+    return facts, hardware, warm.notices(trials[0]), PreparedFiles.here(files)
 
 
-def _report_finalists(spec: SweepSpec, run_dir: Path, ledger: Ledger, log: EventLog) -> None:
+def _report_finalists(
+    spec: SweepSpec,
+    run_dir: Path,
+    ledger: Ledger,
+    log: EventLog,
+    handed_out: HandedOut | None,
+) -> None:
     """Measure the best trials on the split that neither losses nor probes saw."""
     run = load_run(run_dir)
     finalists = [
@@ -394,7 +501,8 @@ def _report_finalists(spec: SweepSpec, run_dir: Path, ledger: Ledger, log: Event
         (bind(spec, t.params, where=f"trial {t.number}"), (run_dir / str(t.adapter)).resolve())
         for t in finalists
     ]
-    measured = _on_a_rank(spec, _measure_finalists, work)
+    with _a_rank(spec, handed_out) as call:
+        measured = call(_measure_finalists, work)
     for trial, (metrics, intervals) in zip(finalists, measured, strict=True):
         ledger.set_report_metrics(trial.number, metrics, intervals=intervals)
 
@@ -408,18 +516,23 @@ def _measure_finalists(
     return [(dict(m.metrics), dict(m.intervals)) for m in found]
 
 
-def _on_a_rank(spec: SweepSpec, function: Any, argument: Any) -> Any:
-    """Run ``function(warm, group, argument)`` in a rank's process that ends afterwards.
+@contextmanager
+def _a_rank(
+    spec: SweepSpec, handed_out: HandedOut | None = None
+) -> Iterator[Callable[[Any, Any], Any]]:
+    """A rank's process that ends with the context, as what calls ``function(warm, group, argument)`` there.
 
     Raises:
-        UserError: What the function raised, as itself.
+        UserError: What a function raised, as itself.
     """
     rank = start_rank(spec.resources)
     alone = spec.trial_engine().model_copy(update={"ranks": 1})
     try:
+        if handed_out is not None:
+            ray.get(rank.take.remote(handed_out))
         host, port = ray.get(rank.open.remote(1))
         ray.get(rank.join.remote(0, 1, host, port, alone))
-        return ray.get(rank.call.remote(function, argument))
+        yield lambda function, argument: ray.get(rank.call.remote(function, argument))
     except ray.exceptions.RayTaskError as err:
         if isinstance(err.cause, UserError):
             raise err.cause from None
@@ -434,15 +547,17 @@ class _Plan:
 
     Attributes:
         spec: The sweep, with ``resources.gpus_per_rank`` resolved.
-        concurrent: Trials at the same time.
-        because: What says so.
+        running: Trials at the same time, and what they run on.
         needs: What a rank needs of memory, where that is known.
+        cluster: What there is.
+        is_far: Whether it is a cluster, which may grow, and whose nodes may each have a cache of their own.
     """
 
     spec: SweepSpec
-    concurrent: int
-    because: str
+    running: Running
     needs: Needs | None
+    cluster: Cluster
+    is_far: bool
 
     @property
     def needs_in_words(self) -> str:
@@ -453,10 +568,47 @@ class _Plan:
         gpu = f" and {self.needs.on_gpu:.2f} GiB of a GPU" if self.spec.resources.n_gpus else ""
         return f"a rank of the largest trial is estimated to need {machine}{gpu}"
 
+    @property
+    def room_gib(self) -> float | None:
+        """Memory that a rank may take where it computes; ``None`` where that is not known."""
+        resources = self.spec.resources
+        if resources.n_gpus:
+            return self.cluster.gpu_memory_gib
+        if self.cluster.memory_gib is None:
+            return None
+        n_ranks = self.running.workers * resources.ranks_per_trial
+        return (self.cluster.memory_gib - DRIVER_GIB) / n_ranks
+
+    def packed(self, spec: SweepSpec, log: EventLog) -> "_Plan":
+        """The plan with ``engine.packing: auto`` resolved: steps of a trial are timed at several sizes."""
+        resources, alone = self.spec.resources, self.running
+        sizes = [n for n in SIZES if n <= math.ceil(spec.budget.trials / alone.workers)]
+        if spec.trial_engine().packing != "auto" or len(sizes) < 2:
+            return self
+        trial = max(largest_trials(spec), key=lambda t: t.adapter.rank)
+        with _a_rank(spec) as call:
+            seconds = call(time_sizes, (trial, sizes, self.room_gib))
+        is_shared = 0 < resources.n_gpus < 1 and alone.workers > self.cluster.gpus
+        choice = choose(seconds, least_gain=LEAST_GAIN_ON_SHARED_GPU if is_shared else LEAST_GAIN)
+        log.emit(Warned(text=f"engine.packing: {choice.slots}, because {choice.because}"))
+        if choice.slots == 1:
+            return self
+        packed = spec
+        if is_shared:  # a pack has a GPU for itself
+            whole = resources.model_copy(update={"gpus_per_rank": 1.0})
+            packed = spec.model_copy(update={"resources": whole})
+        running = at_the_same_time(
+            packed, self.cluster, self.needs, slots=choice.slots, may_grow=self.is_far
+        )
+        return replace(self, spec=packed, running=running)
+
     def tell(self, watcher: Watcher) -> None:
         """Say what was chosen, where the machine and not the file said so."""
-        if self.concurrent < self.spec.budget.trials and self.because != "resources.max_concurrent":
-            watcher.show(Warned(text=f"{self.concurrent} trials at a time: {self.because}"))
+        trials, because = self.running.trials, self.running.because
+        if self.running.slots > 1 or (
+            trials < self.spec.budget.trials and because != "resources.max_concurrent"
+        ):
+            watcher.show(Warned(text=f"{trials} trials at a time: {because}"))
 
 
 @contextmanager
@@ -469,6 +621,9 @@ def _ray(spec: SweepSpec, launch: Launch) -> Iterator[_Plan]:
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # ours also takes SIGTERM
     os.environ["TUNE_FORCE_TRIAL_CLEANUP_S"] = "60"
+    os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = str(
+        10**9
+    )  # snapshots of all trials; nobody reads them
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     is_far = launch.address is not None
@@ -498,9 +653,8 @@ def _ray(spec: SweepSpec, launch: Launch) -> Iterator[_Plan]:
         if cluster.gpu_memory_gib is None:
             cluster = replace(cluster, gpu_memory_gib=gpu_memory_gib)
         spec = with_gpus(spec, cluster, needs)
-        fitting = concurrent_trials(spec.resources, cluster, needs, may_grow=is_far)
-        concurrent = min(fitting.trials, spec.budget.trials)
-        yield _Plan(spec=spec, concurrent=concurrent, because=fitting.because, needs=needs)
+        running = at_the_same_time(spec, cluster, needs, slots=asked_slots(spec), may_grow=is_far)
+        yield _Plan(spec=spec, running=running, needs=needs, cluster=cluster, is_far=is_far)
     finally:
         ray.shutdown()
 
@@ -540,7 +694,7 @@ def _looked_at(
 
 def _look(spec: SweepSpec) -> tuple[Needs | None, float | None]:
     """Runs where ranks run."""
-    return rank_needs(spec), Cluster.this_machine().gpu_memory_gib
+    return rank_needs(spec, slots=asked_slots(spec)), Cluster.this_machine().gpu_memory_gib
 
 
 def _knock(address: str) -> None:

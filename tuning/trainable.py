@@ -18,6 +18,7 @@ from core.model.machine import oom_kills
 from core.store.durable import commit_json
 from tuning.config import ResourcesSpec
 from tuning.failures import FAILURE_FILE, exhausted
+from tuning.handing_out import HandedOut
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,10 @@ class Rank:
 
         self._meeting = Rendezvous(size, host=ray.util.get_node_ip_address())
         return self._meeting.host, self._meeting.port
+
+    def take(self, handed_out: HandedOut) -> None:
+        """Copy to this node what another one prepared."""
+        handed_out.fetch()
 
     def join(self, rank: int, size: int, host: str, port: int, engine: EngineConfig) -> None:
         """Join the trial's other ranks; Ray shows this process only its own GPU."""
@@ -89,13 +94,17 @@ class Rank:
             logging.getLogger().removeHandler(self._log)
             self._log.close()
         if self._group is not None and self._group.is_first:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._log = logging.FileHandler(folder / "log.txt", encoding="utf-8")
-            self._log.setFormatter(
-                logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
-            )
+            self._log = log_of(folder)
             logging.getLogger().addHandler(self._log)
             logger.setLevel(logging.INFO)
+
+
+def log_of(folder: Path) -> logging.FileHandler:
+    """Writes the ``log.txt`` of a trial's folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(folder / "log.txt", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    return handler
 
 
 class UnlearningTrial(tune.Trainable):
@@ -159,6 +168,7 @@ class UnlearningTrial(tune.Trainable):
     def _assign(self, config: dict[str, Any]) -> None:
         self._config: TrialConfig = config["trial"]
         self._resources: ResourcesSpec = config["resources"]
+        self._handed_out: HandedOut | None = config["handed_out"]
         self._folder = Path(config["folder"])
         self._begun = False
         self._kills_before = oom_kills()
@@ -167,6 +177,8 @@ class UnlearningTrial(tune.Trainable):
         size = self._config.engine.ranks
         group = ray.util.get_current_placement_group()
         ranks = [start_rank(self._resources, group, bundle=i) for i in range(size)]
+        if self._handed_out is not None:
+            ray.get([rank.take.remote(self._handed_out) for rank in ranks])
         host, port = ray.get(ranks[0].open.remote(size))
         engine = self._config.engine
         ray.get([r.join.remote(i, size, host, port, engine) for i, r in enumerate(ranks)])
@@ -176,24 +188,37 @@ class UnlearningTrial(tune.Trainable):
         return list(ray.get([getattr(rank, method).remote(*args) for rank in self._ranks]))
 
     def _record_failure(self, err: Exception) -> None:
-        cause = getattr(err, "cause", None) or err
-        kind = type(cause).__name__
-        commit_json(
-            self._folder / FAILURE_FILE,
-            {
-                "kind": kind,
-                "message": first_line(cause) if not isinstance(cause, UserError) else str(cause),
-                "is_user_error": isinstance(cause, UserError),
-                "exhausted": exhausted(
-                    kind, str(cause), kernel_killed=oom_kills() > self._kills_before
-                ),
-                "traceback": traceback.format_exc(),
-            },
-        )
+        record_failure(self._folder, err, kernel_killed=oom_kills() > self._kills_before)
+
+
+def record_failure(folder: Path, err: Exception, *, kernel_killed: bool) -> None:
+    """Commit why an attempt broke, while its error is handled.
+
+    Args:
+        folder: The attempt's.
+        err: As Ray gives it.
+        kernel_killed: The kernel has killed a process for want of memory since the attempt began.
+    """
+    cause = getattr(err, "cause", None) or err
+    kind = type(cause).__name__
+    commit_json(
+        folder / FAILURE_FILE,
+        {
+            "kind": kind,
+            "message": first_line(cause) if not isinstance(cause, UserError) else str(cause),
+            "is_user_error": isinstance(cause, UserError),
+            "exhausted": exhausted(kind, str(cause), kernel_killed=kernel_killed),
+            "traceback": traceback.format_exc(),
+        },
+    )
 
 
 def start_rank(
-    resources: ResourcesSpec, group: PlacementGroup | None = None, *, bundle: int = 0
+    resources: ResourcesSpec,
+    group: PlacementGroup | None = None,
+    *,
+    bundle: int = 0,
+    kind: type = Rank,
 ) -> Any:
     """Start a rank's process with its share of cores and GPUs, in a bundle of a placement group."""
     threads = str(resources.cpus_per_rank)
@@ -218,7 +243,7 @@ def start_rank(
             placement_group_bundle_index=bundle,
             placement_group_capture_child_tasks=True,
         )
-    return ray.remote(Rank).options(**options).remote()
+    return ray.remote(kind).options(**options).remote()
 
 
 def placement(resources: ResourcesSpec) -> tune.PlacementGroupFactory:

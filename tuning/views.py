@@ -67,8 +67,9 @@ def status_text(run: Run) -> str:
 def savings_text(run: Run) -> str:
     """What stopping early saved, in a sentence."""
     s = savings(run)
+    idle = f", {s.no_effect_stopped} without effect" if s.no_effect_stopped else ""
     return (
-        f"early stops: {s.guard_stopped} by the retain guard, {s.past_target_stopped} past the target; "
+        f"early stops: {s.guard_stopped} by the retain guard, {s.past_target_stopped} past the target{idle}; "
         f"{s.steps_saved} of {s.steps_planned} steps saved ({s.share:.0%})"
     )
 

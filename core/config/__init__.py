@@ -32,6 +32,7 @@ from core.config.problems import describe_problems
 from core.config.section import Positive, Section
 from core.config.selection import (
     ConstraintConfig,
+    NoEffectConfig,
     PastTargetConfig,
     RetainGuardConfig,
     RowsPerProbe,
@@ -58,6 +59,7 @@ __all__ = [
     "MethodConfig",
     "MetricFacts",
     "ModelConfig",
+    "NoEffectConfig",
     "ObjectiveMetric",
     "OptimizerConfig",
     "PartRows",

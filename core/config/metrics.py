@@ -9,8 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
-ObjectiveMetric = Literal["forget_closure", "accuracy_closure", "forget_closure_at_utility"]
-"""Metrics that a trial may maximise."""
+ObjectiveMetric = Literal[
+    "forget_closure", "accuracy_closure", "forget_closure_at_utility", "drop_at_target"
+]
+"""Metrics that a trial may improve: closures are maximised, the drop at the target is minimised."""
 
 ConstraintMetric = Literal[
     "retain_drop",
@@ -221,6 +223,23 @@ METRICS: Final[Mapping[str, MetricFacts]] = {
         role="objective",
         meaning="forget closure, scaled back until utility is kept",
         better="up",
+    ),
+    "drop_at_target": MetricFacts(
+        label="drop at target",
+        role="objective",
+        meaning=(
+            "largest damage to what is limited, where the forget set lies on its target; 2 - forget_closure, "
+            "1 and more, where it does not"
+        ),
+        better="down",
+        is_difference=True,
+        title="drop at target (1 and more: short of it)",
+    ),
+    "landing_factor": MetricFacts(
+        label="landing factor",
+        role="calibration",
+        meaning="share of the trained difference at which the forget set lies on its target",
+        better=None,
     ),
     "calibration_factor": MetricFacts(
         label="calibration factor",

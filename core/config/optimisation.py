@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from core.config.section import Positive, Section
+from core.config.section import Positive, Section, auto_or
 
 Dtype = Literal["auto", "bf16", "fp32"]
 
@@ -128,6 +128,14 @@ class EngineConfig(Section):
     """Processes of the trial."""
     threads: Annotated[int, Field(ge=1, le=1024)] = 1
     """CPU threads of each rank."""
+    packing: Annotated[
+        int | Literal["auto"],
+        auto_or("a whole number from 1 to 256", lambda n: 1 <= n <= 256 and n == int(n)),
+    ] = 1
+    """Trials of a sweep that share one forward and backward pass over one frozen model, at most; each has its own
+    adapter, settings and losses, and ends where it would have ended alone. Needs ``adapter.kind: lora``. ``auto``: a
+    few steps are timed at several numbers when the sweep begins, and the fastest that fits memory is taken; 1 where
+    packing does not pay."""
 
     @model_validator(mode="after")
     def _offload_needs_a_stage(self) -> Self:

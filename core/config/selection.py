@@ -1,7 +1,7 @@
 """How long a trial trains, when it is stopped, and which of its probes counts."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
     Field,
@@ -22,6 +22,8 @@ from core.config.metrics import (
 from core.config.section import Positive, Section
 
 _AT_UTILITY: ObjectiveMetric = "forget_closure_at_utility"
+LANDING_METRICS: Final[tuple[ObjectiveMetric, ...]] = ("forget_closure", "drop_at_target")
+"""Objectives under which a trial may be scaled back onto its target."""
 
 
 def _more_is_better(metric: LimitedMetric) -> bool:
@@ -128,6 +130,15 @@ class PastTargetConfig(Section):
     """Consecutive overshooting probes after which the trial stops."""
 
 
+class NoEffectConfig(Section):
+    """Stop a trial that forgets nothing: its closure cannot be told from none for a share of its budget."""
+
+    after: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    """Share of the steps that follow ``optimizer.warmup_steps`` after which it is decided."""
+    at_most: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.02
+    """A closure that counts as none: at every probe so far the lower end of its 95 % interval is at or below it."""
+
+
 class StopRule(Section):
     """A level of forgetting that is enough (Jang et al., ACL 2023)."""
 
@@ -159,8 +170,9 @@ class SelectionConfig(Section):
     is no candidate for the best. ``auto``: true, but for ``forget_closure_at_utility`` and with stop rules on other
     metrics, which no extrapolation covers."""
     metric: ObjectiveMetric = "forget_closure"
-    """Objective, maximised; in [-1, 1], 1 when the forget set looks like text that was never seen.
-    ``forget_closure_at_utility``: with the trained difference scaled back until ``utility`` is kept (UWC)."""
+    """Objective: a closure in [-1, 1], maximised, 1 when the forget set looks like text that was never seen.
+    ``forget_closure_at_utility``: with the trained difference scaled back until ``utility`` is kept (UWC).
+    ``drop_at_target``, minimised: the largest damage to what is limited, where the forget set lies on its target."""
     tau: Annotated[float, Field(gt=0.0, le=1.0)] = 0.95
     """Share of its original value that ``utility`` keeps in ``forget_closure_at_utility``."""
     utility: UtilityMetric = "retain_utility"
@@ -171,6 +183,11 @@ class SelectionConfig(Section):
     """Limits that a feasible probe keeps."""
     past_target: PastTargetConfig | None = PastTargetConfig()
     """Stop on overshoot; null switches it off."""
+    landing: bool | Literal["auto"] = False
+    """Whether a trial that ends past its target is scaled back onto it, as one more candidate beside its probes.
+    ``auto``: with ``forget_closure`` under ``past_target``, and with ``drop_at_target``, where weights are whole."""
+    no_effect: NoEffectConfig | None = None
+    """Stop a trial that forgets nothing; null switches it off."""
     retain_guard: RetainGuardConfig | None = RetainGuardConfig()
     """Stop on degradation of retained text; null switches it off."""
     stop_when: tuple[StopRule, ...] = ()
@@ -184,6 +201,11 @@ class SelectionConfig(Section):
         if twice:
             raise ValueError(f"each metric may have one limit, got two for {', '.join(twice)}")
         return value
+
+    @property
+    def is_minimized(self) -> bool:
+        """Whether less is better of the objective."""
+        return METRICS[self.metric].better == "down"
 
     @property
     def limited_metrics(self) -> tuple[LimitedMetric, ...]:
@@ -242,6 +264,20 @@ class SelectionConfig(Section):
     def is_foreseeable(self) -> bool:
         """Whether cross-entropy, accuracy and drops alone say that a probe will decide nothing."""
         return self.metric != _AT_UTILITY and not self.stop_when
+
+    @model_validator(mode="after")
+    def _landing_fits_the_objective(self) -> Self:
+        if self.landing is True and self.metric not in LANDING_METRICS:
+            raise ValueError(
+                f"landing: a trial lands where its forget cross-entropy is on target, which {self.metric} does not "
+                f"ask for; take metric {' or '.join(LANDING_METRICS)}, or set landing: false"
+            )
+        if self.landing is False and self.metric == "drop_at_target":
+            raise ValueError(
+                "landing: drop_at_target compares trials on the target, which few hit without landing, "
+                "got landing=false; set it to auto or true"
+            )
+        return self
 
     @model_validator(mode="after")
     def _probe_within_budget(self) -> Self:

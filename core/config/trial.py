@@ -73,6 +73,11 @@ class TrialConfig(Section):
                 "method.adapter_init: adapter.kind: full has no adapter to initialise; leave it at lora, "
                 f"got {method.adapter_init}"
             )
+        if kind == "full" and self.engine.packing != 1:
+            problems.append(
+                "engine.packing: packs adapters on one frozen model, and adapter.kind: full has none; leave it "
+                f"at 1, got {self.engine.packing}"
+            )
         losses = (
             ("method.forget_loss", method.forget_loss, method.forget_facts),
             ("method.retain_loss", method.retain_loss, method.retain_facts),
@@ -86,6 +91,10 @@ class TrialConfig(Section):
             whole = [f.title or n for _, n, f in losses if f is not None and f.needs_whole_weights]
             if kind == "full" and self.selection.metric == "forget_closure_at_utility":
                 whole.append("forget_closure_at_utility of adapter.kind: full")
+            if kind == "full" and (
+                self.selection.landing is True or self.selection.metric == "drop_at_target"
+            ):
+                whole.append("selection.landing of adapter.kind: full")
             if any(rule.metric.startswith("el_") for rule in self.selection.stop_when):
                 whole.append("the stop rule el_N")
             problems += [
@@ -93,6 +102,17 @@ class TrialConfig(Section):
                 for what in dict.fromkeys(whole)
             ]
         return problems
+
+    @property
+    def lands(self) -> bool:
+        """Whether the trial is scaled back onto its target when it ends past it."""
+        chosen = self.selection
+        if chosen.landing != "auto":
+            return chosen.landing
+        is_asked = chosen.metric == "drop_at_target" or (
+            chosen.metric == "forget_closure" and chosen.past_target is not None
+        )
+        return is_asked and self.partitions != "copy"  # whose weights lie apart
 
     @property
     def partitions(self) -> Literal["nothing", "base", "copy"]:

@@ -56,24 +56,31 @@ def collate(rows: Sequence[TokenRow], device: torch.device) -> Batch:
 def batches_by_length(
     rows: Sequence[TokenRow], device: torch.device, *, size: int, rank: int = 0, n_ranks: int = 1
 ) -> Iterator[tuple[list[int], Batch]]:
-    """Batches of rows of like length, so that little is padding; the one way in which rows are measured.
+    """As :func:`rows_by_length`, padded on a device."""
+    for places, chosen in rows_by_length(rows, size=size, rank=rank, n_ranks=n_ranks):
+        yield places, collate(chosen, device)
+
+
+def rows_by_length(
+    rows: Sequence[TokenRow], *, size: int, rank: int = 0, n_ranks: int = 1
+) -> Iterator[tuple[list[int], list[TokenRow]]]:
+    """Some rows of like length at a time; the one way in which rows are measured.
 
     Args:
         rows: In any order; rows of one length keep theirs.
-        device: Where the batches go.
         size: Rows of a batch; the last one may have fewer.
         rank: This rank; rows are dealt out to the ranks in turn.
         n_ranks: Number of ranks.
 
     Yields:
-        Places of a batch's rows in ``rows``, and the batch. Every rank gets as many batches, for ZeRO 3
+        Places of a batch's rows in ``rows``, and the rows. Every rank gets as many batches, for ZeRO 3
         gathers weights on all of them together: one without rows left gets no places and the shortest row.
     """
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
     mine = order[rank::n_ranks]
     for i in range(-(-len(order) // (size * n_ranks))):
         places = mine[i * size : (i + 1) * size]
-        yield places, collate([rows[place] for place in places or order[:1]], device)
+        yield places, [rows[place] for place in places or order[:1]]
 
 
 def reading_order(rows: Sequence[TokenRow], *, seed: int, purpose: str) -> Iterator[TokenRow]:

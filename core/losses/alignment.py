@@ -6,18 +6,24 @@ Shapes: B rows, T tokens, V vocabulary, N counted tokens of the batch.
 import torch
 from torch import Tensor
 
+from core.losses.picked import log_probabilities
+
 IGNORED = -100
 """Label of a token that does not count (prompt, padding)."""
 
 
-def align(logits_BTV: Tensor, labels_BT: Tensor) -> tuple[Tensor, Tensor]:
+def align(
+    logits: Tensor, labels_BT: Tensor, *, among_BT: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Pair each counted token with the logits that predict it.
 
     ``logits[b, t]`` predicts token ``t + 1``; a token counts when its label is not ``-100``.
 
     Args:
-        logits_BTV: Float ``(B, T, V)``, straight from the model.
+        logits: Float ``(B, T, V)``, straight from the model; or ``(N, V)``, those of the counted tokens
+            alone, row by row.
         labels_BT: Int64 ``(B, T)``.
+        among_BT: Labels that say which tokens ``(N, V)`` are of, where ``labels_BT`` counts some of them only.
 
     Returns:
         Float32 logits ``(N, V)``, always a copy, and int64 targets ``(N,)``, row by row.
@@ -26,18 +32,43 @@ def align(logits_BTV: Tensor, labels_BT: Tensor) -> tuple[Tensor, Tensor]:
         ValueError: If shapes disagree, no token counts, or, on the CPU, a label lies outside the vocabulary;
             ids are checked when rows are read (:func:`core.data.tokens.token_rows`).
     """
-    if logits_BTV.ndim != 3 or logits_BTV.shape[:2] != labels_BT.shape:
+    found_NV, targets_N = counted_logits(logits, labels_BT, among_BT=among_BT)
+    return found_NV.to(torch.float32, copy=True), targets_N
+
+
+def counted_logits(
+    logits: Tensor, labels_BT: Tensor, *, among_BT: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """As :func:`align`, with the logits as they are: of their own type, and not copied where none is left out."""
+    if labels_BT.ndim != 2 or not (
+        logits.ndim == 2 or (logits.ndim == 3 and logits.shape[:2] == labels_BT.shape)
+    ):
         raise ValueError(
             "logits (B, T, V) and labels (B, T) must agree, "
-            f"got {tuple(logits_BTV.shape)} and {tuple(labels_BT.shape)}"
+            f"got {tuple(logits.shape)} and {tuple(labels_BT.shape)}"
         )
     counted = counted_tokens(labels_BT)
     targets_N = labels_BT[:, 1:][counted]
+    if logits.ndim == 3:
+        found_NV = logits[:, :-1][counted]
+    else:
+        given = counted if among_BT is None else counted_tokens(among_BT)
+        found_NV = _of_counted(logits, counted, given)
     if targets_N.numel() == 0:
         raise ValueError(f"no token counts: every label after the first is {IGNORED}")
     if targets_N.device.type == "cpu":  # elsewhere a look would wait for the device, at every loss
-        _refuse_outside(targets_N, logits_BTV.shape[-1])
-    return logits_BTV[:, :-1][counted].float(), targets_N
+        _refuse_outside(targets_N, logits.shape[-1])
+    return found_NV, targets_N
+
+
+def _of_counted(logits_MV: Tensor, counted: Tensor, given: Tensor) -> Tensor:
+    """Those of the counted positions, of logits of the given ones, of which there are M."""
+    n_given = int(given.sum())
+    if len(logits_MV) != n_given:
+        raise ValueError(
+            f"logits (N, V) must be of the counted tokens alone, got {len(logits_MV)} for {n_given}"
+        )
+    return logits_MV if counted is given else logits_MV[counted[given]]
 
 
 def _refuse_outside(targets_N: Tensor, vocabulary: int) -> None:
@@ -49,7 +80,7 @@ def _refuse_outside(targets_N: Tensor, vocabulary: int) -> None:
 
 
 def align_with_reference(
-    logits_BTV: Tensor, reference_logits_BTV: Tensor, labels_BT: Tensor
+    logits: Tensor, reference_logits: Tensor, labels_BT: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As :func:`align`, for logits of two models on the same rows; no gradient flows into the reference.
 
@@ -59,13 +90,13 @@ def align_with_reference(
     Raises:
         ValueError: As :func:`align`, or if the two models' logits disagree in shape.
     """
-    if logits_BTV.shape != reference_logits_BTV.shape:
+    if logits.shape != reference_logits.shape:
         raise ValueError(
             "logits and reference logits must agree, "
-            f"got {tuple(logits_BTV.shape)} and {tuple(reference_logits_BTV.shape)}"
+            f"got {tuple(logits.shape)} and {tuple(reference_logits.shape)}"
         )
-    logits_NV, targets_N = align(logits_BTV, labels_BT)
-    reference_NV, _ = align(reference_logits_BTV.detach(), labels_BT)
+    logits_NV, targets_N = align(logits, labels_BT)
+    reference_NV, _ = align(reference_logits.detach(), labels_BT)
     return logits_NV, reference_NV, targets_N
 
 
@@ -102,8 +133,8 @@ def without_first(labels_BT: Tensor, n_tokens: int) -> Tensor:
 
 def token_nll(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
     """Negative log-likelihood of each counted token, float32 ``(N,)``, nats, row by row."""
-    logits_NV, targets_N = align(logits_BTV, labels_BT)
-    return torch.nn.functional.cross_entropy(logits_NV, targets_N, reduction="none")
+    logits_NV, targets_N = counted_logits(logits_BTV, labels_BT)
+    return -log_probabilities(logits_NV, targets_N.unsqueeze(-1)).squeeze(-1)
 
 
 def sequence_nll(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:

@@ -84,7 +84,9 @@ def ceu_loss(logits_BTV: Tensor, labels_BT: Tensor, *, ignore_first_tokens: int)
         raise ValueError(
             f"a distribution without the true token needs V >= 2, got V={logits_BTV.shape[-1]}"
         )
-    logits_NV, targets_N = align(logits_BTV, without_first(labels_BT, ignore_first_tokens))
+    logits_NV, targets_N = align(
+        logits_BTV, without_first(labels_BT, ignore_first_tokens), among_BT=labels_BT
+    )
     others_NV = logits_NV.detach().scatter(-1, targets_N.unsqueeze(-1), -torch.inf)
     return torch.nn.functional.cross_entropy(logits_NV, others_NV.softmax(dim=-1))
 
@@ -145,7 +147,7 @@ def dual_update(weight: float, retain_loss: float, *, limit: float, step: float)
 FORGET: Mapping[ForgetLossId, ForgetCompute] = {
     "undial": of_forget_rows(
         lambda rows, method: undial_loss(
-            rows.logits_BTV,
+            rows.logits,
             rows.tensor("reference_logits"),
             rows.labels_BT,
             beta=method.undial.beta,
@@ -153,10 +155,10 @@ FORGET: Mapping[ForgetLossId, ForgetCompute] = {
     ),
     "ceu": of_forget_rows(
         lambda rows, method: ceu_loss(
-            rows.logits_BTV,
+            rows.logits,
             rows.labels_BT,
             ignore_first_tokens=method.ceu.ignore_first_tokens,
         )
     ),
-    "pdu": of_forget_rows(lambda rows, _: pdu_loss(rows.logits_BTV, rows.labels_BT)),
+    "pdu": of_forget_rows(lambda rows, _: pdu_loss(rows.logits, rows.labels_BT)),
 }

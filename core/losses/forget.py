@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from core.config.method import ForgetLossId
-from core.losses.alignment import align, token_nll
+from core.losses.alignment import counted_logits, token_nll
 from core.losses.outputs import ForgetCompute, of_forget_rows
+from core.losses.picked import log_probabilities, rivals
 
 
 def gradient_ascent_loss(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
@@ -71,16 +72,13 @@ def inverted_hinge_loss(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
     """
     if logits_BTV.shape[-1] < 2:
         raise ValueError(f"a rival needs a vocabulary of at least 2, got V={logits_BTV.shape[-1]}")
-    logits_NV, targets_N = align(logits_BTV, labels_BT)
-    at_N1 = targets_N.unsqueeze(-1)
-    rivals_N1 = logits_NV.detach().scatter(-1, at_N1, -torch.inf).argmax(dim=-1, keepdim=True)
-    pairs_N2 = logits_NV.gather(-1, torch.cat([at_N1, rivals_N1], dim=-1))
-    # two probabilities a token: a softmax would keep a second (N, V) for the backward pass
-    answer_N, rival_N = (pairs_N2 - logits_NV.logsumexp(dim=-1, keepdim=True)).exp().unbind(-1)
+    logits_NV, targets_N = counted_logits(logits_BTV, labels_BT)
+    pairs_N2 = torch.stack([targets_N, rivals(logits_NV, targets_N)], dim=-1)
+    answer_N, rival_N = log_probabilities(logits_NV, pairs_N2).exp().unbind(-1)
     return (1.0 + answer_N - rival_N).mean()
 
 
 FORGET: Mapping[ForgetLossId, ForgetCompute] = {
-    "ga": of_forget_rows(lambda rows, _: gradient_ascent_loss(rows.logits_BTV, rows.labels_BT)),
-    "ihl": of_forget_rows(lambda rows, _: inverted_hinge_loss(rows.logits_BTV, rows.labels_BT)),
+    "ga": of_forget_rows(lambda rows, _: gradient_ascent_loss(rows.logits, rows.labels_BT)),
+    "ihl": of_forget_rows(lambda rows, _: inverted_hinge_loss(rows.logits, rows.labels_BT)),
 }

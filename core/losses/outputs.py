@@ -30,7 +30,7 @@ Given = Tensor | Sequence[Residual]
 """What meets a need; for ``residuals`` one object for each layer.
 
 ``reference_nll`` is ``(B,)``, the summed cross-entropy of each row's counted tokens under the reference
-model, nats; ``reference_logits`` ``(B, T, V)``; ``hidden`` and ``reference_hidden`` ``(B, T, D)``, the output
+model, nats; ``reference_logits`` as the logits; ``hidden`` and ``reference_hidden`` ``(B, T, D)``, the output
 of block ``rmu.layer``; ``control`` ``(D,)``, RMU's control vector of length ``rmu.steering``;
 ``random_labels`` and ``adversarial_labels`` int64 ``(B, T)``, ``-100`` where the labels have it.
 """
@@ -41,12 +41,12 @@ class Outputs:
     """A set of rows, and what models say of them.
 
     Attributes:
-        logits_BTV: From the model being unlearned.
+        logits: ``(B, T, V)`` from the model being unlearned, or ``(N, V)``, those of the counted tokens alone.
         labels_BT: Int64; ``-100`` on prompt and padding.
         given: What the loss asked for, by need.
     """
 
-    logits_BTV: Tensor
+    logits: Tensor
     labels_BT: Tensor
     given: Mapping[Need, Given] = field(default_factory=dict)
 

@@ -150,7 +150,7 @@ def _reference(nll_B: Tensor, labels_BT: Tensor) -> Tensor:
 FORGET: Mapping[ForgetLossId, ForgetCompute] = {
     "npo": of_forget_rows(
         lambda rows, method: npo_loss(
-            rows.logits_BTV,
+            rows.logits,
             rows.labels_BT,
             rows.tensor("reference_nll"),
             beta=method.npo.beta,
@@ -158,7 +158,7 @@ FORGET: Mapping[ForgetLossId, ForgetCompute] = {
     ),
     "simnpo": of_forget_rows(
         lambda rows, method: simnpo_loss(
-            rows.logits_BTV,
+            rows.logits,
             rows.labels_BT,
             beta=method.simnpo.beta,
             delta=method.simnpo.delta,
@@ -166,14 +166,14 @@ FORGET: Mapping[ForgetLossId, ForgetCompute] = {
     ),
     "dpo": of_both(
         lambda rows, alternatives, method: dpo_loss(
-            rows.logits_BTV,
+            rows.logits,
             rows.labels_BT,
             rows.tensor("reference_nll"),
-            alternatives.logits_BTV,
+            alternatives.logits,
             alternatives.labels_BT,
             alternatives.tensor("reference_nll"),
             beta=method.dpo.beta,
         )
     ),
-    "idk_nll": of_alternatives(lambda rows, _: nll_loss(rows.logits_BTV, rows.labels_BT)),
+    "idk_nll": of_alternatives(lambda rows, _: nll_loss(rows.logits, rows.labels_BT)),
 }

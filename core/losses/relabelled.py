@@ -157,13 +157,11 @@ def _other_label_nll(logits_BTV: Tensor, labels_BT: Tensor, other_labels_BT: Ten
 
 FORGET: Mapping[ForgetLossId, ForgetCompute] = {
     "random_labels": of_forget_rows(
-        lambda rows, _: random_label_loss(
-            rows.logits_BTV, rows.labels_BT, rows.tensor("random_labels")
-        )
+        lambda rows, _: random_label_loss(rows.logits, rows.labels_BT, rows.tensor("random_labels"))
     ),
     "adversarial_labels": of_forget_rows(
         lambda rows, _: adversarial_label_loss(
-            rows.logits_BTV, rows.labels_BT, rows.tensor("adversarial_labels")
+            rows.logits, rows.labels_BT, rows.tensor("adversarial_labels")
         )
     ),
 }

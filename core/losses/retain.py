@@ -67,6 +67,6 @@ def kl_loss(logits_BTV: Tensor, reference_logits_BTV: Tensor, labels_BT: Tensor)
 
 
 RETAIN: Mapping[RetainLossId, RetainCompute] = {
-    "nll": lambda rows, _: nll_loss(rows.logits_BTV, rows.labels_BT),
-    "kl": lambda rows, _: kl_loss(rows.logits_BTV, rows.tensor("reference_logits"), rows.labels_BT),
+    "nll": lambda rows, _: nll_loss(rows.logits, rows.labels_BT),
+    "kl": lambda rows, _: kl_loss(rows.logits, rows.tensor("reference_logits"), rows.labels_BT),
 }

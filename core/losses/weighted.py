@@ -77,11 +77,11 @@ def satimp_loss(logits_BTV: Tensor, labels_BT: Tensor, *, beta1: float, beta2: f
 
 FORGET: Mapping[ForgetLossId, ForgetCompute] = {
     "wga": of_forget_rows(
-        lambda rows, method: wga_loss(rows.logits_BTV, rows.labels_BT, beta=method.wga.beta)
+        lambda rows, method: wga_loss(rows.logits, rows.labels_BT, beta=method.wga.beta)
     ),
     "satimp": of_forget_rows(
         lambda rows, method: satimp_loss(
-            rows.logits_BTV,
+            rows.logits,
             rows.labels_BT,
             beta1=method.satimp.beta1,
             beta2=method.satimp.beta2,

@@ -15,13 +15,8 @@ from core.measuring.meter import Meter
 from core.measuring.scale import MIN_GAP_NATS
 from core.metrics.intervals import Sums
 from core.metrics.probes import Levels, degradation, level
-from core.model.loading import (
-    LoadedModel,
-    forward_of,
-    load_model,
-    retain_only_identity,
-    vocabulary_size,
-)
+from core.model.layers import vocabulary_size
+from core.model.loading import LoadedModel, forward_of, load_model, retain_only_identity
 from core.store import artifacts
 from core.training.ranks import Group
 from core.training.warm import Warm

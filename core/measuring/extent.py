@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from core.config import ConstraintMetric, SelectionConfig, metric_facts
-from core.measuring.selection import Probe
+from core.measuring.selection import CLOSURE_AT_TARGET, Probe
 
 GROWTH: Final = 1.5
 """g: how much larger than the last increase the next one is taken to be at most. On recorded trials 1.5 changed no
@@ -71,8 +71,10 @@ def reaches_nothing(
     first order.
 
     With n = 2 the next probe can be left out: neither it nor the one after it is stopped or past the target, and
-    the later one is the better. What a probe left out means for the rules that count probes follows: it kept every
-    limit, and has not overshot; see :func:`~core.measuring.selection.guarded_series`.
+    the later one is the better. So the target of ``drop_at_target`` begins where it turns into a damage, at a
+    closure of :data:`~core.measuring.selection.CLOSURE_AT_TARGET`: up to there it is better the further the way.
+    What a probe left out means for the rules that count probes follows: it kept every limit, and has not overshot;
+    see :func:`~core.measuring.selection.guarded_series`.
 
     Args:
         probes: Those measured so far, in order, at least one.
@@ -84,11 +86,11 @@ def reaches_nothing(
     Returns:
         ``False`` also where anything is not finite.
     """
-    last, before = probes[-1], _before(probes, untouched)
+    last, before, ends = probes[-1], _before(probes, untouched), (untouched, target)
     of_way = _growth(after_skip=bool(last.skipped), ahead=ahead)
     of_damage = _growth_of_damage(len(probes), after_skip=bool(last.skipped))
     courses = [
-        *((of_way, *course) for course in _ways(last.metrics, before, selection, target)),
+        *((of_way, *course) for course in _ways(last.metrics, before, selection, ends)),
         *((of_damage, *course) for course in _damages(last.metrics, before, selection)),
     ]
     return math.isfinite(last.metrics["forget_nll"]) and all(
@@ -146,11 +148,12 @@ def is_overtaken(
 ) -> bool:
     """Whether the next probe is foreseeably better than the last of ``probes``, which therefore is no candidate.
 
-    The objective rises clearly, and by the next probe nothing is reached: see :func:`reaches_nothing`, also for the
-    arguments. Never where the last probe counts, whichever it is.
+    The closure rises clearly, of ``drop_at_target`` that of the forget set, and by the next probe nothing is
+    reached: see :func:`reaches_nothing`, also for the arguments. Never where the last probe counts, whichever it is.
     """
     before = _before(probes, untouched)
-    rise = probes[-1].metrics[selection.metric] - before[selection.metric]
+    closure = "forget_closure" if selection.is_minimized else selection.metric
+    rise = probes[-1].metrics[closure] - before[closure]
     return (
         selection.select != "last"
         and rise > CLEAR_RISE
@@ -170,10 +173,14 @@ def _ways(
     now: Mapping[str, float],
     before: Mapping[str, float],
     selection: SelectionConfig,
-    target: Mapping[str, float],
+    ends: tuple[Mapping[str, float], Mapping[str, float]],
 ) -> Iterator[_Course]:
-    """The forget set's way to the target."""
-    yield now["forget_nll"], before["forget_nll"], target["forget_nll"]
+    """The forget set's way to the target: from one of ``ends`` to the other."""
+    begin, target = ends
+    bound = target["forget_nll"]
+    if selection.is_minimized:
+        bound -= (1.0 - CLOSURE_AT_TARGET) * (bound - begin["forget_nll"])
+    yield now["forget_nll"], before["forget_nll"], bound
     if selection.metric == "accuracy_closure":
         yield -now["forget_accuracy"], -before["forget_accuracy"], -target["forget_accuracy"]
 

@@ -2,16 +2,24 @@
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from core.config import ConstraintMetric, SelectionConfig
 from core.measuring.extent import Extent, is_overtaken, limits, reaches_nothing, watersheds
+from core.measuring.landing import keeps_the_guard, may_land
 from core.measuring.probing import Measurement
 from core.measuring.reporting import decide
-from core.measuring.selection import Probe, StoppedBy, best_probe, is_past_target
+from core.measuring.selection import (
+    CLOSURE_AT_TARGET,
+    Probe,
+    StoppedBy,
+    best_probe,
+    has_no_effect,
+    is_past_target,
+)
 from core.metrics.intervals import Sums
 from core.metrics.probes import MEASURED, degradation, level
 from core.store.durable import append_line
@@ -24,7 +32,9 @@ class History:
     the steps of those left out before it. A probe that is, or could become, the one that counts also has
     ``rows``, if all were read: of each set ``nll`` (nats, summed over a row) and ``correct`` (greedy
     choices), one number for each row. The line of step 0, the untouched model, has ``tokens``, too, and the
-    rows of ``target`` and ``unseen``; and the extent to which the trial is measured.
+    rows of ``target`` and ``unseen``; and the extent to which the trial is measured. The line of a probe that
+    was scaled back onto the target has the ``metrics``, ``intervals`` and ``rows`` measured there as
+    ``landed``.
     """
 
     def __init__(
@@ -35,6 +45,7 @@ class History:
         *,
         extent: Extent,
         started: float,
+        warmup_steps: int = 0,
     ) -> None:
         """Begin with no probe.
 
@@ -44,14 +55,16 @@ class History:
             folder: Where ``history.jsonl`` is written; nowhere if absent.
             extent: How much is measured.
             started: When the trial began, on the monotonic clock.
+            warmup_steps: Optimiser steps over which the rate rises.
         """
         self._selection, self._before = selection, before
         self._baseline = {name: level(sums) for name, sums in before.items()}
         self._path = None if folder is None else folder / "history.jsonl"
-        self._extent, self._started = extent, started
+        self._extent, self._started, self._warmup_steps = extent, started, warmup_steps
         self._probes: list[Probe] = []
         self._skipped: tuple[int, ...] = ()
         self._sums: Mapping[str, Sums] = {}
+        self._landed_sums: Mapping[str, Sums] = {}
 
     def begin(self, *, initial_rms: tuple[float, float], base_checksum: str) -> None:
         """Commit the line of step 0: the untouched model."""
@@ -90,9 +103,11 @@ class History:
         """Whether the probe that is due at ``step`` is left out: it foreseeably decides nothing.
 
         Never asked about a trial's last probe. It is left out in the eyes of the history, too, which
-        remembers the step; two in a row are never left out.
+        remembers the step; two in a row are never left out, nor one at which ``no_effect`` may end the trial.
         """
         if not self._extent.skips or not self._probes or self._skipped:
+            return False
+        if self._ends_without_effect(self._probes, step):
             return False
         found = reaches_nothing(self._probes, self._selection, **self._ends_of_the_way, ahead=2)
         if found:
@@ -113,9 +128,12 @@ class History:
     def decides(self, step: int, measured: Measurement) -> bool:
         """Whether a probe with these metrics would end the trial, or be the best so far: then all rows are read.
 
-        Where the last probe counts, whichever it is, none before it is the best; nor is one that the next
-        foreseeably betters. That the probe is the last of the budget is not asked here.
+        So they are from where ``drop_at_target`` is a damage: it is made of them. Where the last probe counts,
+        whichever it is, none before it is the best; nor is one that the next foreseeably betters. That the
+        probe is the last of the budget is not asked here.
         """
+        if self._selection.is_minimized and measured.metrics["forget_closure"] >= CLOSURE_AT_TARGET:
+            return True
         probe = self._judged(step, measured, is_last=False)
         series = [*self._probes, probe]
         return (
@@ -143,28 +161,70 @@ class History:
         )
         stopped_by: StoppedBy | None = "budget" if is_last else None
         rule = self._selection.past_target
+        probes, target_nll = [*self._probes, probe], self._baseline["target"].nll
         if not math.isfinite(metrics["forget_nll"]):
             stopped_by = "non_finite"
         elif rule is not None and is_past_target(
-            [*self._probes, probe],
-            self._selection,
-            rule,
-            target_nll=self._baseline["target"].nll,
+            probes, self._selection, rule, target_nll=target_nll
         ):
             stopped_by = "past_target"
         elif self._selection.stop_when and all(
             metrics[rule.metric] <= rule.at_most for rule in self._selection.stop_when
         ):
             stopped_by = "stop_when"
+        elif not is_last and self._ends_without_effect(probes, step):
+            stopped_by = "no_effect"
         if stopped_by is not None or not self._extent.skips:
             return replace(probe, stopped_by=stopped_by)
-        series = [*self._probes, probe]
-        overtaken = is_overtaken(series, self._selection, **self._ends_of_the_way)
+        overtaken = is_overtaken(probes, self._selection, **self._ends_of_the_way)
         return replace(probe, is_overtaken=overtaken)
 
+    def _ends_without_effect(self, probes: Sequence[Probe], step: int) -> bool:
+        rule = self._selection.no_effect
+        return rule is not None and has_no_effect(
+            probes,
+            self._selection,
+            rule,
+            step=step,
+            target_nll=self._baseline["target"].nll,
+            warmup_steps=self._warmup_steps,
+        )
+
+    @property
+    def probes(self) -> tuple[Probe, ...]:
+        """The probes so far."""
+        return tuple(self._probes)
+
+    @property
+    def may_land(self) -> bool:
+        """Whether the trial ends with the newest probe and may be scaled back onto its target."""
+        target_nll = self._baseline["target"].nll
+        return may_land(self._probes, self._selection, target_nll=target_nll)
+
+    def land(self, measured: Measurement) -> Probe:
+        """The newest probe with what was measured of it on the target, if that keeps the guard's limits."""
+        probe = self._probes[-1]
+        landed = replace(
+            probe,
+            metrics=measured.metrics,
+            intervals=measured.intervals,
+            seconds=self._seconds(),
+            n_rows=measured.n_rows,
+        )
+        if keeps_the_guard(landed, self._probes, self._selection):
+            self._landed_sums = measured.sums
+            self._probes[-1] = replace(probe, landed=landed)
+        return self._probes[-1]
+
     def is_best(self, probe: Probe) -> bool:
-        """Whether the newest probe is the one that counts so far."""
-        return best_probe(self._probes, self._selection) is probe
+        """Whether the newest probe, or what it landed on, is the one that counts so far."""
+        best = self.best
+        return best is not None and (best is probe or best is probe.landed)
+
+    @property
+    def best(self) -> Probe | None:
+        """The probe that counts so far."""
+        return best_probe(self._probes, self._selection)
 
     def commit(self, probe: Probe) -> None:
         """Put the probe's line on disk."""
@@ -182,14 +242,23 @@ class History:
             "skipped": list(probe.skipped),
             "is_overtaken": probe.is_overtaken,
         }
-        if self._sums and (is_best or best_probe(self._probes, self._selection) is None):
-            line["rows"] = {
-                name: _plain(sums, with_tokens=False) for name, sums in self._sums.items()
+        if self._sums and (is_best or self.best is None):
+            line["rows"] = _plain_rows(self._sums)
+        if probe.landed is not None:
+            line["landed"] = {
+                "metrics": dict(probe.landed.metrics),
+                "seconds": probe.landed.seconds,
+                "intervals": {name: list(ends) for name, ends in probe.landed.intervals.items()},
+                "rows": _plain_rows(self._landed_sums),
             }
         append_line(self._path, line)
 
     def _seconds(self) -> float:
         return round(time.monotonic() - self._started, 3)
+
+
+def _plain_rows(sums: Mapping[str, Sums]) -> dict[str, Any]:
+    return {name: _plain(of_rows, with_tokens=False) for name, of_rows in sums.items()}
 
 
 def _plain(sums: Sums, *, with_tokens: bool) -> dict[str, list[float] | list[int]]:

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from core.data.batches import Batch, batches_by_length
+from core.data.batches import Batch, batches_by_length, rows_by_length
 from core.data.tokens import TokenRow, TokenSplits
 from core.metrics.intervals import Sums
 from core.metrics.memorization import extraction_likelihood
@@ -26,22 +27,28 @@ class Meter:
 
     def __init__(self, model: LoadedModel, group: Group, *, batch_size: int) -> None:
         """Nothing is measured yet; ``batch_size`` rows are read together."""
-        self._size = batch_size
+        self._size, self._reader = batch_size, model.reader
         self._device, self._group = model.device, group
 
     def sums(self, forward: Forward, data: TokenSplits, *, part: str) -> dict[str, Sums]:
         """Row sums of the forget set and of one part of retain and general set."""
         rows = {name: data[name if name == "forget" else f"{name}_{part}"] for name in MEASURED}
-        return {name: self.row_sums(forward, rows[name]) for name in MEASURED}
+        found = self.row_sums(forward, [row for name in MEASURED for row in rows[name]])
+        ends = accumulate((len(rows[name]) for name in MEASURED), initial=0)
+        return {name: found[slice(*at)] for name, at in zip(MEASURED, pairwise(ends), strict=True)}
 
     @torch.no_grad()
     def row_sums(self, forward: Forward, rows: Sequence[TokenRow]) -> Sums:
         """Sums of each row of a set, in the order of the rows; those of all ranks, on every rank."""
         sums = torch.zeros((len(rows), 3), dtype=torch.float64, device=self._device)
-        for places, batch in self.batches(rows):
-            logits = forward(batch.ids, batch.mask)
+        network, group = forward.network, self._group
+        for places, chosen in rows_by_length(
+            rows, size=self._size, rank=group.rank, n_ranks=group.size
+        ):
+            layout = self._reader.lay(chosen, self._device)
+            logits_NV = self._reader.read(network, network, layout).logits_NV
             if places:
-                sums[places] = token_sums(logits, batch.labels)
+                sums[places] = token_sums(logits_NV, layout.labels_BT)
         return self._group.sum(sums).cpu().numpy()
 
     def level(self, forward: Forward, rows: Sequence[TokenRow]) -> Level:

@@ -1,7 +1,7 @@
 """Measure a model on one part of the data: at each probe of a trial, and once more when it is finished."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -13,9 +13,11 @@ from core.errors import ModelError
 from core.measuring.baselines import baseline_strength, baseline_sums
 from core.measuring.calibration import Calibration, Scaled
 from core.measuring.extent import Extent
+from core.measuring.landing import landing_factor, share_of_the_path
 from core.measuring.meter import Meter
-from core.measuring.reading import Reading, bounds
-from core.metrics.intervals import Interval, Sums, intervals
+from core.measuring.selection import CLOSURE_AT_TARGET, Probe, damaged_metrics, drop_at_target
+from core.measuring.staged import Reading, bounds
+from core.metrics.intervals import WORST_DAMAGE, Interval, Sums, intervals
 from core.metrics.nested import nested_order
 from core.metrics.probes import MEASURED, Levels, degradation, level
 from core.metrics.rows import ROW_METRICS
@@ -114,6 +116,45 @@ class Probing:
         factor, sums = self.calibration.scaled_back(forward, whole.sums, scaled)
         return at_utility(whole, self._measured(sums), factor, stops)
 
+    def on_target(
+        self, network: nn.Module, scaled: Scaled, probes: Sequence[Probe]
+    ) -> Measurement | None:
+        """A model that is past its target, scaled back onto it; the forget rows alone are read to find out how far.
+
+        Args:
+            network: The model being trained.
+            scaled: Scales what was trained of it.
+            probes: The trial's so far; the last is of this model, with the whole difference.
+
+        Returns:
+            The metrics there, with ``landing_factor``; see :func:`~core.measuring.landing.landing_factor`.
+            ``None`` if the whole difference is as near to the target.
+        """
+        forward, found = forward_of(network), dict[float, Sums]()
+
+        def forget_level(factor: float) -> float:
+            with scaled(factor):
+                found[factor] = self.meter.row_sums(forward, self.data["forget"])
+            return level(found[factor]).nll
+
+        before, target = (self.baseline[name].nll for name in ("forget", "target"))
+        factor = landing_factor(
+            forget_level,
+            before=before,
+            target=target,
+            whole=probes[-1].metrics["forget_nll"],
+            first=share_of_the_path(probes, before=before, target=target),
+        )
+        if factor == 1.0:
+            return None
+        with scaled(factor):
+            sums = {
+                name: self.meter.row_sums(forward, self.data[f"{name}_{self.part}"])
+                for name in ("retain", "general")
+            }
+        measured = self._measured({"forget": found[factor], **sums})
+        return replace(measured, metrics=dict(measured.metrics) | {"landing_factor": factor})
+
     def when_finished(self, network: nn.Module, scaled: Scaled) -> Measurement:
         """A saved model, with ``forget_closure_at_utility`` and its ``calibration_factor``.
 
@@ -171,7 +212,11 @@ class Probing:
         self, levels: Levels, now: Mapping[str, Sums], before: Mapping[str, Sums]
     ) -> Measurement:
         metrics = degradation(levels, self.baseline)
-        found = intervals(now, before, rows_of=self.rows_of)
+        drops = damaged_metrics(self.selection) if self.selection.is_minimized else ()
+        found = intervals(now, before, rows_of=self.rows_of, worst_of=drops)
+        if drops:
+            metrics["drop_at_target"] = drop_at_target(metrics, self.selection)
+            found |= _at_target(metrics, found)
         finite = {
             name: ends for name, ends in found.items() if math.isfinite(metrics.get(name, math.nan))
         }
@@ -253,6 +298,16 @@ def at_utility(
         n_rows=scaled_back.n_rows,
         sums=scaled_back.sums,
     )
+
+
+def _at_target(metrics: Mapping[str, float], found: Mapping[str, Interval]) -> dict[str, Interval]:
+    """Interval of ``drop_at_target``: the worst damage's on target, else that of ``2 - forget_closure``."""
+    if metrics["forget_closure"] >= CLOSURE_AT_TARGET:
+        return {"drop_at_target": found[WORST_DAMAGE]} if WORST_DAMAGE in found else {}
+    if "forget_closure" not in found:
+        return {}
+    low, high = found["forget_closure"]
+    return {"drop_at_target": (2.0 - high, 2.0 - low)}
 
 
 def _renamed(measured: Measurement, names: Mapping[str, str]) -> dict[str, Interval]:

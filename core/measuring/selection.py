@@ -5,20 +5,38 @@ cannot disagree.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Literal
+from typing import Final, Literal
 
-from core.config import ConstraintConfig, PastTargetConfig, RetainGuardConfig, SelectionConfig
+from core.config import (
+    METRICS,
+    ConstraintConfig,
+    LimitedMetric,
+    NoEffectConfig,
+    PastTargetConfig,
+    RetainGuardConfig,
+    SelectionConfig,
+)
 
 StoppedBy = Literal[
-    "budget", "past_target", "stop_when", "retain_guard", "non_finite", "ranking_pruner"
+    "budget",
+    "past_target",
+    "no_effect",
+    "stop_when",
+    "retain_guard",
+    "non_finite",
+    "ranking_pruner",
 ]
 """Why a trial ended. ``budget`` is the ordinary end."""
 
 
-_LOWEST_CLOSURE = -1.0
+_LOWEST_CLOSURE: Final = -1.0
+_LARGEST_DROP: Final = 3.0
+
+CLOSURE_AT_TARGET: Final = 0.95
+"""From this forget closure on the forget set counts as on its target: a twentieth of the way is within its noise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +54,8 @@ class Probe:
         n_rows: Rows of each set that the metrics are of; empty where that is not recorded, and all were read.
         is_overtaken: The next probe is foreseeably better, and this one, which may be of a part of the rows and
             whose adapter is not kept, never counts.
+        landed: The same weights scaled back onto the target, where the trial ends past it: a candidate of its
+            own, with ``landing_factor`` among its metrics. One that was overtaken is short of the target.
     """
 
     step: int
@@ -46,6 +66,7 @@ class Probe:
     skipped: tuple[int, ...] = ()
     n_rows: Mapping[str, int] = field(default_factory=dict)
     is_overtaken: bool = False
+    landed: "Probe | None" = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,35 +113,96 @@ def counted_excess(excess: float, selection: SelectionConfig) -> float:
     return min(excess, worst) if math.isfinite(excess) else worst
 
 
-def penalised_score(metrics: Mapping[str, float], selection: SelectionConfig) -> float:
-    r"""Score of an infeasible probe, below any feasible one: :math:`-1 - \sum \max(0, m - \mathrm{limit})`.
+def merit(value: float, selection: SelectionConfig) -> float:
+    """A value of the objective with the sign by which more is better."""
+    return -value if selection.is_minimized else value
 
+
+def worst_value(selection: SelectionConfig) -> float:
+    """The worst that a feasible probe can be worth; what is penalised is worse."""
+    return _LARGEST_DROP if selection.is_minimized else _LOWEST_CLOSURE
+
+
+def drop_at_target(metrics: Mapping[str, float], selection: SelectionConfig) -> float:
+    r"""Damage at the target, or how far from it: less is better.
+
+    .. math::
+        \begin{cases}
+        \min(1, \max_m d_m) & c \ge 0.95 \\
+        2 - c & \text{otherwise}
+        \end{cases}
+
+    with c the ``forget_closure`` and :math:`d_m` the damage to each metric that is limited or guarded, or to
+    ``retain_drop`` and ``general_drop`` where none is: the metric itself, and for ``retain_utility`` its fall
+    below 1. So a model on its target, by training or by landing, lies below 1, and every other between 1 and
+    3, by its closure.
+
+    Returns:
+        A number of at most 3; NaN where what it is made of is no number.
+    """
+    closure = metrics["forget_closure"]
+    if not closure >= CLOSURE_AT_TARGET:
+        return 2.0 - closure
+    damages = [damage(metric, metrics[metric]) for metric in damaged_metrics(selection)]
+    return math.nan if any(map(math.isnan, damages)) else min(1.0, max(damages))
+
+
+def damaged_metrics(selection: SelectionConfig) -> tuple[LimitedMetric, ...]:
+    """Metrics whose largest damage ``drop_at_target`` is."""
+    return selection.limited_metrics or ("retain_drop", "general_drop")
+
+
+def damage(metric: LimitedMetric, value: float) -> float:
+    """How far a limited metric lies from that of the untouched model; positive is worse."""
+    return 1.0 - value if METRICS[metric].better == "up" else value
+
+
+def penalised_score(metrics: Mapping[str, float], selection: SelectionConfig) -> float:
+    r"""Score of an infeasible probe, worse than any feasible one: :math:`-1 - \sum \max(0, m - \mathrm{limit})`.
+
+    Of an objective that is minimised :math:`3 + \sum \max(0, m - \mathrm{limit})`, see :func:`drop_at_target`.
     Each excess is that of :func:`counted_excess`; an objective that is no number costs the worst one.
     """
     found = [*excesses(metrics, selection.constraints).values()]
     total = sum(max(0.0, counted_excess(excess, selection)) for excess in found)
     if not math.isfinite(metrics[selection.metric]):
         total = max(total, counted_excess(math.nan, selection))
-    return -1.0 - total
+    return worst_value(selection) + (total if selection.is_minimized else -total)
 
 
 def best_probe(probes: Sequence[Probe], selection: SelectionConfig) -> Probe | None:
     """The probe that gives a trial its value: the best feasible one, or the last if that is the rule.
 
-    The first of equals wins. ``None`` if there is no feasible probe. One that was overtaken is no candidate.
+    What a probe landed on is a candidate after it. The first of equals wins. ``None`` if there is no feasible
+    probe. One that was overtaken is no candidate.
     """
-    return _best([probe for probe in probes if not probe.is_overtaken], selection)
+    return _best((p for p in _candidates(probes, selection) if not p.is_overtaken), selection)
 
 
-def _best(probes: Sequence[Probe], selection: SelectionConfig) -> Probe | None:
-    candidates = probes[-1:] if selection.select == "last" else probes
+def _candidates(probes: Sequence[Probe], selection: SelectionConfig) -> Iterator[Probe]:
+    for probe in probes[-1:] if selection.select == "last" else probes:
+        yield probe
+        if probe.landed is not None:
+            yield probe.landed
+
+
+def _best(candidates: Iterable[Probe], selection: SelectionConfig) -> Probe | None:
     best: Probe | None = None
-    for probe in candidates:
-        if is_feasible(probe.metrics, selection) and (
-            best is None or probe.metrics[selection.metric] > best.metrics[selection.metric]
+    for candidate in candidates:
+        if is_feasible(candidate.metrics, selection) and (
+            best is None or _merit_of(candidate, selection) > _merit_of(best, selection)
         ):
-            best = probe
+            best = candidate
     return best
+
+
+def _merit_of(probe: Probe, selection: SelectionConfig) -> float:
+    return merit(probe.metrics[selection.metric], selection)
+
+
+def counted_share(metrics: Mapping[str, float]) -> float:
+    """Share of the trained difference that a probe's metrics were measured with."""
+    return metrics.get("landing_factor", metrics.get("calibration_factor", 1.0))
 
 
 def running_score(probes: Sequence[Probe], selection: SelectionConfig) -> float:
@@ -129,7 +211,7 @@ def running_score(probes: Sequence[Probe], selection: SelectionConfig) -> float:
     Probes that were overtaken are among them. While no probe is feasible it is the penalised score of the last
     one.
     """
-    best = _best(probes, selection)
+    best = _best(_candidates(probes, selection), selection)
     if best is not None:
         return best.metrics[selection.metric]
     return penalised_score(probes[-1].metrics, selection)
@@ -192,7 +274,7 @@ def guard_verdict(
                 ),
             )
     recent = series[max(guard.grace_steps, len(series) - guard.patience) :]
-    if len(recent) < guard.patience or not all(_violates(metrics, guard) for metrics in recent):
+    if len(recent) < guard.patience or not all(violates(metrics, guard) for metrics in recent):
         return None
     worst = max(guard.metrics, key=lambda metric: guard.excess(metric, last[metric], guard.limit))
     bound = guard.bound(worst, guard.limit)
@@ -208,7 +290,8 @@ def guard_verdict(
     )
 
 
-def _violates(metrics: Mapping[str, float], guard: RetainGuardConfig) -> bool:
+def violates(metrics: Mapping[str, float], guard: RetainGuardConfig) -> bool:
+    """Whether any guarded metric lies beyond the guard's limit."""
     return any(guard.excess(m, metrics[m], guard.limit) > 0.0 for m in guard.metrics)
 
 
@@ -230,8 +313,37 @@ def is_past_target(
     return all(
         now.metrics["forget_nll"] > target_nll
         and (
-            now.metrics[selection.metric] < before.metrics[selection.metric]
-            or now.metrics[selection.metric] <= _LOWEST_CLOSURE  # clipped: it cannot fall further
+            _merit_of(now, selection) < _merit_of(before, selection)
+            or _merit_of(now, selection) <= merit(worst_value(selection), selection)  # clipped
         )
         for before, now in pairs
+    )
+
+
+def has_no_effect(
+    probes: Sequence[Probe],
+    selection: SelectionConfig,
+    rule: NoEffectConfig,
+    *,
+    target_nll: float,
+    warmup_steps: int = 0,
+    step: int | None = None,
+) -> bool:
+    """Whether nothing was forgotten for the rule's share of the steps that follow the warm-up.
+
+    Nothing is forgotten at a probe where the forget set is short of its target and the lower end of the closure's
+    95 % interval is not above ``rule.at_most``. A probe without an interval says nothing, so that the trial goes
+    on. The share is one of steps, so that a probe that was left out delays nothing; what it would have shown is
+    not known, and it counts as the others. None is left out at which this may end the trial: asked with the
+    ``step`` at which one is due, the answer is whether the probes so far would have it end there.
+    """
+    trained_fully = (probes[-1].step if step is None else step) - warmup_steps
+    if trained_fully < rule.after * (selection.max_steps - warmup_steps):
+        return False
+    if trained_fully <= 0:
+        return False
+    return all(
+        probe.metrics["forget_nll"] <= target_nll
+        and probe.intervals.get("forget_closure", (math.inf, math.inf))[0] <= rule.at_most
+        for probe in probes
     )

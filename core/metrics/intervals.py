@@ -3,7 +3,7 @@
 Plain numbers, no tensors. Shapes: N rows of a set, R replicates.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
@@ -53,6 +53,9 @@ DIFFERENCES: Final[Mapping[str, Callable[[_Replicated, _Replicated], Values]]] =
 """Metrics of :func:`~core.metrics.probes.degradation` that compare levels now with those before, replicate by
 replicate."""
 
+WORST_DAMAGE: Final = "worst_damage"
+"""Name of the interval of the largest of some damages."""
+
 DISTANCES: Final[Mapping[str, Callable[[_Replicated, _Replicated], Values]]] = {
     "forget_closure": lambda now, before: _share(
         now["forget"].nll - before["target"].nll, before["forget"].nll - before["target"].nll
@@ -72,6 +75,7 @@ def intervals(
     rows_of: Mapping[str, str] = MappingProxyType(
         {"target": "approximate", "unseen": "approximate"}
     ),
+    worst_of: Sequence[str] = (),
     n_replicates: int = N_REPLICATES,
     seed: int = 0,
 ) -> dict[str, Interval]:
@@ -98,6 +102,8 @@ def intervals(
             ``approximate`` set, or of ``forget`` where they are the forget set's under a retain-only model;
             ``unseen`` those of the ``approximate`` set.
             What has the same rows is drawn together.
+        worst_of: Metrics of :data:`DIFFERENCES` whose largest damage has an interval, too, as
+            :data:`WORST_DAMAGE`: in each replicate the largest, of ``retain_utility`` the fall below 1.
         n_replicates: R; the ends of an interval are its percentiles 2.5 and 97.5.
         seed: Of the draws. One seed draws the same rows at every probe of every trial, so that trials are
             compared on the same replicates.
@@ -123,12 +129,17 @@ def intervals(
         {name: levels[name]["now"] for name in now},
         {name: levels[name]["before"] for name in now}
         | {name: levels[owner][name] for name, owner in rows_of.items()},
+        worst_of,
     )
 
 
-def _found(now: _Replicated, before: _Replicated) -> dict[str, Interval]:
+def _found(now: _Replicated, before: _Replicated, worst_of: Sequence[str]) -> dict[str, Interval]:
     with np.errstate(divide="ignore", invalid="ignore"):
-        found = {name: _percentiles(of(now, before)) for name, of in DIFFERENCES.items()}
+        values = {name: of(now, before) for name, of in DIFFERENCES.items()}
+        if worst_of:
+            damages = [1.0 - values[m] if m == "retain_utility" else values[m] for m in worst_of]
+            values[WORST_DAMAGE] = np.max(damages, axis=0)
+        found = {name: _percentiles(of_all) for name, of_all in values.items()}
         distances = {name: _percentiles(of(now, before)) for name, of in DISTANCES.items()}
     found = {name: ends for name, ends in found.items() if np.isfinite(ends).all()}
     return found | {n: _closure(ends) for n, ends in distances.items() if not np.isnan(ends).any()}

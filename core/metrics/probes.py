@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from core.losses import align
-from core.losses.alignment import counted_tokens, row_sums
+from core.losses.alignment import counted_logits, counted_tokens, row_sums
+from core.losses.picked import log_probabilities
 from core.measuring.scale import MIN_GAP_NATS
 from core.metrics.intervals import Sums
 
@@ -47,9 +47,9 @@ def token_sums(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
     Raises:
         ValueError: As :func:`~core.losses.align`, or if a row has no counted token.
     """
-    logits_NV, targets_N = align(logits_BTV, labels_BT)
-    nll_N = torch.nn.functional.cross_entropy(logits_NV, targets_N, reduction="none")
-    correct_N = logits_NV.argmax(dim=-1) == targets_N
+    logits_NV, targets_N = counted_logits(logits_BTV, labels_BT)
+    nll_N = -log_probabilities(logits_NV, targets_N.unsqueeze(-1)).squeeze(-1)
+    correct_N = logits_NV.max(dim=-1).indices == targets_N
     values_N3 = torch.stack(
         [nll_N.double(), correct_N.double(), torch.ones_like(nll_N).double()], 1
     )

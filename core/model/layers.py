@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -181,3 +181,13 @@ def dense_weight(module: nn.Module) -> Tensor:
 def oriented(module: nn.Module, tensor: Tensor) -> Tensor:
     """A tensor of the weight's own shape, turned to ``(outputs, inputs)``."""
     return tensor.T if isinstance(module, Conv1D) else tensor
+
+
+def vocabulary_size(network: nn.Module) -> int:
+    """Number of token ids that the model knows."""
+    return int(cast(Any, network).get_input_embeddings().num_embeddings)
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Whether a linear layer stores its weight as inputs by outputs (GPT-2's Conv1D)."""
+    return isinstance(module, Conv1D)

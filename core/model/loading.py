@@ -3,7 +3,7 @@
 import hashlib
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -15,10 +15,11 @@ from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deep
 
 from core.config import EngineConfig, ModelConfig
 from core.errors import ModelError, first_line
-from core.model.layers import linear_shape, resolve_targets
+from core.model.layers import linear_shape, resolve_targets, vocabulary_size
+from core.model.reading import PADDED, Reader, reader_of
 from core.model.source import locate, model_identity
 
-_CHECKSUM_CHUNK = 1 << 22  # words at a time: the wide copies stay small
+_CHECKSUM_CHUNK = 1 << 20  # words at a time: they and their places stay in a cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,7 @@ class LoadedModel:
         identity: Hash or commit that names these weights.
         dtype: Floating-point type of the weights.
         device: Where it lies.
+        reader: How it reads rows.
     """
 
     network: nn.Module
@@ -38,6 +40,7 @@ class LoadedModel:
     identity: str
     dtype: torch.dtype
     device: torch.device
+    reader: Reader = PADDED
 
 
 def load_model(
@@ -70,6 +73,7 @@ def load_model(
         identity=model_identity(config, getattr(network.config, "_commit_hash", None)),
         dtype=dtype,
         device=device,
+        reader=reader_of(network, device),
     )
 
 
@@ -256,11 +260,6 @@ def load_classifier(source: str, device: torch.device) -> TextClassifier:
     return TextClassifier(network=network.to(device).eval(), tokenizer=tokenizer)
 
 
-def vocabulary_size(network: nn.Module) -> int:
-    """Number of token ids that the model knows."""
-    return int(cast(Any, network).get_input_embeddings().num_embeddings)
-
-
 def save_network(model: LoadedModel, weights: Mapping[str, Tensor], folder: Path) -> None:
     """Write an ordinary model folder with other weights: safetensors, configuration, tokenizer."""
     folder.mkdir()
@@ -331,30 +330,38 @@ def model_shape(config: ModelConfig) -> dict[str, int]:
 def weights_checksum(weights: Mapping[str, Tensor]) -> str:
     """A checksum over the exact bits of all weights, computed where they lie.
 
-    Two sums of the words of each tensor, plain and weighted by position, as 64-bit integers; a changed
-    bit changes them.
+    Two sums of the 64-bit words of each tensor, plain and weighted by position, modulo 2^64; a changed bit
+    changes them. Bytes that fill no word count one by one.
     """
     digest = hashlib.sha256()
-    words = {2: torch.int16, 4: torch.int32, 8: torch.int64}
     for name, parameter in sorted(weights.items()):
-        flat = parameter.detach().reshape(-1).view(words[parameter.element_size()])
-        plain = weighted = 0
-        for chunk in flat.split(_CHECKSUM_CHUNK):
-            wide = chunk.to(torch.int64)
-            plain += int(wide.sum())
-            weighted += int((wide * torch.arange(1, len(wide) + 1, device=wide.device)).sum())
-        digest.update(f"{name} {plain} {weighted}".encode())
+        octets = parameter.detach().reshape(-1).view(torch.uint8)
+        if octets.storage_offset() % 8:
+            octets = octets.clone()  # words begin at every eighth byte
+        whole = len(octets) // 8 * 8
+        sums = [0, 0]
+        for part in (octets[:whole].view(torch.int64), octets[whole:].to(torch.int64)):
+            for i, chunk in enumerate(part.split(_CHECKSUM_CHUNK)):
+                start = i * _CHECKSUM_CHUNK + 1
+                places = torch.arange(start, start + len(chunk), device=chunk.device)
+                sums[0] += int(chunk.sum())
+                sums[1] += int(places.mul_(chunk).sum())
+        digest.update(f"{name} {sums[0]} {sums[1]}".encode())
     return digest.hexdigest()
 
 
-Forward = Callable[[Tensor, Tensor], Tensor]
+@dataclass(frozen=True)
+class Forward:
+    """Logits of a network from ids and mask."""
 
+    network: Any
 
-def forward_of(network: Any) -> Forward:
-    """Logits of a model from ids and mask."""
-
-    def forward(ids: Tensor, mask: Tensor) -> Tensor:
-        logits: Tensor = network(input_ids=ids, attention_mask=mask, use_cache=False).logits
+    def __call__(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Logits ``(B, T, V)``."""
+        logits: Tensor = self.network(input_ids=ids, attention_mask=mask, use_cache=False).logits
         return logits
 
-    return forward
+
+def forward_of(network: nn.Module) -> Forward:
+    """A network as a function from ids and mask to logits."""
+    return Forward(network)

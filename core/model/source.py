@@ -10,6 +10,8 @@ from pathlib import Path
 from core.config import ModelConfig
 from core.errors import ModelError
 from core.model import packaged
+from core.store import upkeep
+from core.store.place import cache_root
 
 
 def problem(source: str, *, field: str) -> str | None:
@@ -56,7 +58,12 @@ def locate(config: ModelConfig, *, field: str = "model.source") -> tuple[str, st
         return str(packaged.model_folder(name, field=field)), None
     if kind == "hub":
         return name, config.revision
-    return config.source, None if Path(config.source).is_dir() else config.revision
+    folder = Path(config.source)
+    if not folder.is_dir():
+        return config.source, config.revision
+    if cache_root().resolve() in folder.resolve().parents:  # a link to what `prepare` trained
+        upkeep.mark_used(folder.resolve())
+    return config.source, None
 
 
 CONTENT = "content-sha256:"

@@ -2,6 +2,7 @@
 
 An artifact is found by the hash of everything that determines it. Two processes that need the same
 one at the same time share the work: the first makes it under a lock, the other waits and reads it.
+What has not been used for longest goes when the cache is full (:mod:`core.store.upkeep`).
 """
 
 import hashlib
@@ -10,13 +11,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from filelock import FileLock
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from core.store import upkeep
 from core.store.durable import commit, commit_json
 from core.store.place import cache_root
 
@@ -29,6 +31,7 @@ VERSIONS: Mapping[str, int] = {
 }
 """Raised when the computation of a kind changes: the cache outlives releases."""
 
+Read = TypeVar("Read")
 
 _MAKES_NOTHING: ContextVar[bool] = ContextVar("makes nothing", default=False)
 _NOTED: ContextVar[list[str] | None] = ContextVar("noted", default=None)
@@ -70,13 +73,7 @@ def tensors(
 ) -> dict[str, Tensor]:
     """Tensors from the cache, made first if they are not there."""
     path = _folder(kind) / f"{_key(kind, determinants)}.safetensors"
-
-    def make_file() -> None:
-        _commit_tensors(path, make())
-
-    _make_once(path, make_file)
-    _note(path)
-    return load_file(path)
+    return _read(path, lambda: _commit_tensors(path, make(), determinants), load_file)
 
 
 def tensors_by_row(
@@ -98,6 +95,7 @@ def tensors_by_row(
         make: Tensors of some rows, by their hash.
     """
     folder = _folder(kind) / _key(kind, determinants)
+    upkeep.mark_used(folder)
     parts = _parts(folder)
     if not parts.keys() >= set(rows):
         if _MAKES_NOTHING.get():
@@ -107,8 +105,9 @@ def tensors_by_row(
             missing = [row for row in dict.fromkeys(rows) if row not in parts]
             if missing:
                 path = folder / f"{content_key({'rows': missing})}.safetensors"
-                _commit_tensors(path, make(missing))
+                _commit_tensors(path, make(missing), determinants)
                 parts |= dict.fromkeys(missing, path)
+                upkeep.keep_to_limit()
     by_part: dict[Path, list[str]] = {}
     for row in dict.fromkeys(rows):
         by_part.setdefault(parts[row], []).append(row)
@@ -125,10 +124,12 @@ def record(
 ) -> dict[str, float]:
     """Named numbers from the cache, measured first if they are not there."""
     path = _folder(kind) / f"{_key(kind, determinants)}.json"
-    _make_once(path, lambda: commit_json(path, make()))
-    _note(path)
-    loaded: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
-    return loaded
+
+    def load(path: Path) -> dict[str, float]:
+        loaded: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
+        return loaded
+
+    return _read(path, lambda: commit_json(path, make()), load)
 
 
 def folder(kind: str, name: str, make: Callable[[Path], None]) -> Path:
@@ -151,9 +152,12 @@ def _parts(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _commit_tensors(path: Path, made: Mapping[str, Tensor]) -> None:
+def _commit_tensors(
+    path: Path, made: Mapping[str, Tensor], determinants: Mapping[str, Any]
+) -> None:
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in made.items()}
-    commit(path, lambda p: save_file(plain, p))
+    about = {upkeep.ABOUT: json.dumps(determinants)}
+    commit(path, lambda p: save_file(plain, p, metadata=about))
 
 
 def _key(kind: str, determinants: Mapping[str, Any]) -> str:
@@ -161,6 +165,7 @@ def _key(kind: str, determinants: Mapping[str, Any]) -> str:
 
 
 def _folder(kind: str) -> Path:
+    upkeep.hold_until_exit()
     path = cache_root() / kind
     path.mkdir(parents=True, exist_ok=True)
     return path
@@ -172,11 +177,25 @@ def _note(path: Path) -> None:
         names.append(path.relative_to(cache_root()).as_posix())
 
 
+def _read(path: Path, make: Callable[[], None], read: Callable[[Path], Read]) -> Read:
+    """Read an artifact, made first if it is not there."""
+    while True:
+        _make_once(path, make)
+        _note(path)
+        try:
+            return read(path)
+        except FileNotFoundError:
+            continue  # removed by somebody who looked before it was marked as used
+
+
 def _make_once(path: Path, make: Callable[[], None]) -> None:
+    upkeep.mark_used(path)
     if path.exists():
         return
     if _MAKES_NOTHING.get():
         raise NotMadeError(path.name)
     with FileLock(path.with_name(path.name + ".lock")):
-        if not path.exists():
-            make()
+        if path.exists():
+            return
+        make()
+    upkeep.keep_to_limit()

@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+_TAIL = 1 << 12  # bytes of a file's end that are read at a time
+
 
 def commit(path: Path, write: Callable[[Path], None]) -> None:
     """Let ``write`` fill a temporary file, sync it, and rename it to ``path``.
@@ -71,8 +73,14 @@ def commit_yaml(path: Path, value: Mapping[str, Any], *, header: str = "") -> No
     commit_text(path, text)
 
 
-def append_line(path: Path, value: Mapping[str, Any]) -> None:
-    """Append one JSON line and sync it; a torn last line, which readers ignore, is cut off first."""
+def append_line(path: Path, value: Mapping[str, Any], *, synced: bool = True) -> None:
+    """Append one JSON line; a torn last line, which readers ignore, is cut off first.
+
+    Args:
+        path: The file.
+        value: The line.
+        synced: Wait until the disk has it; without, a kill loses nothing, but a power cut may.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     is_new = not path.exists()
     if not is_new:
@@ -80,8 +88,9 @@ def append_line(path: Path, value: Mapping[str, Any]) -> None:
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(finite(value), allow_nan=False) + "\n")
         file.flush()
-        os.fsync(file.fileno())
-    if is_new:
+        if synced:
+            os.fsync(file.fileno())
+    if is_new and synced:
         _sync(path.parent)
 
 
@@ -95,19 +104,31 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 def finite(value: Any) -> Any:
     """Replace NaN and infinities, which JSON cannot hold, by the strings ``nan``, ``inf``, ``-inf``."""
-    if isinstance(value, Mapping):
+    if isinstance(value, float):
+        is_finite = value == value and value not in (float("inf"), float("-inf"))
+        return value if is_finite else str(value)
+    if value is None or isinstance(value, str | int):
+        return value
+    if isinstance(value, dict | Mapping):  # dict first: the abstract class is slow to ask
         return {k: finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [finite(v) for v in value]
-    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
-        return str(value)
     return value
 
 
 def _cut_torn_line(path: Path) -> None:
+    """Cut off what stands behind the last end of a line; only the file's end is read."""
     with path.open("rb+") as file:
-        complete = file.read().rfind(b"\n") + 1
-        file.truncate(complete)
+        begin = size = file.seek(0, os.SEEK_END)
+        while begin > 0:
+            end, begin = begin, max(0, begin - _TAIL)
+            file.seek(begin)
+            newline = file.read(end - begin).rfind(b"\n")
+            if newline >= 0:
+                begin += newline + 1
+                break
+        if begin < size:
+            file.truncate(begin)
 
 
 def _sync_all(path: Path) -> None:

@@ -10,7 +10,7 @@ two nearly equal products are subtracted; and switching the adapter off gives th
 Ordinary LoRA is the case B0 = 0.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ import torch
 from peft.tuners import lora
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
@@ -71,6 +72,12 @@ class DifferenceLinear(lora.Linear):
         if self.disable_adapters:
             return result
         scaling = float(self.scaling[ADAPTER])
+        if self.taps is None and not hasattr(self.moved_a.weight, "ds_id"):  # whole on this rank
+            moved_both = (self.moved_a.weight, self.moved_b.weight)
+            added: Tensor = _Added.apply(  # type: ignore[no-untyped-call]
+                result, x, *moved_both, self.initial_a, self.initial_b, scaling
+            )
+            return added
         moved: Tensor = self.moved_a(x)
         difference: Tensor = self.moved_b(moved + F.linear(x, self.initial_a))
         if self.taps is not None:
@@ -91,6 +98,46 @@ class DifferenceLinear(lora.Linear):
         assert self.taps is not None
         self.taps.append((added, base.detach()))
         return base + added
+
+
+class _Added(torch.autograd.Function):
+    """``y + s [(B0 + dB) dA + dB A0] x`` in two products, and its gradient in four.
+
+    With ``C = [dA; A0]`` and ``D = [B0 + dB, dB]`` it is ``y + s D C x``. Nothing but x and ``C x`` is kept.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        result: Tensor,
+        x: Tensor,
+        moved_a: Tensor,
+        moved_b: Tensor,
+        initial_a: Tensor,
+        initial_b: Tensor | None,
+        scaling: float,
+    ) -> Tensor:
+        flat = x.flatten(0, -2)
+        inner = flat @ torch.cat([moved_a, initial_a]).T
+        outer = torch.cat([moved_b if initial_b is None else initial_b + moved_b, moved_b], dim=1)
+        ctx.save_for_backward(flat, inner, moved_a, outer, initial_a)
+        ctx.scaling, ctx.shape = scaling, x.shape
+        added = torch.addmm(result.flatten(0, -2), inner, outer.T, alpha=scaling)
+        return added.view_as(result)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        flat, inner, moved_a, outer, initial_a = ctx.saved_tensors
+        rank, g = len(moved_a), gradient.flatten(0, -2)
+        of_inner = (g @ outer).mul_(ctx.scaling)
+        of_x = None
+        if ctx.needs_input_grad[1]:
+            of_x = (of_inner @ torch.cat([moved_a, initial_a])).view(ctx.shape)
+        of_a = of_inner[:, :rank].T @ flat
+        of_outer = (g.T @ inner).mul_(ctx.scaling)
+        of_b = of_outer[:, :rank] + of_outer[:, rank:]
+        return gradient, of_x, of_a, of_b, None, None, None
 
 
 class DifferenceAdapter:
@@ -199,18 +246,11 @@ class DifferenceAdapter:
         Args:
             gather: Gives a parameter's full float32 value on every rank (masters, ZeRO 3 parts).
         """
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
         for name, layer in self._layers():
-            moved_a = gather(layer.moved_a.weight)
-            moved_b = gather(layer.moved_b.weight)
-            a0 = layer.initial_a.detach().float().cpu()
-            if layer.initial_b is None:
-                a, b = a0 + moved_a, moved_b
-            else:
-                b0 = layer.initial_b.detach().float().cpu()
-                a, b = torch.cat([moved_a, a0]), torch.cat([b0 + moved_b, moved_b], dim=1)
-            tensors[f"base_model.model.{name}.lora_A.weight"] = a.contiguous()
-            tensors[f"base_model.model.{name}.lora_B.weight"] = b.contiguous()
+            initial = InitialFactors(a=layer.initial_a, b=layer.initial_b)
+            moved_a, moved_b = gather(layer.moved_a.weight), gather(layer.moved_b.weight)
+            tensors |= ordinary_lora(name, initial, moved_a, moved_b)
         return tensors
 
     def unmoved(self, gather: Gather) -> list[str]:
@@ -223,9 +263,30 @@ class DifferenceAdapter:
 
     def initial_rms(self) -> tuple[float, float]:
         """Root mean square of all entries of A0 and of B0 (0 where B0 = 0)."""
-        a = _rms([layer.initial_a for _, layer in self._layers()])
-        b = _rms([layer.initial_b for _, layer in self._layers() if layer.initial_b is not None])
-        return a, b
+        return rms_of(
+            InitialFactors(a=layer.initial_a, b=layer.initial_b) for _, layer in self._layers()
+        )
+
+
+def ordinary_lora(
+    name: str, initial: InitialFactors, moved_a: Tensor, moved_b: Tensor
+) -> dict[str, Tensor]:
+    """What a layer is saved as; see :meth:`DifferenceAdapter.exported`.
+
+    Args:
+        name: Of the layer in the original model.
+        initial: Frozen factors.
+        moved_a: The increment dA, float32 on the CPU.
+        moved_b: The increment dB, likewise.
+    """
+    a0 = initial.a.detach().float().cpu()
+    if initial.b is None:
+        a, b = a0 + moved_a, moved_b
+    else:
+        b0 = initial.b.detach().float().cpu()
+        a, b = torch.cat([moved_a, a0]), torch.cat([b0 + moved_b, moved_b], dim=1)
+    prefix = f"base_model.model.{name}"
+    return {f"{prefix}.lora_A.weight": a.contiguous(), f"{prefix}.lora_B.weight": b.contiguous()}
 
 
 def save_adapter(
@@ -297,6 +358,12 @@ def _lora_config(targets: list[str], *, rank: int, scaling: float) -> peft.LoraC
         task_type="CAUSAL_LM",
         init_lora_weights=False,
     )
+
+
+def rms_of(factors: Iterable[InitialFactors]) -> tuple[float, float]:
+    """Root mean square of all entries of A0 and of B0 (0 where B0 = 0)."""
+    known = list(factors)
+    return _rms([f.a for f in known]), _rms([f.b for f in known if f.b is not None])
 
 
 def _rms(tensors: list[Tensor]) -> float:

@@ -1,24 +1,18 @@
 """Door to deepspeed: the training engine."""
 
 import gc
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from functools import reduce
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from core.config import BatchPlan, EngineConfig, OptimizerConfig
-from core.data.batches import collate
-from core.model.loading import forward_of
-from core.training.checkpointing import checkpointed
-from core.training.passes import Forwarded, MicroBatch, Part, Wanted
+from core.model.loading import LoadedModel
+from core.training.passes import Forwarded, MicroBatch, Part
 from core.training.ranks import deepspeed, zero_options
+from core.training.reading import read_parts
 from core.training.trained import LARGEST_BUCKET, Trained, float32_on_cpu
-
-Taken = Mapping[str, list[tuple[Tensor, Tensor]]]
-"""Layer name to what the adapter added to it, and its own output, at each pass."""
 
 
 class Engine:
@@ -32,11 +26,11 @@ class Engine:
         optimizer: OptimizerConfig,
         plan: BatchPlan,
         max_steps: int,
-        dtype: torch.dtype,
+        model: LoadedModel,
     ) -> None:
-        """Build the DeepSpeed engine; the model must be complete, on its device and in ``dtype``."""
+        """Build the DeepSpeed engine around what is trained of ``model``."""
         self._optimizer_config, self._plan, self._max_steps = optimizer, plan, max_steps
-        self._trained, self._device = trained, next(trained.model.parameters()).device
+        self._trained, self._reader, self._device = trained, model.reader, model.device
         parameters = [p for p in trained.model.parameters() if p.requires_grad]
         client = torch.optim.AdamW(
             parameters,
@@ -50,8 +44,13 @@ class Engine:
             optimizer=client,
             model_parameters=parameters,
             dist_init_required=False,
-            config=_deepspeed_config(
-                engine, optimizer, plan, dtype, n_trained=sum(_size(p) for p in parameters)
+            config=deepspeed_config(
+                engine,
+                model.dtype,
+                n_trained=sum(_size(p) for p in parameters),
+                micro_batch_size=plan.micro_batch_size,
+                gradient_accumulation_steps=plan.gradient_accumulation_steps,
+                gradient_clipping=optimizer.gradient_clipping,
             ),
         )
         if engine.zero_stage == 0:
@@ -60,58 +59,16 @@ class Engine:
         self._step = 0
 
     def forward(self, parts: Sequence[Part]) -> list[Forwarded]:
-        """One pass over the rows of all parts together, and what it says of each part.
-
-        The reference model, where a part wants it, reads that part alone.
-        """
-        rows = [row for part in parts for row in part.rows]
-        batch = collate(rows, self._device)
-        wanted = reduce(Wanted.and_also, (part.wanted for part in parts), Wanted())
-        with self._looking(wanted) as taken, self._keeping(wanted):
-            output = self._engine(
-                input_ids=batch.ids,
-                attention_mask=batch.mask,
-                use_cache=False,
-                output_hidden_states=wanted.block is not None,
-            )
-        block = None if wanted.block is None else output.hidden_states[wanted.block + 1]
-        found, start = [], 0
-        for part in parts:
-            at = slice(start, start + len(part.rows))
-            start += len(part.rows)
-            length = max(len(row.ids) for row in part.rows)
-            found.append(
-                Forwarded(
-                    logits_BTV=output.logits[at, :length],
-                    labels_BT=batch.labels[at, :length],
-                    block_BTD=None if block is None else block[at, :length],
-                    adapter_outputs={
-                        name: (pairs[-1][0][at, :length], pairs[-1][1][at, :length])
-                        for name, pairs in taken.items()
-                    },
-                    reference_logits_BTV=self._reference_logits(part),
-                )
-            )
-        return found
-
-    def _looking(self, wanted: Wanted) -> AbstractContextManager[Taken]:
-        """Within the context each pass leaves what adapters add, where that is wanted."""
-        nothing: Taken = {}
-        return self._trained.tapped() if wanted.adapter_outputs else nullcontext(nothing)
-
-    def _keeping(self, wanted: Wanted) -> AbstractContextManager[None]:
-        """Within the context a pass keeps what its gradient needs, or what that is computed from again."""
-        if not self._checkpoints:
-            return nullcontext()
-        return checkpointed(self.module, again=lambda: self._looking(wanted))
-
-    @torch.no_grad()
-    def _reference_logits(self, part: Part) -> Tensor | None:
-        if not part.wanted.reference_logits:
-            return None
-        batch = collate(part.rows, self._device)
-        with self._trained.reference() as network:
-            return forward_of(network)(batch.ids, batch.mask)
+        """One pass over the rows of all parts together; see :func:`~core.training.reading.read_parts`."""
+        return read_parts(
+            self._engine,
+            parts,
+            module=self.module,
+            reader=self._reader,
+            device=self._device,
+            trained=self._trained,
+            checkpoints=self._checkpoints,
+        )
 
     @property
     def module(self) -> nn.Module:
@@ -136,27 +93,13 @@ class Engine:
         self._step += 1
 
     def _set_learning_rate(self) -> None:
-        config = self._optimizer_config
-        rate = config.learning_rate
-        if self._step < config.warmup_steps:
-            rate *= (self._step + 1) / (config.warmup_steps + 1)
-        elif config.schedule == "linear":
-            left = self._max_steps - self._step
-            rate *= left / max(1, self._max_steps - config.warmup_steps)
+        rate = rate_at(self._step, self._optimizer_config, max_steps=self._max_steps)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = rate
 
     def full_value(self, parameter: Tensor) -> Tensor:
         """Full float32 value of a trained parameter on the CPU: the master copy where there is one."""
-        from deepspeed.utils import safe_get_full_fp32_param
-
-        if self._stage == 0 and parameter.dtype == torch.float32:
-            return float32_on_cpu(parameter)
-        value = safe_get_full_fp32_param(parameter)
-        if value is None:
-            return float32_on_cpu(parameter)
-        full: Tensor = value.detach().float().cpu()
-        return full.reshape(_full_shape(parameter))
+        return full_value(parameter, zero_stage=self._stage)
 
     def destroy(self) -> None:
         """Free everything, so that the next trial of this process starts clean."""
@@ -167,6 +110,29 @@ class Engine:
             torch.cuda.empty_cache()
 
 
+def rate_at(step: int, config: OptimizerConfig, *, max_steps: int) -> float:
+    """Learning rate of the step after ``step`` others, by warm-up and schedule."""
+    rate = config.learning_rate
+    if step < config.warmup_steps:
+        rate *= (step + 1) / (config.warmup_steps + 1)
+    elif config.schedule == "linear":
+        rate *= (max_steps - step) / max(1, max_steps - config.warmup_steps)
+    return rate
+
+
+def full_value(parameter: Tensor, *, zero_stage: int) -> Tensor:
+    """Full float32 value of a parameter that an engine trains, on the CPU; every rank must take part."""
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    if zero_stage == 0 and parameter.dtype == torch.float32:
+        return float32_on_cpu(parameter)
+    value = safe_get_full_fp32_param(parameter)
+    if value is None:
+        return float32_on_cpu(parameter)
+    full: Tensor = value.detach().float().cpu()
+    return full.reshape(_full_shape(parameter))
+
+
 def _full_shape(parameter: Tensor) -> tuple[int, ...]:
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
@@ -175,25 +141,27 @@ def _size(parameter: Tensor) -> int:
     return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
-def _deepspeed_config(
+def deepspeed_config(
     engine: EngineConfig,
-    optimizer: OptimizerConfig,
-    plan: BatchPlan,
     dtype: torch.dtype,
     *,
     n_trained: int,
+    micro_batch_size: int = 1,
+    gradient_accumulation_steps: int = 1,
+    gradient_clipping: float = 0.0,
 ) -> dict[str, Any]:
+    """DeepSpeed's configuration for an engine that trains ``n_trained`` weights; clipping is off unless given."""
     zero = zero_options(engine)
     if engine.zero_stage in (1, 2):
         # it takes the whole bucket at each step, 2 GB by default; gradients of an adapter are far fewer
         zero["reduce_bucket_size"] = min(LARGEST_BUCKET, n_trained)
     return {
-        "train_micro_batch_size_per_gpu": plan.micro_batch_size,
-        "gradient_accumulation_steps": plan.gradient_accumulation_steps,
+        "train_micro_batch_size_per_gpu": micro_batch_size,
+        "gradient_accumulation_steps": gradient_accumulation_steps,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,  # ours is torch's AdamW: nothing to compile
         "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": dtype == torch.bfloat16},
-        "gradient_clipping": optimizer.gradient_clipping,
+        "gradient_clipping": gradient_clipping,
         "steps_per_print": 10**9,
     }

@@ -4,7 +4,7 @@ Nothing is computed: the model is traced with tensors that have shapes and no co
 live at each moment are added up. Losses choose tokens by their labels, which such a trace cannot follow, so
 they run on a small vocabulary, and what they hold is counted in copies of the logits.
 
-Shapes: R rows of a pass, T tokens, V vocabulary.
+Shapes: T tokens of a row, N counted tokens, V vocabulary.
 """
 
 import logging
@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -23,27 +23,44 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from core.config import AdapterConfig, EngineConfig, MethodConfig, ModelConfig
 from core.config.method import Need
+from core.data.tokens import TokenRow
 from core.errors import ModelError, first_line
 from core.losses import FORGET_LOSSES, RETAIN_LOSSES, Outputs, Residual
 from core.losses.outputs import Given
 from core.metrics.probes import token_sums
+from core.model.attention import reading as reading_rows
 from core.model.layers import linear_shape, resolve_targets
 from core.model.loading import outlined_network
+from core.model.reading import Reader, may_read_end_to_end
 from core.training.adapter import DifferenceAdapter, InitialFactors
 from core.training.checkpointing import checkpointed
 from core.training.trained import LARGEST_BUCKET
 
 _SMALL_V, _SMALL_T = 1024, 9
+_SMALL_N = 2 * (_SMALL_T - 1)
 _STAGE_3_LIVE = 10**9
 """Parameters that DeepSpeed gathers at a time under ZeRO 3, at most (its default)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pass:
-    """Shape of one forward pass: rows, and tokens of the longest of them."""
+    """Shape of one forward pass: tokens of each row, and how many of them are context."""
 
-    rows: int
-    tokens: int
+    rows: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def of(cls, rows: Sequence[TokenRow]) -> "Pass":
+        """That of some rows; their order plays no part."""
+        return cls(rows=tuple(sorted((len(row.ids), row.n_context) for row in rows)))
+
+    @property
+    def tokens(self) -> int:
+        """Of all rows."""
+        return sum(length for length, _ in self.rows)
+
+    def as_rows(self) -> list[TokenRow]:
+        """Rows of this shape, of one token each."""
+        return [TokenRow((0,) * length, n_context) for length, n_context in self.rows]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,12 +213,18 @@ def _traced(
     needs: frozenset[Need],
     checkpoints: bool,
 ) -> Traced:
-    with FakeTensorMode(), _without_complaints():
+    network = attached.model.get_base_model() if attached is not None else trained
+    reader = Reader(end_to_end=may_read_end_to_end(network))
+    layout = reader.lay(at.as_rows(), torch.device("cpu"))
+    keeps = {"logits_to_keep": layout.predicting} if reader.end_to_end else {}
+    arguments: dict[str, Any] = {**layout.inputs, **keeps, "use_cache": False}
+    with (
+        FakeTensorMode(allow_non_fake_inputs=True),
+        reading_rows(trained, layout),
+        _without_complaints(),
+    ):
         _fill(trained)
-        ids = torch.zeros((at.rows, at.tokens), dtype=torch.long)
-        mask = torch.ones_like(ids)
-        arguments = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
-        before = [*trained.parameters(), *trained.buffers(), ids, mask]
+        before = [*trained.parameters(), *trained.buffers(), *layout.inputs.values()]
         with Live(before) as live, torch.no_grad():
             logits = trained(**arguments).logits
             width = logits.numel() * logits.element_size()
@@ -209,7 +232,8 @@ def _traced(
         del logits
         tapped = attached is not None and "residuals" in needs
         taps: Any = attached.tapped() if tapped and attached is not None else nullcontext({})
-        keeping = checkpointed(trained) if checkpoints else nullcontext()
+        again = partial(reading_rows, trained, layout)
+        keeping = checkpointed(trained, again=again) if checkpoints else nullcontext()
         with Live(before) as live, taps as kept, keeping:
             output = trained(**arguments, output_hidden_states="hidden" in needs)
             forward, logits = live.now - width, output.logits
@@ -275,7 +299,7 @@ def loss_width(method: MethodConfig, *, dtype: torch.dtype) -> float:
     Measured on a small vocabulary; all tokens of all roles count. At least 2: the logits and their gradient.
     """
     roles = n_roles(method)
-    size = (2 * roles, _SMALL_T, _SMALL_V)
+    size = (roles * _SMALL_N, _SMALL_V)
     start = torch.randn(size, generator=torch.Generator().manual_seed(0)).to(dtype)
     start.requires_grad_()
     with Live([start]) as live:
@@ -292,10 +316,10 @@ def n_roles(method: MethodConfig) -> int:
     return (2 if reads == "both" else 1) + (RETAIN_LOSSES[method.retain_loss] is not None)
 
 
-def _loss(method: MethodConfig, logits_RTV: Tensor) -> Tensor:
+def _loss(method: MethodConfig, logits_NV: Tensor) -> Tensor:
     """The loss of a step, two rows of each role."""
     forget, retain = FORGET_LOSSES[method.forget_loss], RETAIN_LOSSES[method.retain_loss]
-    parts = iter(logits_RTV.split(2))
+    parts = iter(logits_NV.split(_SMALL_N))
     seen = {
         role: _outputs(next(parts), forget.needs)
         for role in ("forget", "alternative")
@@ -307,21 +331,21 @@ def _loss(method: MethodConfig, logits_RTV: Tensor) -> Tensor:
     return loss
 
 
-def _outputs(logits_BTV: Tensor, needs: frozenset[Need]) -> Outputs:
-    ids = torch.randint(logits_BTV.shape[-1], logits_BTV.shape[:2])
+def _outputs(logits_NV: Tensor, needs: frozenset[Need]) -> Outputs:
+    ids = torch.randint(_SMALL_V, (2, _SMALL_T))
     return Outputs(
-        logits_BTV=logits_BTV,
+        logits=logits_NV,
         labels_BT=ids,
-        given={need: _GIVEN[need](logits_BTV, ids) for need in needs},
+        given={need: _GIVEN[need](logits_NV, ids) for need in needs},
     )
 
 
-def _hidden(logits_BTV: Tensor, ids_BT: Tensor) -> Tensor:
-    return logits_BTV[..., :4] + 0.0
+def _hidden(logits_NV: Tensor, ids_BT: Tensor) -> Tensor:
+    return logits_NV.flatten()[: 4 * ids_BT.numel()].view(*ids_BT.shape, 4) + 0.0
 
 
-def _residuals(logits_BTV: Tensor, ids_BT: Tensor) -> Sequence[Residual]:
-    part = logits_BTV[..., :4]
+def _residuals(logits_NV: Tensor, ids_BT: Tensor) -> Sequence[Residual]:
+    part = _hidden(logits_NV, ids_BT)
     return [Residual(added_BTO=part * 1.0, base_BTO=part.detach() + 1.0, direction_O=torch.ones(4))]
 
 
@@ -340,7 +364,7 @@ _GIVEN: Mapping[Need, Callable[[Tensor, Tensor], Given]] = {
 @lru_cache(maxsize=4)
 def reading_width(*, dtype: torch.dtype) -> float:
     """Bytes that a probe holds of a pass at its peak, over those of the pass's logits."""
-    logits = torch.zeros((2, _SMALL_T, _SMALL_V), dtype=dtype)
+    logits = torch.zeros((_SMALL_N, _SMALL_V), dtype=dtype)
     labels = torch.ones((2, _SMALL_T), dtype=torch.long)
     with Live([logits, labels]) as live, torch.no_grad():
         token_sums(logits, labels)

@@ -20,8 +20,8 @@ from core.data.tokens import TokenRow, TokenSplits
 from core.errors import ModelError
 from core.losses import Residual, random_labels
 from core.losses.outputs import Given
-from core.model.layers import n_blocks
-from core.model.loading import LoadedModel, vocabulary_size
+from core.model.layers import n_blocks, vocabulary_size
+from core.model.loading import LoadedModel
 from core.seeding import derive_seed
 from core.training.passes import Forwarded, Wanted
 from core.training.reference import Reference
@@ -96,11 +96,11 @@ class ReferenceLogits:
             self._reference.prepare("last_hidden")
 
     def give(self, rows: Sequence[TokenRow], forwarded: Forwarded) -> Tensor:
-        """``(B, T, V)``."""
+        """``(N, V)``."""
         if self._is_cached:
             return self._reference.logits(rows)
-        assert forwarded.reference_logits_BTV is not None  # wanted
-        return forwarded.reference_logits_BTV
+        assert forwarded.reference_logits_NV is not None  # wanted
+        return forwarded.reference_logits_NV
 
 
 class BlockOutput:

@@ -3,7 +3,7 @@
 Steps say which rows are read and what is computed of the outputs; whoever runs the model (the engine of
 one trial, say) reads the parts of a micro-batch together and hands each its own outputs.
 
-Shapes: B rows, T tokens, V vocabulary, D width of the model, O outputs of a layer.
+Shapes: B rows, T tokens, N counted tokens, V vocabulary, D width of the model, O outputs of a layer.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -30,7 +30,7 @@ class Wanted:
     reference_logits: bool = False
 
     def and_also(self, other: "Wanted") -> "Wanted":
-        """Both wishes together; one trial names one block."""
+        """Both wishes together; of two blocks the first, for a pass gives all of them."""
         return Wanted(
             block=self.block if other.block is None else other.block,
             adapter_outputs=self.adapter_outputs or other.adapter_outputs,
@@ -51,19 +51,19 @@ class Forwarded:
     """What a forward pass says of the rows of one part; as long as the longest of them.
 
     Attributes:
-        logits_BTV: Of the model being trained, with gradient.
+        logits_NV: Of the predictions that count, under the model being trained, row by row, with gradient.
         labels_BT: Int64; ``-100`` on prompt and padding.
         block_BTD: Output of the wanted block, with gradient.
         adapter_outputs: Layer name to what the adapter adds, with gradient, and the layer's own output,
             without; both ``(B, T, O)``.
-        reference_logits_BTV: Of the reference model, without gradient.
+        reference_logits_NV: The same of the reference model, without gradient.
     """
 
-    logits_BTV: Tensor
+    logits_NV: Tensor
     labels_BT: Tensor
     block_BTD: Tensor | None = None
     adapter_outputs: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    reference_logits_BTV: Tensor | None = None
+    reference_logits_NV: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

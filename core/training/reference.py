@@ -67,9 +67,11 @@ class Reference:
         return self._padded(self._of(rows, "block_hidden", block))
 
     def logits(self, rows: Sequence[TokenRow]) -> Tensor:
-        """Logits ``(B, T, V)``; those of a zero state on padding, where nothing counts."""
+        """Logits of the predictions that count, row by row: ``(N, V)``."""
+        found = zip(rows, self._of(rows, "last_hidden"), strict=True)
+        predicting = [hidden[max(0, row.n_context - 1) : -1] for row, hidden in found]
         with torch.no_grad():
-            return final_logits(self._model.network, self._padded(self._of(rows, "last_hidden")))
+            return final_logits(self._model.network, torch.cat(predicting).to(self._model.device))
 
     def _of(self, rows: Sequence[TokenRow], term: Term, block: int | None = None) -> list[Tensor]:
         found = self._term(term, block)

@@ -57,7 +57,7 @@ class _Role:
     def outputs(self, rows: Rows, forwarded: Forwarded) -> Outputs:
         """What the loss sees of those rows."""
         return Outputs(
-            logits_BTV=forwarded.logits_BTV,
+            logits=forwarded.logits_NV,
             labels_BT=forwarded.labels_BT,
             given={need: p.give(rows, forwarded) for need, p in self.providers.items()},
         )
@@ -110,11 +110,17 @@ class Steps:
 
     def train(self, engine: Runner, group: Group) -> None:
         """Have ``engine`` make one optimiser step."""
+        engine.step(self.next_step(group))
+        self.after_step(group)
+
+    def next_step(self, group: Group) -> Iterator[MicroBatch]:
+        """What the next optimiser step reads and computes on this rank; :meth:`after_step` follows it."""
         plan, method = self.plan, self._config.method
         forget = list(islice(self._forget_order, plan.global_batch_size))
         retain = list(islice(self._retain_order, plan.global_batch_size))
         n_forget, n_retain = self._n_forgotten(forget), self._n_retained(retain)
         kept_sum = torch.zeros(1, dtype=torch.float64, device=self._model.device)
+        self._kept_sum = kept_sum
 
         def micro_batch(mine: slice) -> MicroBatch:
             rows = {
@@ -145,9 +151,12 @@ class Steps:
         starts = (
             (i * plan.ranks + group.rank) * size for i in range(plan.gradient_accumulation_steps)
         )
-        engine.step(micro_batch(slice(start, start + size)) for start in starts)
+        return (micro_batch(slice(start, start + size)) for start in starts)
+
+    def after_step(self, group: Group) -> None:
+        """Take notice of a step that was made."""
         # the whole batch's, the same on every rank
-        self._retain_weight.after_step(lambda: float(group.sum(kept_sum)))
+        self._retain_weight.after_step(lambda: float(group.sum(self._kept_sum)))
 
     def refuse_unmoved(self, layers: Sequence[str]) -> None:
         """Refuse a trial of which some adapted layers got no gradient in its first step.

@@ -12,7 +12,7 @@ from core.data.splits import split_data
 from core.data.taught import wording_notice
 from core.data.tokens import TokenSplits
 from core.errors import IntegrityError
-from core.model.layers import coverage, resolve_targets
+from core.model.layers import coverage, resolve_targets, vocabulary_size
 from core.model.loading import (
     LoadedModel,
     load_model,
@@ -20,7 +20,6 @@ from core.model.loading import (
     load_partitioned,
     parts_of,
     resolve_dtype,
-    vocabulary_size,
     weights_checksum,
 )
 from core.model.source import locate

@@ -113,3 +113,13 @@ def test_appending_after_a_torn_line_loses_only_the_torn_line(tmp_path: Path) ->
     append_line(path, {"step": 2})
     append_line(path, {"step": 3})
     assert read_lines(path) == [{"step": 1}, {"step": 2}, {"step": 3}]
+
+
+@pytest.mark.parametrize("torn", ["", "{", '{"a": "' + "x" * 20_000])
+@pytest.mark.parametrize("kept", [0, 1, 300])
+def test_a_torn_last_line_of_any_length_is_cut_off(tmp_path: Path, torn: str, kept: int) -> None:
+    path = tmp_path / "lines.jsonl"
+    line = '{"n": 1}\n'
+    path.write_text(line * kept + torn, encoding="utf-8")
+    append_line(path, {"n": 2}, synced=False)
+    assert path.read_text(encoding="utf-8") == line * kept + '{"n": 2}\n'

@@ -17,9 +17,16 @@ from core.measuring.extent import GROWTH, Extent, is_overtaken, limits, reaches_
 from core.measuring.history import History
 from core.measuring.probing import Measurement
 from core.measuring.reporting import decide
-from core.measuring.selection import Probe, best_probe, guarded_series, running_score
+from core.measuring.selection import (
+    Probe,
+    best_probe,
+    drop_at_target,
+    guarded_series,
+    running_score,
+)
 from core.metrics.intervals import Sums
 from core.store.durable import read_lines
+from tuning.bridge import committed_probes
 
 UNTOUCHED = {
     "forget_nll": 1.0,
@@ -42,6 +49,9 @@ def selection(**changes: Any) -> SelectionConfig:
     return SelectionConfig(**(values | changes))
 
 
+AT_TARGET: dict[str, Any] = {"metric": "drop_at_target", "landing": "auto"}
+
+
 def probe(step: int, way: float, *, drop: float = 0.0, **more: Any) -> Probe:
     """A probe that has gone a share of the way to the target."""
     closure = 1.0 - abs(1.0 - way)
@@ -50,6 +60,7 @@ def probe(step: int, way: float, *, drop: float = 0.0, **more: Any) -> Probe:
         "forget_closure": closure,
         "retain_drop": drop,
     }
+    metrics["drop_at_target"] = drop_at_target(metrics, selection(**AT_TARGET))
     metrics |= more.pop("metrics", {})
     return Probe(step=step, metrics=metrics, seconds=0.0, **more)
 
@@ -219,6 +230,18 @@ def test_a_probe_is_overtaken_where_one_larger_increase_is_short_of_the_target_a
     assert not is_overtaken(probes, selection(select="last", past_target=None), **ends)
 
 
+def test_on_the_way_to_a_drop_at_target_the_closure_rises_until_a_damage_counts() -> None:
+    """From 0.95 of the way on the later probe is not the better one: there it is the one with more damage."""
+    drops, ends = selection(**AT_TARGET), {"untouched": UNTOUCHED, "target": TARGET}
+    for way, closure, drop in ((0.19, True, True), (0.205, True, False)):
+        assert foresees([probe(1, way)]) is closure, "4.75 times as far"
+        assert foresees([probe(1, way)], drops) is drop
+    for way, closure, drop in ((0.37, True, True), (0.39, True, False)):
+        assert is_overtaken([probe(1, way)], selection(), **ends) is closure, "2.5 times as far"
+        assert is_overtaken([probe(1, way)], drops, **ends) is drop
+    assert not is_overtaken([probe(1, 0.93), probe(2, 0.96)], drops, **ends)
+
+
 @pytest.mark.parametrize("n_before", [0, 1, 2])
 @pytest.mark.parametrize("skipped", [(), (9,)])
 @given(then=st.floats(-0.3, 0.09), now=st.floats(-0.3, 0.2))
@@ -298,10 +321,12 @@ BEFORE = {
 }
 
 
-def measured(way: float, *, drop: float = 0.0, whole: bool = True) -> Measurement:
+def measured(
+    way: float, *, drop: float = 0.0, whole: bool = True, noise: float | None = None
+) -> Measurement:
     return Measurement(
         metrics=probe(1, way, drop=drop).metrics,
-        intervals={},
+        intervals={} if noise is None else {"forget_closure": (way - noise, way + noise)},
         n_rows={"forget": 2, "retain": 2 if whole else 1, "general": 2},
         sums={n: BEFORE[n] for n in ("forget", "retain", "general")} if whole else {},
     )
@@ -325,6 +350,61 @@ def test_nothing_is_left_out_where_that_is_switched_off() -> None:
     found = history(selection(), skips=False)
     found.judge(1, measured(0.1), is_last=False)
     assert not found.leaves_out(2)
+
+
+@pytest.mark.parametrize(("warmup", "after"), [(0, 0.5), (1, 0.5), (4, 0.25), (3, 0.8)])
+def test_a_trial_without_effect_ends_where_it_would_with_every_probe(
+    warmup: int, after: float
+) -> None:
+    rules = selection(max_steps=12, no_effect={"after": after})
+    ends: dict[bool, int] = {}
+    for skips in (False, True):
+        found = History(
+            rules,
+            BEFORE,
+            None,
+            extent=Extent(adaptive=True, skips=skips),
+            started=0.0,
+            warmup_steps=warmup,
+        )
+        for step in range(1, 13):
+            if found.leaves_out(step):
+                continue
+            judged = found.judge(step, measured(0.01, noise=0.1), is_last=False)
+            if judged.stopped_by is not None:
+                assert judged.stopped_by == "no_effect"
+                ends[skips] = step
+                break
+    assert ends[True] == ends[False] < 12
+    assert len(found.probes) < ends[True]
+
+
+def test_after_an_effect_probes_are_left_out_as_before() -> None:
+    found = history(selection(max_steps=8, no_effect={"after": 0.5}))
+    found.judge(3, measured(0.2, noise=0.01), is_last=False)
+    assert found.leaves_out(4)
+
+
+def test_where_a_drop_at_target_is_a_damage_all_rows_are_needed() -> None:
+    found = history(selection(**AT_TARGET), skips=False)
+    found.judge(1, measured(0.97), is_last=False)
+    for way, drop, expected in ((0.96, 0.05, True), (0.96, 0.2, True), (0.94, 0.0, False)):
+        assert found.decides(2, measured(way, drop=drop)) is expected
+
+
+def test_what_a_trial_landed_on_has_all_rows_and_counts(tmp_path: Path) -> None:
+    found = history(selection(landing="auto"), folder=tmp_path)
+    found.judge(1, measured(0.1), is_last=False)
+    assert found.leaves_out(2)
+    assert found.judge(3, measured(0.3, whole=False), is_last=False).is_overtaken
+    assert not found.judge(4, measured(1.4), is_last=True).is_overtaken
+    assert found.may_land
+    landed = found.land(measured(0.99))
+    assert landed.landed is not None and not landed.landed.is_overtaken
+    assert landed.landed.n_rows == {"forget": 2, "retain": 2, "general": 2}
+    assert found.is_best(landed) and found.best is landed.landed
+    found.commit(landed)
+    assert committed_probes(tmp_path) == [landed]
 
 
 def test_a_probe_that_would_be_the_best_or_end_the_trial_needs_all_rows() -> None:

@@ -42,7 +42,7 @@ def whole_batch() -> tuple[Outputs, Outputs]:
         ]
         other = labels.where(labels == IGNORED, (labels + 3) % 11)
         return Outputs(
-            logits_BTV=2.0 * random(*shape, 11),
+            logits=2.0 * random(*shape, 11),
             labels_BT=labels,
             given={
                 "reference_nll": sequence_nll(reference, labels),
@@ -71,9 +71,7 @@ def part(outputs: Outputs, rows: slice) -> Outputs:
             given[need] = [
                 replace(r, added_BTO=r.added_BTO[rows], base_BTO=r.base_BTO[rows]) for r in value
             ]
-    return Outputs(
-        logits_BTV=outputs.logits_BTV[rows], labels_BT=outputs.labels_BT[rows], given=given
-    )
+    return Outputs(logits=outputs.logits[rows], labels_BT=outputs.labels_BT[rows], given=given)
 
 
 def count(loss: ForgetLoss | RetainLoss, rows: Outputs, method: MethodConfig) -> int:

@@ -76,7 +76,7 @@ def test_a_mixture_that_cannot_be_traced_says_so(tmp_path: Path) -> None:
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     model = ModelConfig(source=str(tmp_path))
     with pytest.raises(ModelError, match="cannot be told without computing"):
-        traced(model, AdapterConfig(rank=2), Pass(rows=2, tokens=8), dtype=torch.float32)
+        traced(model, AdapterConfig(rank=2), Pass(rows=((8, 0),) * 2), dtype=torch.float32)
 
 
 def test_live_bytes_are_those_that_are_held_together() -> None:
@@ -125,14 +125,14 @@ def test_the_largest_pass_is_one_that_the_trial_makes(make_trial: TrialMaker) ->
     trial = make_trial({"batch.global_batch_size": 4})
     found = largest_passes(trial, new_outlines())
     assert not found.is_bound
-    assert found.step.rows == 8  # four forget rows and as many retain rows
-    assert 2 <= found.step.tokens <= 64
-    assert found.probe.rows <= trial.batch.probe_batch_size
+    assert len(found.step.rows) == 8  # four forget rows and as many retain rows
+    assert all(2 <= length <= 64 for length, _ in found.step.rows)
+    assert len(found.probe.rows) <= trial.batch.probe_batch_size
 
 
 def test_without_the_rows_each_is_as_long_as_it_may_be(make_trial: TrialMaker) -> None:
     trial = make_trial({"batch.global_batch_size": 4, "method.retain_loss": "none"})
-    assert bounds(trial).step == Pass(rows=4, tokens=64)
+    assert bounds(trial).step == Pass(rows=((64, 0),) * 4)
     assert bounds(trial).is_bound
 
 
@@ -151,3 +151,12 @@ def test_micro_batches_need_less_than_the_batch_at_once(make_trial: TrialMaker) 
 def test_all_weights_trained_need_more_than_an_adapter(make_trial: TrialMaker) -> None:
     adapter, full = (rank_memory(make_trial({"adapter.kind": kind})) for kind in ("lora", "full"))
     assert full.weights > 4 * adapter.weights
+
+
+def test_trials_of_a_pack_share_the_base_and_probe_in_turn(make_trial: TrialMaker) -> None:
+    trial = make_trial()
+    one, two, three = (rank_memory(trial, slots=n) for n in (1, 2, 3))
+    assert three.weights - two.weights == two.weights - one.weights < one.weights
+    assert three.activations > 2.5 * one.activations
+    assert three.step_logits == pytest.approx(3 * one.step_logits, rel=0.01)
+    assert three.probe_logits == one.probe_logits

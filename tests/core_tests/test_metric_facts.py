@@ -72,7 +72,9 @@ def test_limits_are_in_nats_or_in_shares() -> None:
 
 
 def test_more_is_better_of_objectives_and_less_of_what_is_limited() -> None:
-    assert {METRICS[name].better for name in of_role("objective")} == {"up"}
+    closures = of_role("objective") - {"drop_at_target"}
+    assert {METRICS[name].better for name in closures} == {"up"}
+    assert METRICS["drop_at_target"].better == "down"
     assert {METRICS[name].better for name in of_role("constraint") | of_role("stop")} == {"down"}
 
 

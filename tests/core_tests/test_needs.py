@@ -15,6 +15,7 @@ from core.config.method import ForgetLossId, RetainLossId
 from core.data.batches import collate, reading_order
 from core.data.tokens import TokenRow
 from core.losses import sequence_nll
+from core.losses.alignment import counted_logits
 from core.training.needs import PROVIDERS, Surroundings
 from core.training.passes import Forwarded, MicroBatch, Wanted
 from core.training.ranks import Group
@@ -148,7 +149,9 @@ def passed(config: TrialConfig, warm: Warm, rows: Sequence[TokenRow]) -> tuple[F
         output = network(input_ids=batch.ids, attention_mask=batch.mask, output_hidden_states=True)
     block = output.hidden_states[1]
     return Forwarded(
-        logits_BTV=output.logits, labels_BT=batch.labels, block_BTD=block
+        logits_NV=counted_logits(output.logits, batch.labels)[0],
+        labels_BT=batch.labels,
+        block_BTD=block,
     ), batch.mask.bool()
 
 
@@ -167,11 +170,11 @@ def test_the_reference_model_says_the_same_from_the_cache_as_in_a_pass(
         found[need] = provider.give(some, forwarded)
         assert isinstance(found[need], Tensor)
     torch.testing.assert_close(
-        found["reference_nll"], sequence_nll(forwarded.logits_BTV, forwarded.labels_BT)
+        found["reference_nll"], sequence_nll(forwarded.logits_NV, forwarded.labels_BT)
     )
     logits = found["reference_logits"]
     assert isinstance(logits, Tensor)
-    torch.testing.assert_close(logits[real], forwarded.logits_BTV[real], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(logits, forwarded.logits_NV, rtol=1e-4, atol=1e-4)
     hidden, block = found["reference_hidden"], forwarded.block_BTD
     assert isinstance(hidden, Tensor)
     assert block is not None

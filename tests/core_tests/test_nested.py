@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from core.config import ConstraintMetric, SelectionConfig
 from core.measuring.extent import limits
-from core.measuring.reading import Place, Reading, bounds
+from core.measuring.staged import Place, Reading, bounds
 from core.metrics.intervals import Sums
 from core.metrics.nested import (
     CORRECT,

@@ -46,7 +46,7 @@ def outputs(variant: Variant, part: str) -> Outputs:
     """``forget``, ``retain`` or ``alt`` of a variant, as the worker would give it to a loss."""
     logits, reference, labels = variant.part(part)
     return Outputs(
-        logits_BTV=logits,
+        logits=logits,
         labels_BT=labels,
         given={
             "reference_logits": reference,
@@ -74,7 +74,7 @@ def retaining(loss_id: RetainLossId, rows: Outputs) -> Tensor:
 def gradients_agree(variant: Variant, total: Tensor, **parts: Outputs) -> None:
     """Gradient of ``total`` with respect to the logits of each part."""
     for name, rows in parts.items():
-        (gradient,) = torch.autograd.grad(total, rows.logits_BTV, retain_graph=True)
+        (gradient,) = torch.autograd.grad(total, rows.logits, retain_graph=True)
         variant.agrees(gradient, f"grad.{name}_logits", kind="gradients")
 
 
@@ -92,7 +92,7 @@ def kl_at_every_position(rows: Outputs) -> Tensor:
     """Our KL as the references average it: over prompt, padding and the last position too."""
     everything = torch.zeros_like(unshifted(rows.labels_BT))
     return kl_loss(
-        at_every_position(rows.logits_BTV),
+        at_every_position(rows.logits),
         at_every_position(rows.tensor("reference_logits")),
         everything,
     )
@@ -148,7 +148,7 @@ def test_golden_ascent_plus_descent_by_sample(variant: Variant) -> None:
     forget, retain = outputs(variant, "forget"), outputs(variant, "retain")
     per_row = torch.cat(
         [
-            sequence_nll(rows.logits_BTV, rows.labels_BT) / counted_tokens(rows.labels_BT).sum(-1)
+            sequence_nll(rows.logits, rows.labels_BT) / counted_tokens(rows.labels_BT).sum(-1)
             for rows in (forget, retain)
         ]
     )
@@ -187,7 +187,7 @@ def test_golden_kl(variant: Variant) -> None:
     gradients_agree(variant, lowered + theirs, forget=forget, retain=retain)
     one_by_one = [
         kl_loss(
-            at_every_position(retain.logits_BTV[b : b + 1, t : t + 1]),
+            at_every_position(retain.logits[b : b + 1, t : t + 1]),
             at_every_position(retain.tensor("reference_logits")[b : b + 1, t : t + 1]),
             torch.zeros(1, 2, dtype=torch.long),
         )
@@ -209,7 +209,7 @@ def test_golden_hinge(variant: Variant) -> None:
     for b, t in counted_tokens(forget.labels_BT).nonzero().tolist():
         only = torch.full_like(forget.labels_BT, IGNORED)
         only[b, t + 1] = forget.labels_BT[b, t + 1]
-        one_by_one.append(inverted_hinge_loss(forget.logits_BTV, only))
+        one_by_one.append(inverted_hinge_loss(forget.logits, only))
     variant.agrees(torch.stack(one_by_one), "per_token_forget")
 
 
@@ -243,7 +243,7 @@ def test_golden_npo(variant: Variant) -> None:
     kept = retaining("nll", retain)
     total = params.get("npo_coeff", params.get("gamma")) * lowered
     total = total + params.get("grad_diff_coeff", params.get("alpha")) * kept
-    variant.agrees(sequence_nll(forget.logits_BTV, forget.labels_BT), "nll_current")
+    variant.agrees(sequence_nll(forget.logits, forget.labels_BT), "nll_current")
     variant.agrees(forget.tensor("reference_nll"), "nll_reference")
     variant.agrees(lowered, "forget_loss")
     variant.agrees(kept, "retain_loss")
@@ -266,7 +266,7 @@ def test_golden_simnpo(variant: Variant) -> None:
         assert len(set((n_predicted / n_labels).tolist())) == 1  # one factor for all rows
         factor = float((n_predicted / n_labels)[0])
         lowered = factor * simnpo_loss(
-            forget.logits_BTV, forget.labels_BT, beta=factor * beta, delta=0.0
+            forget.logits, forget.labels_BT, beta=factor * beta, delta=0.0
         )
     kept = retaining("nll", retain)
     total = params["gamma"] * lowered + params["alpha"] * kept
@@ -331,7 +331,7 @@ def test_golden_undial(variant: Variant) -> None:
     params = variant.params
     forget, retain = outputs(variant, "forget"), outputs(variant, "retain")
     logits, reference, labels = (
-        forget.logits_BTV,
+        forget.logits,
         forget.tensor("reference_logits"),
         forget.labels_BT,
     )
@@ -366,7 +366,7 @@ def test_golden_primal_dual(variant: Variant) -> None:
     params = variant.params
     forget, retain = outputs(variant, "forget"), outputs(variant, "retain")
     variant.deviates(forgetting("pdu", forget), "forget_loss", by=0.1)
-    flattened = pdu_loss(at_every_position(forget.logits_BTV), unshifted(forget.labels_BT))
+    flattened = pdu_loss(at_every_position(forget.logits), unshifted(forget.labels_BT))
     kept, limit = retaining("nll", retain), params["retain_loss_eps"]
     total = params["w_forget"] * flattened + params["w_retain"] * (kept - limit)
     variant.agrees(flattened, "forget_loss")

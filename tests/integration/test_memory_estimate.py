@@ -72,7 +72,8 @@ def trial_of(
     for seed, role in enumerate(("forget", "retain", "approximate", "general")):
         words = random.Random(seed)
         path = folder / f"{role}.jsonl"
-        texts = (" ".join(words.choices("abcdefgh", k=2 * tokens)) for _ in range(60))
+        n_texts = 16 if role == "forget" else 60  # a probe reads all of them, in batches of 16
+        texts = (" ".join(words.choices("abcdefgh", k=2 * tokens)) for _ in range(n_texts))
         path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), "utf-8")
         data[role] = {"source": str(path), "max_tokens": tokens}
     values = {

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -184,9 +185,18 @@ def _assert_stock_peft_repeats(sweeper: Sweeper, best: Mapping[str, Any]) -> Non
     assert total / count == pytest.approx(best["metrics"]["forget_nll"], abs=1e-3)
 
 
+PACKED: Mapping[str, Any] = {
+    "engine": {"dtype": "fp32", "device": "cpu", "packing": 3},
+    "resources": {"max_concurrent": 3},
+}
+packed_or_not = pytest.mark.parametrize("how", [{}, PACKED], ids=["each-alone", "packed"])
+
+
+@packed_or_not
 def test_after_kill_9_of_the_driver_resume_loses_nothing_and_finishes_nothing_twice(
-    sweeper: Sweeper,
+    sweeper: Sweeper, how: Mapping[str, Any]
 ) -> None:
+    sweeper.write(how)
     process = sweeper.start("sweep", "sweep.yaml")
     sweeper.wait_for("tiny", "TrialEnded", 2, process)
     process.kill()
@@ -212,11 +222,14 @@ def test_after_kill_9_of_the_driver_resume_loses_nothing_and_finishes_nothing_tw
 
 
 @pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["sigterm", "sigint"]
+    ("number", "status", "how"),
+    [(signal.SIGTERM, 143, {}), (signal.SIGINT, 130, {}), (signal.SIGTERM, 143, PACKED)],
+    ids=["sigterm", "sigint", "sigterm-packed"],
 )
 def test_a_signal_ends_cleanly_and_prints_the_command_that_resumes(
-    sweeper: Sweeper, number: signal.Signals, status: int
+    sweeper: Sweeper, number: signal.Signals, status: int, how: Mapping[str, Any]
 ) -> None:
+    sweeper.write(how)
     process = sweeper.start("sweep", "sweep.yaml", "--trials", "4")
     sweeper.wait_for("tiny", "TrialProbed", 1, process)
     children = psutil.Process(process.pid).children(recursive=True)
@@ -250,6 +263,66 @@ def test_a_trial_whose_process_dies_is_tried_again_under_its_number(sweeper: Swe
     again = sweeper.run("tiny").trials[broke[0]["number"]]
     assert (again.state, again.attempt) == ("COMPLETE", 2)
     assert len(sweeper.run("tiny").trials) == 3
+
+
+def test_a_pack_whose_process_dies_has_all_its_trials_tried_again(sweeper: Sweeper) -> None:
+    budget = {"trials": 4, "max_steps": 15, "finalists": 0}
+    sweeper.write({**PACKED, "budget": budget, "start_from": [], "pruning": {"retain": None}})
+    process = sweeper.start("sweep", "sweep.yaml", "--set", "stop.past_target=null")
+    sweeper.wait_for("tiny", "TrialProbed", 4, process)
+    children = psutil.Process(process.pid).children(recursive=True)
+    (rank,) = [p for p in children if p.name().startswith("ray::PackRank")]
+    rank.kill()
+    _, err = process.communicate(timeout=300)
+    assert process.returncode in (0, 3), err
+    broke = [e for e in sweeper.events("tiny") if e["event"] == "TrialBroke"]
+    assert {e["is_final"] for e in broke} == {False}
+    assert len(broke) == 3
+    trials = sweeper.run("tiny").trials
+    assert [t.state for t in trials] == ["COMPLETE"] * 4
+    assert {t.number for t in trials if t.attempt == 2} == {e["number"] for e in broke}
+
+
+def test_a_packed_trial_that_breaks_leaves_the_others_alone(sweeper: Sweeper) -> None:
+    """Forget rows that a loss would leave alone are refused when a trial begins, and no earlier."""
+    tokens = [0, 60]
+    space = {
+        "method.ceu.ignore_first_tokens": {"categorical": tokens, "why": "rows have fewer than 60"},
+        "optimizer.learning_rate": {"categorical": [1.0e-3, 2.0e-3], "why": "two"},
+    }
+    sweeper.write(
+        {
+            **PACKED,
+            "method": {"forget_loss": "ceu", "retain_loss": "nll"},
+            "space": space,
+            "sampler": {"name": "grid"},
+            "start_from": [],
+            "budget": {"trials": 4, "max_steps": 3, "finalists": 0},
+        }
+    )
+    sweeper.call("sweep", "sweep.yaml")
+    by_tokens: dict[Any, set[str]] = {n: set() for n in tokens}
+    for trial in sweeper.run("tiny").trials:
+        by_tokens[trial.params["method.ceu.ignore_first_tokens"]].add(trial.state)
+    assert by_tokens[60] == {"FAIL"}
+    assert by_tokens[0] <= {"COMPLETE", "PRUNED"}
+
+
+def test_auto_packing_says_what_it_measured_and_took(sweeper: Sweeper) -> None:
+    engine = {"dtype": "fp32", "device": "cpu", "packing": "auto"}
+    budget = {"trials": 4, "max_steps": 2, "finalists": 0}
+    sweeper.write({"engine": engine, "budget": budget, "resources": {"max_concurrent": 1}})
+    process = sweeper.start("sweep", "sweep.yaml")
+    _, err = process.communicate(timeout=500)
+    assert process.returncode in (0, 3), err
+    (said,) = [
+        e["text"]
+        for e in sweeper.events("tiny")
+        if e["event"] == "Warned" and e["text"].startswith("engine.packing: ")
+    ]
+    assert re.search(r"a step takes each trial \d+ ms with 1, \d+ ms with 2", said)
+    assert said[:40] in " ".join(err.split())
+    assert len(sweeper.run("tiny").trials) == 4
 
 
 def test_trials_of_two_ranks_under_zero_3_follow_each_other(sweeper: Sweeper) -> None:
@@ -410,3 +483,82 @@ def test_auto_is_resolved_once_by_the_baseline_and_recorded(sweeper: Sweeper) ->
     sweeper.call("resume", "runs/tiny", "--spec", "sweep.yaml", "--trials", "3")
     assert len(sweeper.run("tiny").trials) == 3
     assert sweeper.run("tiny").spec == run.spec
+
+
+def test_another_model_or_other_rows_are_refused_before_anything_is_prepared(
+    sweeper: Sweeper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cache stays empty: neither are weights read for it nor levels measured."""
+    source = shutil.copytree(sweeper.values["model"]["source"], tmp_path / "model")
+    data = {
+        role: dict(found) for role, found in sweeper.values["data"].items() if "rows" not in role
+    }
+    rows = shutil.copy(data["retain"]["source"], tmp_path / "retain.jsonl")
+    data["retain"]["source"] = str(rows)
+    sweeper.values["model"] = {"source": str(source)}
+    sweeper.values["data"] = sweeper.values["data"] | data
+    sweeper.write({"budget": {"trials": 1, "max_steps": 2}})
+    sweeper.call("sweep", "sweep.yaml", "--name", "before", expect=3)  # two steps reach nothing
+    monkeypatch.setenv("UNLEARN_TUNE_CACHE", str(tmp_path / "empty"))
+    before = Path(rows).read_text(encoding="utf-8")
+    Path(rows).write_text(before.replace("river", "rover"), encoding="utf-8")
+    refused = sweeper.start("resume", "runs/before", "--trials", "2")
+    assert "data.retain_train" in refused.communicate(timeout=300)[1]
+    Path(rows).write_text(before, encoding="utf-8")
+    (source / "chat_template.jinja").write_text("{{ messages }}", encoding="utf-8")
+    changed = sweeper.start("resume", "runs/before", "--trials", "2")
+    assert "model changed since the run began" in changed.communicate(timeout=300)[1]
+    assert (refused.returncode, changed.returncode) == (2, 2)
+    assert not [p for p in (tmp_path / "empty").glob("*/*") if p.parent.name != ".in-use"]
+
+
+def shown(sweeper: Sweeper, name: str) -> dict[str, dict[str, Any]]:
+    """What a run concluded of each point of its grid."""
+    return {
+        json.dumps(t.params, sort_keys=True): {
+            "state": t.state,
+            "stopped_by": t.stopped_by,
+            "step": t.step,
+            "metrics": {k: v for k, v in t.metrics.items() if "perplexity" not in k},
+        }
+        for t in sweeper.run(name).trials
+    }
+
+
+GRID = {
+    "optimizer.learning_rate": {
+        "categorical": [1.0e-3, 3.0e-2],
+        "why": "one of them breaks the guard",
+    },
+    "adapter.rank": {"categorical": [2, 4], "why": "small"},
+    "method.adapter_init": {"categorical": ["lora", "svd"], "why": "both kinds"},
+}
+
+
+@pytest.mark.parametrize(
+    "ranks", [pytest.param(1, id="one-rank"), pytest.param(2, id="two-ranks-of-zero-3")]
+)
+def test_a_packed_sweep_concludes_what_an_unpacked_one_does(sweeper: Sweeper, ranks: int) -> None:
+    values: dict[str, Any] = {
+        "space": GRID,
+        "sampler": {"name": "grid", "seed": 0},
+        "start_from": [],
+        "budget": {"trials": 8 // ranks, "max_steps": 5, "finalists": 1},
+    }
+    of_ranks = {"ranks_per_trial": ranks}
+    engine = {**PACKED["engine"], "zero_stage": 1 if ranks == 1 else 3}
+    sweeper.write({**values, "engine": engine, "resources": PACKED["resources"] | of_ranks})
+    process = sweeper.start("sweep", "sweep.yaml", "--name", "packed")
+    _, err = process.communicate(timeout=500)
+    assert process.returncode == 0, err
+    assert "3 trials at a time: one pack of 3 trials" in " ".join(err.split())
+    plain = {k: v for k, v in engine.items() if k not in ("packing", "zero_stage")}
+    sweeper.write({**values, "engine": plain})
+    sweeper.call("sweep", "sweep.yaml", "--name", "plain")
+    found, expected = shown(sweeper, "packed"), shown(sweeper, "plain")
+    assert {t["state"] for t in expected.values()} == {"COMPLETE", "PRUNED"}
+    assert found.keys() == expected.keys()
+    for params, trial in expected.items():
+        metrics = found[params].pop("metrics")
+        assert metrics == pytest.approx(trial.pop("metrics"), rel=0, abs=1e-5), params
+        assert found[params] == trial, params

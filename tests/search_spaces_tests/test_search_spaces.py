@@ -357,7 +357,8 @@ def two_steps(spec: SweepSpec, proposal: Proposal) -> TrialConfig:
     values = bind(spec, proposal, where=spec.name).model_dump()
     values["engine"] |= {"dtype": "fp32", "device": "cpu", "zero_stage": 1, "offload": "none"}
     values["selection"] |= {"max_steps": 2, "probe_every": 1}
-    values["selection"] |= {"past_target": None, "retain_guard": None}  # nothing ends it early
+    none = ("past_target", "no_effect", "retain_guard")
+    values["selection"] |= dict.fromkeys(none)  # nothing ends it early
     values["adapter"] |= {"rank": min(4, values["adapter"]["rank"]), "layers": None}
     whole = values["batch"]["whole_forget_set"]
     values["batch"] = {"micro_batch_size": 4} | (

@@ -11,7 +11,8 @@ import pytest
 import yaml
 from command_line import Command, Done, WriteSpec, invoked
 
-from core.measuring.selection import Probe, StoppedBy, is_past_target
+from core.config import SelectionConfig
+from core.measuring.selection import Probe, StoppedBy, drop_at_target, is_past_target
 from core.store.durable import append_line, commit_yaml
 from core.store.place import CACHE_VARIABLE
 from tuning.config import SweepSpec
@@ -79,6 +80,7 @@ class TrialScript:
         runs: Leave it RUNNING after these probes.
         reason: Replaces the reason of the outcome.
         half_width: Of the 95 % interval of each closure and drop; none is recorded if absent, as in old runs.
+        landing: What the trial measures once it is scaled back onto its target, after its last probe.
     """
 
     probes: Sequence[tuple[float, float, float]]
@@ -86,6 +88,7 @@ class TrialScript:
     runs: bool = False
     reason: str | None = None
     half_width: float | None = None
+    landing: tuple[float, float, float] | None = None
 
 
 SCRIPTS: tuple[TrialScript, ...] = (
@@ -186,6 +189,13 @@ def _around(
     return found | {"forget_closure": (low, min(1.0, high))}
 
 
+def _judged(metrics: dict[str, float], selection: SelectionConfig) -> dict[str, float]:
+    """With the objective, where it is not a closure."""
+    if not selection.is_minimized:
+        return metrics
+    return metrics | {"drop_at_target": drop_at_target(metrics, selection)}
+
+
 def _play(ledger: Ledger, spec: SweepSpec, run_dir: Path, script: TrialScript) -> None:
     number, params = ledger.ask()
     attempt = ledger.begin_attempt(number)
@@ -204,7 +214,7 @@ def _play(ledger: Ledger, spec: SweepSpec, run_dir: Path, script: TrialScript) -
     probes: list[Probe] = []
     verdict = None
     for step, values in enumerate(script.probes, start=1):
-        metrics = probe_metrics(*values)
+        metrics = _judged(probe_metrics(*values), selection)
         probe = Probe(
             step=step,
             metrics=metrics,
@@ -216,6 +226,9 @@ def _play(ledger: Ledger, spec: SweepSpec, run_dir: Path, script: TrialScript) -
         if rule and is_past_target([*probes, probe], selection, rule, target_nll=FORGET_TARGET):
             stopped_by = "past_target"
         probe = replace(probe, stopped_by=stopped_by)
+        if script.landing is not None and stopped_by is not None:
+            there = _judged(probe_metrics(*script.landing), selection) | {"landing_factor": 0.5}
+            probe = replace(probe, landed=replace(probe, metrics=there))
         probes.append(probe)
         append_line(
             history,

@@ -8,17 +8,23 @@ import shlex
 import pytest
 from command_line import COMMANDS, Command
 
-VERBS = sorted(verb for verb, command in COMMANDS.items() if not hasattr(command, "commands"))
+GROUPS = {verb: command for verb, command in COMMANDS.items() if hasattr(command, "commands")}
+LEAVES = {verb: command for verb, command in COMMANDS.items() if verb not in GROUPS} | {
+    f"{group} {verb}": leaf
+    for group, command in GROUPS.items()
+    for verb, leaf in command.commands.items()
+}
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", sorted(LEAVES))
 def test_help_has_two_examples_that_the_parser_takes(tune: Command, verb: str) -> None:
-    done = tune(verb, "--help")
+    words = verb.split()
+    done = tune(*words, "--help")
     assert (done.status, done.err) == (0, "")
     examples = re.findall(rf"^ *unlearn-tune ({verb}\b.*?) *$", done.out, flags=re.MULTILINE)
     assert len(set(examples)) >= 2
     for example in examples:
-        COMMANDS[verb].make_context(verb, shlex.split(example)[1:])
+        LEAVES[verb].make_context(verb, shlex.split(example)[len(words) :])
 
 
 def test_help_names_every_verb(tune: Command) -> None:

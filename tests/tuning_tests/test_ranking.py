@@ -160,6 +160,28 @@ def test_the_first_has_the_highest_value_or_ties_with_it_and_all_stay(
     assert bool(front) and set(numbers(front)) <= set(numbers(trials))
 
 
+@given(st.lists(JUDGED, max_size=12), st.sampled_from([0.0, 0.0625, -0.25]))
+def test_the_front_is_what_no_other_beats_in_value_and_excess(
+    trials: list[TrialRecord], shift: float
+) -> None:
+    """Also where an interval, being made by resampling, does not hold its value."""
+    trials = [replace(t, number=i) for i, t in enumerate(trials)]
+    if trials and trials[0].value_interval is not None:
+        ends = [end + shift for end in trials[0].value_interval]
+        trials[0] = replace(trials[0], value_interval=(ends[0], ends[1]))
+
+    def beats(a: TrialRecord, b: TrialRecord) -> bool:
+        is_tie = overlap(a.value_interval, b.value_interval) or a.value == b.value
+        is_higher = (a.value or 0.0) > (b.value or 0.0) and not is_tie
+        drops = a.metrics["retain_drop"], b.metrics["retain_drop"]
+        return (is_higher and drops[0] <= drops[1]) or (
+            drops[0] < drops[1] and (is_tie or is_higher)
+        )
+
+    expected = [t for t in ranked(trials) if not any(beats(other, t) for other in trials)]
+    assert numbers(pareto_front(trials)) == numbers(expected)
+
+
 # The reporting split
 
 

@@ -260,6 +260,7 @@ def test_status_json_has_its_binding_shape(sample_run: Run) -> None:
     assert shown["guard"] == {
         "stopped": 3,
         "past_target": 1,
+        "no_effect": 0,
         "steps_saved": 13,
         "steps_planned": 42,
     }

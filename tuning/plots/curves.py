@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from core.config import metric_facts
+from core.measuring.selection import worst_value
 from tuning.plots.reading import ending_of, kind_of, n_by_ending, n_by_kind, number_or_nan
 from tuning.plots.style import Ending, Kind
 from tuning.ranking import best
@@ -38,6 +39,7 @@ class Curve:
         chosen_step: Step of the probe that counts.
         steps: Optimiser steps of the probes, the untouched model's 0 first.
         values: Metric name to one value for each step.
+        landed: Metric name to value where the probe that counts was scaled back onto the target; else empty.
     """
 
     number: int
@@ -47,6 +49,15 @@ class Curve:
     chosen_step: int | None
     steps: tuple[int, ...]
     values: Mapping[str, tuple[float, ...]]
+    landed: Mapping[str, float] = field(default_factory=dict)
+
+    def chosen(self, panel: Panel) -> tuple[int, float | None] | None:
+        """Where the probe that counts stands; ``None`` if no probe of the curve does."""
+        if self.chosen_step not in self.steps:
+            return None
+        if panel.metric in self.landed:
+            return self.chosen_step, _cut(self.landed[panel.metric], panel)
+        return self.chosen_step, self.drawn(panel)[self.steps.index(self.chosen_step)]
 
     def drawn(self, panel: Panel) -> list[float | None]:
         """Values as drawn: cut at the panel's top, ``None`` where there is no number."""
@@ -84,7 +95,8 @@ def curves_data(run: Run) -> CurvesData:
     limits: dict[str, float] = {c.metric: c.limit for c in selection.constraints}
     guard = selection.retain_guard
     top = 1.2 * (guard.hard_limit if guard else 1.0)
-    panels = [Panel(metric=selection.metric, limit=None, top=1.0)]
+    best_or_worst = worst_value(selection) if selection.is_minimized else 1.0
+    panels = [Panel(metric=selection.metric, limit=None, top=best_or_worst)]
     for metric in selection.limited_metrics:
         watched = guard.bound(metric, guard.limit) if guard else None
         is_utility = metric_facts(metric).better == "up"  # of which 1 is the untouched model's
@@ -114,6 +126,7 @@ def curves_data(run: Run) -> CurvesData:
                 values={
                     p.metric: tuple(number_or_nan(m.get(p.metric)) for m in metrics) for p in panels
                 },
+                landed=trial.metrics if "landing_factor" in trial.metrics else {},
             )
         )
     return CurvesData(panels=tuple(panels), curves=tuple(curves))

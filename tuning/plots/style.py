@@ -10,6 +10,7 @@ Kind = Literal["feasible", "infeasible", "pruned", "failed", "running"]
 Ending = Literal[
     "budget",
     "past_target",
+    "no_effect",
     "stop_when",
     "retain_guard",
     "non_finite",
@@ -41,6 +42,7 @@ KINDS: Final[Mapping[Kind, Style]] = {
 ENDINGS: Final[Mapping[Ending, Style]] = {
     "budget": Style(label="budget reached", color="#2b83ba", marker=".", symbol="circle"),
     "past_target": Style(label="past target", color="#e69f00", marker="^", symbol="triangle-up"),
+    "no_effect": Style(label="no effect", color="#5d4a1f", marker="_", symbol="line-ew"),
     "stop_when": Style(label="stop rule", color="#009e73", marker="*", symbol="star"),
     "retain_guard": Style(label="retain guard", color="#d55e00", marker="X", symbol="x"),
     "non_finite": Style(label="diverged", color="#a0429b", marker="P", symbol="cross"),
@@ -48,5 +50,8 @@ ENDINGS: Final[Mapping[Ending, Style]] = {
     "failed": Style(label="FAIL", color="#8a8f98", marker="d", symbol="diamond"),
     "other": Style(label="other", color="#5d6470", marker="v", symbol="triangle-down"),
 }
+TOP: Final = 1.18
+"""Upper end of axes of a closure, which is at most 1: room for a marker at 1."""
+
 BEST_COLOR: Final = "#009e73"
 LIMIT_COLOR: Final = "#8a8f98"

@@ -3,8 +3,9 @@
 import math
 from dataclasses import dataclass
 
+from core.config import metric_facts
 from tuning.plots.reading import kind_of, n_by_kind, number_or_nan
-from tuning.plots.style import Kind
+from tuning.plots.style import TOP, Kind
 from tuning.ranking import best, excess, pareto_front
 from tuning.run import Run
 
@@ -56,6 +57,13 @@ class TradeoffData:
         low, high = min(places), max(places)
         margin = max(0.08 * (high - low), 0.01)
         return low - margin, high + margin
+
+    @property
+    def top(self) -> float:
+        """Upper end of the drawn axis."""
+        if metric_facts(self.metric).better != "down":
+            return TOP
+        return max(0.0, *(p.objective for p in self.points), 0.0) + 0.18
 
     @property
     def bottom(self) -> float:

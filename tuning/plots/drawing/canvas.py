@@ -1,7 +1,7 @@
 """What the drawings share: empty canvases, grids, rings and legends of matplotlib and of plotly."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -9,9 +9,6 @@ from matplotlib.patches import Patch
 from plotly.offline import get_plotlyjs
 
 from tuning.plots.style import BEST_COLOR, KINDS, Kind, Style
-
-TOP: Final = 1.18
-"""Upper end of axes of an objective, which is at most 1: room for a marker at 1."""
 
 
 def columns(pairs: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:

@@ -42,9 +42,10 @@ def curves_matplotlib(data: CurvesData) -> Figure:
             if curve.ending is not None and end is not None:
                 style = ENDINGS[curve.ending]
                 axes.scatter(*end, color=style.color, marker=style.marker, s=42, zorder=5)
-            if curve.is_best and curve.chosen_step in curve.steps:
-                at = curve.steps.index(curve.chosen_step)
-                axes.scatter([curve.steps[at]], [values[at]], **ring(""))
+            chosen = curve.chosen(panel)
+            if curve.is_best and chosen is not None:
+                step, value = chosen
+                axes.scatter([step], [math.nan if value is None else value], **ring(""))
         tidy(axes)
         axes.set_xlabel("optimiser step")
         name, *rest = panel.words
@@ -118,12 +119,11 @@ def curves_plotly(data: CurvesData) -> Any:
                 col=1,
             )
         for curve in data.curves:
-            if curve.is_best and curve.chosen_step in curve.steps:
-                at = curve.steps.index(curve.chosen_step)
+            chosen = curve.chosen(panel)
+            if curve.is_best and chosen is not None:
                 plotly_ring(
                     figure,
-                    curve.steps[at],
-                    curve.drawn(panel)[at],
+                    *chosen,
                     f"its value is taken at step {curve.chosen_step}",
                     row=row,
                     col=1,

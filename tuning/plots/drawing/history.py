@@ -6,8 +6,8 @@ import plotly.graph_objects as go
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from core.config import metric_facts
 from tuning.plots.drawing.canvas import (
-    TOP,
     columns,
     finished,
     new_figure,
@@ -37,15 +37,16 @@ def history_matplotlib(data: HistoryData) -> Figure:
     for point in data.points:
         if point.number == data.best_number:
             axes.scatter([point.number], [data.drawn(point)], **ring(f"best: trial {point.number}"))
-    axes.set_ylim(data.bottom - 0.08, TOP)
+    low, high = sorted((data.bottom - data.margin, data.top))
+    axes.set_ylim(low, high)
     axes.set_xlabel("trial number")
-    axes.set_ylabel(f"value: {data.metric} (up is better)")
+    axes.set_ylabel(f"value: {data.metric} ({metric_facts(data.metric).direction})")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if data.bottom < -1:
-        axes.axhspan(data.bottom - 0.08, -1.0, color=LIMIT_COLOR, alpha=0.12, lw=0)
+    if data.has_band:
+        axes.axhspan(*data.band, color=LIMIT_COLOR, alpha=0.12, lw=0)
         axes.text(
             0.01,
-            -1.03,
+            data.band[1] - 0.03,
             data.band_label,
             va="top",
             fontsize=8,
@@ -84,10 +85,10 @@ def history_plotly(data: HistoryData) -> Any:
     for point in data.points:
         if point.number == data.best_number:
             plotly_ring(figure, point.number, data.drawn(point), f"best: trial {point.number}")
-    if data.bottom < -1:
+    if data.has_band:
         figure.add_hrect(
-            y0=data.bottom - 0.08,
-            y1=-1.0,
+            y0=data.band[0],
+            y1=data.band[1],
             fillcolor=LIMIT_COLOR,
             opacity=0.12,
             line_width=0,
@@ -96,6 +97,7 @@ def history_plotly(data: HistoryData) -> Any:
         )
     figure.update_xaxes(title="trial number", **whole_ticks([p.number for p in data.points]))
     figure.update_yaxes(
-        title=f"value: {data.metric} (up is better)", range=[data.bottom - 0.08, TOP]
+        title=f"value: {data.metric} ({metric_facts(data.metric).direction})",
+        range=sorted((data.bottom - data.margin, data.top)),
     )
     return plotly_finished(figure, height=400, is_empty=not data.points)

@@ -5,8 +5,8 @@ from typing import Any, Final
 import plotly.graph_objects as go
 from matplotlib.figure import Figure
 
+from core.config import metric_facts
 from tuning.plots.drawing.canvas import (
-    TOP,
     columns,
     finished,
     new_figure,
@@ -61,11 +61,11 @@ def tradeoff_matplotlib(data: TradeoffData) -> Figure:
     for note in data.notes:
         axes.plot([], [], ls="none", label=note)
     axes.set_xlim(low, high)
-    axes.set_ylim(data.bottom, TOP)
+    axes.set_ylim(data.bottom, data.top)
     axes.set_xlabel(
         "largest constraint excess, metric - limit (left is better; shaded: above a limit)"
     )
-    axes.set_ylabel(f"{data.metric} (up is better)")
+    axes.set_ylabel(f"{data.metric} ({metric_facts(data.metric).direction})")
     return finished(figure, axes, is_empty=not data.points)
 
 
@@ -116,5 +116,8 @@ def tradeoff_plotly(data: TradeoffData) -> Any:
     figure.update_xaxes(
         title="largest constraint excess, metric - limit (left is better)", range=[low, high]
     )
-    figure.update_yaxes(title=f"{data.metric} (up is better)", range=[data.bottom, TOP])
+    figure.update_yaxes(
+        title=f"{data.metric} ({metric_facts(data.metric).direction})",
+        range=[data.bottom, data.top],
+    )
     return plotly_finished(figure, height=440, is_empty=not data.points)
