@@ -20,7 +20,7 @@ from core.seeding import derive_seed
 from tuning.config import Choice, SweepSpec
 from tuning.points import Mark, is_finite, mark, points
 from tuning.pruning import ATTEMPT
-from tuning.samplers import SAMPLERS, is_fitted, make_sampler, propose
+from tuning.samplers import is_fitted, kind_of, make_sampler, propose
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)  # what it logs of each study is no news
 
@@ -131,7 +131,7 @@ def next_proposal(
     """
     number = next((n for n, t in enumerate(trials) if not is_born(t)), len(trials))
     unborn = trials[number] if number < len(trials) else None
-    study = study_in_memory(as_sampled(t, spec) for t in trials[: number + 1])
+    study = study_in_memory(as_sampled(t, spec, number=number) for t in trials[: number + 1])
     noted = {k: v for k, v in (study_notes or {}).items() if k.startswith(_OWN_NOTES)}
     for trial in trials[:number]:
         noted |= trial.system_attrs.get(NOTES, {})
@@ -188,8 +188,8 @@ def _asked(spec: SweepSpec, study: optuna.Study) -> FrozenTrial:
     return copy.deepcopy(study.get_trials(deepcopy=False)[trial.number])
 
 
-def as_sampled(trial: FrozenTrial, spec: SweepSpec) -> FrozenTrial:
-    """A trial in the form that the sweep's sampler reads."""
+def as_sampled(trial: FrozenTrial, spec: SweepSpec, *, number: int) -> FrozenTrial:
+    """A trial in the form that the sweep's sampler reads when it proposes the trial of this number."""
     seen = copy.copy(trial)
     seen.user_attrs = {}
     if not is_born(trial):
@@ -202,7 +202,7 @@ def as_sampled(trial: FrozenTrial, spec: SweepSpec) -> FrozenTrial:
     elif (
         trial.state is TrialState.PRUNED
         and trial.values is not None
-        and not SAMPLERS[spec.sampler.name].reads_pruned
+        and not kind_of(spec, number=number).reads_pruned
     ):
         seen.state = TrialState.COMPLETE
     return seen
