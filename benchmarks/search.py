@@ -184,6 +184,16 @@ def replay_all(
     return runs
 
 
+def complete(runs: Sequence[Run], found: Sequence[Problem]) -> list[Run]:
+    """Those of samplers that were replayed on every problem that they take; others cannot be compared."""
+    places: dict[str, set[tuple[str, str]]] = defaultdict(set)
+    for run in runs:
+        places[run["sampler"]].add((run["problem"], run["surrogate"]))
+    plain = {(p.name, p.kind) for p in found if not p.is_conditional}
+    whole = {n for n, of in places.items() if of in (plain, {(p.name, p.kind) for p in found})}
+    return [run for run in runs if run["sampler"] in whole]
+
+
 class Regrets:
     """Regrets of replayed sweeps, by sampler, group and source."""
 
@@ -268,6 +278,9 @@ def rows_of(regrets: Regrets, names: Sequence[str]) -> list[dict[str, Any]]:
         rows.append(
             {
                 "sampler": name,
+                "sweeps": sum(
+                    len(runs) for of in regrets.found[name].values() for runs in of.values()
+                ),
                 "regret": summary(regrets.of(name)),
                 "by_surrogate": kinds,
                 "against": {o: summary(regrets.of(name, than=o)).get("all") for o in others},
@@ -299,11 +312,11 @@ def tables(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = [
         _line(["sampler", *(f"after {n}" for n in AFTER), f"against {REFERENCE}, after {after}"])
     ]
-    lines.append("|---" + "|---:" * (len(AFTER) + 1) + "|")
+    lines.append("|---" + "|---:" * (len(AFTER) + 2) + "|")
     for row in rows:
         cells = [_cell(row["regret"].get("all"), n) for n in range(len(AFTER))]
         against = _cell(row["against"].get(REFERENCE), 1, signed=True)
-        lines.append(_line([row["sampler"], *cells, against]))
+        lines.append(_line([row["sampler"], str(row["sweeps"]), *cells, against]))
     groups = [g for g in rows[0]["regret"] if g != "all"]
     lines += ["", f"The parts, and both kinds of surrogate, after {after} trials:", ""]
     shown = ["sampler", *groups, "Gaussian process", "forest", f"against {DEFAULT}"]
@@ -363,12 +376,12 @@ def main() -> None:
         bad = [(p.name, c.name) for p, c in checked if not ledger_agrees(p, c, seed=7, trials=14)]
         print(f"ledger: {len(checked) - len(bad)} of {len(checked)} sweeps alike {bad}")
         return
-    runs = replay_all(found, options, asked)
+    runs = complete(replay_all(found, options, asked), found)
     rows = rows_of(Regrets(runs), [c.name for c in candidates()])
     facts = {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "versions": f"Python {platform.python_version()}, optuna {optuna.__version__}, numpy {np.__version__}",
-        "seeds": f"0 to {options.seeds - 1}, of samplers with a slow model 0 to {options.slow_seeds - 1}",
+        "seeds": "from 0 on, as many as the sweeps of a sampler need",
         "trials at once": options.at_once,
         "sweeps": len(runs),
     }

@@ -163,7 +163,7 @@ def problems(data: Path, *, every: int = 1) -> Iterator[Problem]:
 
     Args:
         data: Folder of the logged trials.
-        every: Each one of so many budgeted searches is taken, and the choice of a method on three times that share of cells.
+        every: One in this many budgeted searches is taken; the choice of a method, on three times that share.
     """
     yield from _tofu(data / TOFU)
     yield from _budgeted(data, every)

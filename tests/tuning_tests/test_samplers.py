@@ -167,7 +167,7 @@ def test_the_startup_trials_of_auto_are_evenly_spread(tmp_path: Path) -> None:
 # What writing costs
 
 
-@pytest.mark.parametrize("name", ["auto", "tpe", "gp"])
+@pytest.mark.parametrize("name", ["tpe", "gp"])
 def test_only_a_proposal_asks_the_sampler(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
