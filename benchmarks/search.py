@@ -310,7 +310,14 @@ def tables(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Markdown: regrets by number of trials; their parts, and differences, after 20."""
     after = AFTER[1]
     lines = [
-        _line(["sampler", *(f"after {n}" for n in AFTER), f"against {REFERENCE}, after {after}"])
+        _line(
+            [
+                "sampler",
+                "sweeps",
+                *(f"after {n}" for n in AFTER),
+                f"against {REFERENCE}, after {after}",
+            ]
+        )
     ]
     lines.append("|---" + "|---:" * (len(AFTER) + 2) + "|")
     for row in rows:
