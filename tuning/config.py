@@ -216,18 +216,27 @@ class BudgetSpec(Section):
     """Best trials that are measured on the reporting split at the end, also calibrated to equal utility."""
 
 
-SamplerName = Literal["tpe", "random", "grid", "qmc", "gp", "nsga2"]
+SamplerName = Literal["auto", "tpe", "random", "grid", "qmc", "gp", "nsga2"]
 
 
 class SamplerSpec(Section):
     """Who proposes configurations."""
 
-    name: SamplerName = "tpe"
-    """Optuna's sampler."""
+    name: SamplerName = "auto"
+    """Optuna's sampler. ``auto``: evenly spread trials, then a Gaussian process; TPE where a dimension has ``when``,
+    and from the hundredth trial on."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Its seed; each trial derives its own from it and its number."""
     n_startup_trials: Annotated[int, Field(ge=1)] = 10
-    """tpe, gp: random trials before the model is fitted; nsga2: its population."""
+    """Trials before the model is fitted: evenly spread ones of auto (5 if absent), random ones of tpe and gp (10 if
+    absent); nsga2: its population."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _begins_sooner_if_spread(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or values.get("name", "auto") != "auto":
+            return values
+        return {"n_startup_trials": 5} | dict(values)
 
 
 class ResourcesSpec(Section):

@@ -9,6 +9,7 @@ import itertools
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import optuna
@@ -21,7 +22,7 @@ from tuning.config import Choice, SweepSpec
 from tuning.copies import Forms, Shown, study_in_memory
 from tuning.points import Mark, is_finite, mark, points
 from tuning.pruning import ATTEMPT
-from tuning.samplers import SAMPLERS, is_fitted, make_sampler, propose
+from tuning.samplers import is_fitted, kind_of, make_sampler, propose
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)  # what it logs of each study is no news
 
@@ -112,7 +113,9 @@ class Known:
 
     def __init__(self, spec: SweepSpec) -> None:
         """For a sweep."""
-        self.shown: Forms[Shown] = Forms(lambda trial: as_sampled(trial, spec))
+        self.shown: dict[bool, Forms[Shown]] = {
+            reads: Forms(partial(as_sampled, reads_pruned=reads)) for reads in (True, False)
+        }
         self.points: Forms[Mark | None] = Forms(lambda trial: _point(spec, trial))
 
 
@@ -137,9 +140,9 @@ def next_proposal(
     known = known or Known(spec)
     number = next((n for n, t in enumerate(trials) if not is_born(t)), len(trials))
     unborn = trials[number] if number < len(trials) else None
-    study = study_in_memory(
-        known.shown.of(trials[: number + 1]), direction=spec.objective.direction
-    )
+    reads_pruned = kind_of(spec, number=number).reads_pruned
+    shown = known.shown[reads_pruned].of(trials[: number + 1])
+    study = study_in_memory(shown, direction=spec.objective.direction)
     noted = {k: v for k, v in (study_notes or {}).items() if k.startswith(_OWN_NOTES)}
     for trial in trials[:number]:
         noted |= trial.system_attrs.get(NOTES, {})
@@ -196,8 +199,8 @@ def _asked(spec: SweepSpec, study: optuna.Study) -> FrozenTrial:
     return copy.deepcopy(study.get_trials(deepcopy=False)[trial.number])
 
 
-def as_sampled(trial: FrozenTrial, spec: SweepSpec) -> Shown:
-    """A trial in the form that the sweep's sampler reads."""
+def as_sampled(trial: FrozenTrial, *, reads_pruned: bool) -> Shown:
+    """A trial in the form that a sampler reads: a pruned one as complete, where it would not look at it."""
     seen = Shown.of(trial)
     seen.user_attrs = {}
     if not is_born(trial):
@@ -207,11 +210,7 @@ def as_sampled(trial: FrozenTrial, spec: SweepSpec) -> Shown:
             seen.system_attrs = {FIXED: trial.system_attrs.get(FIXED, {})}
         elif trial.params:  # begun by a driver that recorded value by value
             seen.system_attrs = dict(trial.system_attrs) | {FIXED: _fixed(trial)}
-    elif (
-        trial.state is TrialState.PRUNED
-        and trial.values is not None
-        and not SAMPLERS[spec.sampler.name].reads_pruned
-    ):
+    elif trial.state is TrialState.PRUNED and trial.values is not None and not reads_pruned:
         seen.state = TrialState.COMPLETE
     return seen
 

@@ -5,7 +5,7 @@ A new sampler is an id in :class:`tuning.config.SamplerSpec` and an entry of :da
 
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import optuna
@@ -17,6 +17,9 @@ from tuning.config import Choice, Dimension, SamplerName, SamplerSpec, SweepSpec
 from tuning.points import values_of
 from tuning.space import is_active, ordered_dimensions
 
+MANY = 100
+"""Trials from which on ``auto`` asks TPE: a proposal of a Gaussian process costs the cube of their number."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerKind:
@@ -27,11 +30,13 @@ class SamplerKind:
         has_model: Whether it fits a model to the trials so far, from ``n_startup_trials`` of them on.
         reads_pruned: Whether its model reads PRUNED trials and their constraints. One that does not is shown
             them as COMPLETE with their penalised values, so that it learns the boundary, too.
+        spreads_startup: Whether its startup trials are evenly spread (quasi-Monte Carlo), not drawn.
     """
 
     make: Callable[[SweepSpec, int], optuna.samplers.BaseSampler]
     has_model: bool = False
     reads_pruned: bool = True
+    spreads_startup: bool = False
 
 
 def make_sampler(spec: SweepSpec, *, number: int, again: int = 0) -> optuna.samplers.BaseSampler:
@@ -49,7 +54,25 @@ def make_sampler(spec: SweepSpec, *, number: int, again: int = 0) -> optuna.samp
     drawn = derive_seed(spec.sampler.seed, *purpose)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
-        return SAMPLERS[spec.sampler.name].make(spec, drawn)
+        kind = kind_of(spec, number=number)
+        if kind.spreads_startup and number < spec.sampler.n_startup_trials and not again:
+            return _qmc(spec, drawn)
+        return kind.make(spec, drawn)
+
+
+def kind_of(spec: SweepSpec, *, number: int) -> SamplerKind:
+    """What the sweep's sampler is for the trial of this number.
+
+    ``auto`` is a Gaussian process where every trial has every dimension, and TPE in a conditional space or where there
+    are :data:`MANY` trials: ``docs/search.md`` has the measurements.
+    """
+    if spec.sampler.name == "auto" and (_is_conditional(spec) or number >= MANY):
+        return _AUTO_TPE
+    return SAMPLERS[spec.sampler.name]
+
+
+def _is_conditional(spec: SweepSpec) -> bool:
+    return any(dimension.when for dimension in spec.space.values())
 
 
 def propose(trial: Trial, spec: SweepSpec) -> dict[str, Choice]:
@@ -86,7 +109,7 @@ def _tpe(spec: SweepSpec, seed: int) -> optuna.samplers.BaseSampler:
         seed=seed,
         n_startup_trials=spec.sampler.n_startup_trials,
         multivariate=True,
-        group=any(d.when for d in spec.space.values()),
+        group=_is_conditional(spec),
         constant_liar=True,
     )
 
@@ -117,6 +140,7 @@ def _grid(spec: SweepSpec, seed: int) -> optuna.samplers.BaseSampler:
 
 
 SAMPLERS: Mapping[SamplerName, SamplerKind] = {
+    "auto": SamplerKind(make=_gp, has_model=True, reads_pruned=False, spreads_startup=True),
     "tpe": SamplerKind(make=_tpe, has_model=True),
     "random": SamplerKind(make=_random),
     "grid": SamplerKind(make=_grid),
@@ -124,4 +148,6 @@ SAMPLERS: Mapping[SamplerName, SamplerKind] = {
     "gp": SamplerKind(make=_gp, has_model=True, reads_pruned=False),
     "nsga2": SamplerKind(make=_nsga2, has_model=True, reads_pruned=False),
 }
-"""Every sampler of a sweep file, by its id."""
+"""Every sampler of a sweep file, by its id; ``auto`` as long as it is a Gaussian process."""
+
+_AUTO_TPE = replace(SAMPLERS["tpe"], spreads_startup=True)

@@ -1,5 +1,6 @@
 """Door to ray: a trial as a warm Tune actor that owns its DeepSpeed ranks inside Tune's placement group."""
 
+import gc
 import logging
 import os
 import traceback
@@ -86,6 +87,11 @@ class Rank:
         if self._trial is not None:
             trial, self._trial = self._trial, None
             trial.close()
+            if (
+                not gc.get_freeze_count()
+            ):  # model and data stay: no need to look at them after each trial
+                gc.collect()
+                gc.freeze()
             logger.info("trial closed")
 
     def _log_to(self, folder: Path) -> None:

@@ -139,7 +139,7 @@ def trial_text(run: Run, trial: TrialRecord) -> Group:
     """Everything about a trial."""
     proposed = {
         "start_from": "the sweep file (start_from)",
-        "startup": f"{run.spec.sampler.name}, before its model is fitted (random)",
+        "startup": f"{run.spec.sampler.name}, before its model is fitted",
         "sampler": f"{run.spec.sampler.name}, fitted to the trials before",
     }.get(trial.proposed_by or "", "unknown")
     lines = [

@@ -103,7 +103,7 @@ class DifferenceLinear(lora.Linear):
 class _Added(torch.autograd.Function):
     """``y + s [(B0 + dB) dA + dB A0] x`` in two products, and its gradient in four.
 
-    With ``C = [dA; A0]`` and ``D = [B0 + dB, dB]`` it is ``y + s D C x``. Nothing but x and ``C x`` is kept.
+    With ``C = [dA; A0]`` and ``D = [B0 + dB, dB]`` it is ``y + s D C x``.
     """
 
     @staticmethod
@@ -118,25 +118,24 @@ class _Added(torch.autograd.Function):
         scaling: float,
     ) -> Tensor:
         flat = x.flatten(0, -2)
-        inner = flat @ torch.cat([moved_a, initial_a]).T
-        outer = torch.cat([moved_b if initial_b is None else initial_b + moved_b, moved_b], dim=1)
-        ctx.save_for_backward(flat, inner, moved_a, outer, initial_a)
+        both_a = torch.cat([moved_a, initial_a])
+        both_b = torch.cat([moved_b if initial_b is None else initial_b + moved_b, moved_b], dim=1)
+        inner = flat @ both_a.T
+        ctx.save_for_backward(flat, inner, both_a, both_b)
         ctx.scaling, ctx.shape = scaling, x.shape
-        added = torch.addmm(result.flatten(0, -2), inner, outer.T, alpha=scaling)
+        added = torch.addmm(result.flatten(0, -2), inner, both_b.T, alpha=scaling)
         return added.view_as(result)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        flat, inner, moved_a, outer, initial_a = ctx.saved_tensors
-        rank, g = len(moved_a), gradient.flatten(0, -2)
-        of_inner = (g @ outer).mul_(ctx.scaling)
-        of_x = None
-        if ctx.needs_input_grad[1]:
-            of_x = (of_inner @ torch.cat([moved_a, initial_a])).view(ctx.shape)
+        flat, inner, both_a, both_b = ctx.saved_tensors
+        rank, g = len(both_a) // 2, gradient.flatten(0, -2)
+        of_inner = (g @ both_b).mul_(ctx.scaling)
+        of_x = (of_inner @ both_a).view(ctx.shape) if ctx.needs_input_grad[1] else None
         of_a = of_inner[:, :rank].T @ flat
-        of_outer = (g.T @ inner).mul_(ctx.scaling)
-        of_b = of_outer[:, :rank] + of_outer[:, rank:]
+        of_both_b = (g.T @ inner).mul_(ctx.scaling)
+        of_b = of_both_b[:, :rank] + of_both_b[:, rank:]
         return gradient, of_x, of_a, of_b, None, None, None
 
 

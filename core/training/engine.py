@@ -38,6 +38,7 @@ class Engine:
             betas=(optimizer.beta1, optimizer.beta2),
             eps=optimizer.epsilon,
             weight_decay=optimizer.weight_decay,
+            fused=True,  # one pass over the weights instead of ten
         )
         self._engine, *_ = deepspeed().initialize(
             model=trained.model,

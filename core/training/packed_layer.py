@@ -358,7 +358,7 @@ def _by_slot(flat: Tensor, known: _Known) -> Tensor:
     """``(N, D)`` as ``(K, longest, D)``, with zeros where a share is shorter."""
     n_shares = len(known.shares)
     if known.padded is None:
-        return flat.view(n_shares, -1, flat.shape[-1])
+        return flat.reshape(n_shares, -1, flat.shape[-1])
     longest = max(int(share.stop or 0) - share.start for share in known.shares)
     wide = flat.new_zeros((n_shares * longest, flat.shape[-1]))
     return wide.index_copy_(0, known.padded, flat).view(n_shares, longest, -1)

@@ -101,6 +101,15 @@ def test_each_slot_gets_its_own_output_and_gradient(
 
 
 @each_way
+def test_a_gradient_that_is_one_number_spread_out_is_taken(*, together: bool) -> None:
+    division, layer = packed(together=together)
+    x = drawn(4, N_IN, seed=1)
+    with division.among({0: 2, 1: 2}):
+        layer(x, drawn(4, N_OUT, seed=2)).sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in layer.increments(0))
+
+
+@each_way
 def test_padding_of_a_lower_rank_gets_no_gradient(*, together: bool) -> None:
     division, layer = packed(together=together)
     x = drawn(4, N_IN, seed=1)

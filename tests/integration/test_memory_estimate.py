@@ -68,11 +68,11 @@ def trial_of(
     folder: Path, model: str, *, tokens: int, rows: int, loss: str = "ihl", **adapter: Any
 ) -> TrialConfig:
     """A trial of two steps whose rows are all cut to ``tokens``."""
-    data: dict[str, Any] = {"probe_rows": 16, "report_rows": 16}
+    data: dict[str, Any] = {"probe_rows": 4, "report_rows": 4}
     for seed, role in enumerate(("forget", "retain", "approximate", "general")):
         words = random.Random(seed)
         path = folder / f"{role}.jsonl"
-        n_texts = 16 if role == "forget" else 60  # a probe reads all of them, in batches of 16
+        n_texts = 16 if role == "forget" else 40  # a probe reads 16 rows at a time
         texts = (" ".join(words.choices("abcdefgh", k=2 * tokens)) for _ in range(n_texts))
         path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), "utf-8")
         data[role] = {"source": str(path), "max_tokens": tokens}

@@ -42,7 +42,12 @@ def factors(model: LoadedModel, rank: int, *, first: float = 0.3) -> dict[str, I
 
 @contextmanager
 def a_pack(
-    *, stage: int = 1, dtype: torch.dtype = torch.float32, decay: float = 0.0, broken: bool = False
+    *,
+    stage: int = 1,
+    dtype: torch.dtype = torch.float32,
+    decay: float = 0.0,
+    broken: bool = False,
+    together: bool = False,
 ) -> Iterator[tuple[Pack, LoadedModel]]:
     """Three slots of different rank on a tiny model; the factors of the second are not finite if ``broken``."""
     model = loaded(dtype=dtype)
@@ -51,6 +56,7 @@ def a_pack(
     layers = tuple(resolve_targets(model.network, "all", rank=1))
     shape = Shape(layers=layers, rank=max(RANKS), n_slots=len(RANKS))
     pack = Pack(model.network, shape, engine=engine, group=group, dtype=dtype)
+    pack.division.together = together
     try:
         for slot, rank in zip(pack.slots, RANKS, strict=True):
             first = torch.inf if broken and slot.number == 1 else 0.3
@@ -79,7 +85,7 @@ def only_its_gradient_is_not_finite(forwarded: Sequence[Forwarded]) -> Tensor:
 
 
 def batches(slot: int, share: Share = cross_entropy) -> list[MicroBatch]:
-    return [MicroBatch(parts=[Part(rows=token_rows(slot, (5, 9, 7)))], share=share)]
+    return [MicroBatch(parts=[Part(rows=token_rows(slot, (5, 9, 7)[slot:]))], share=share)]
 
 
 def values(pack: Pack, slot: int) -> list[Tensor]:
@@ -130,6 +136,16 @@ def test_a_slot_that_does_not_wait_for_a_step_stays_as_it_is(stage: int) -> None
     expected = trained([(0,), (0,), (0,)], stage=stage)[0]
     torch.testing.assert_close(found[0], expected, rtol=0, atol=1e-6)
     torch.testing.assert_close(found[2], trained([(2,)], stage=stage)[2], rtol=0, atol=1e-6)
+
+
+def test_slots_computed_together_as_on_a_gpu_train_as_slots_in_turn() -> None:
+    steps = [(0, 1, 2), (1, 2), (0, 1, 2)]
+    torch.testing.assert_close(
+        trained(steps, {1: not_finite}, together=True),
+        trained(steps, {1: not_finite}),
+        rtol=0,
+        atol=1e-6,
+    )
 
 
 @each_stage

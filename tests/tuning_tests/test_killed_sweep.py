@@ -45,6 +45,7 @@ def sweep(sampler: str, ranking: str, **changes: Any) -> SweepSpec:
 @pytest.mark.parametrize(
     ("sampler", "ranking"),
     [
+        ("auto", "none"),
         ("tpe", "none"),
         ("random", "median"),
         ("grid", "successive_halving"),

@@ -15,7 +15,7 @@ from tuning.space import bind
 # Proposals
 
 
-@pytest.mark.parametrize("name", ["random", "tpe", "qmc"])
+@pytest.mark.parametrize("name", ["auto", "random", "tpe", "qmc"])
 def test_a_reopened_ledger_proposes_what_one_that_stayed_open_would(
     folders: tuple[Path, Path], name: str
 ) -> None:

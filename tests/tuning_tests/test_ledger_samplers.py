@@ -20,6 +20,7 @@ from tuning.space import bind
 @pytest.mark.parametrize(
     ("sampler", "ranking"),
     [
+        ("auto", "none"),
         ("tpe", "none"),
         ("random", "median"),
         ("grid", "successive_halving"),
@@ -77,7 +78,7 @@ def test_tpe_finds_the_optimum_better_than_random_search(tmp_path: Path) -> None
     assert reached > 0.9
 
 
-@pytest.mark.parametrize("name", ["tpe", "random", "gp", "nsga2"])
+@pytest.mark.parametrize("name", ["auto", "tpe", "random", "gp", "nsga2"])
 def test_samplers_that_draw_are_seeded_by_the_number_of_the_trial(name: str) -> None:
     spec = spec_of(sampler={"name": name, "seed": 1})
 

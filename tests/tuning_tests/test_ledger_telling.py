@@ -87,7 +87,7 @@ def test_running_trials_are_what_a_resume_runs_again(tmp_path: Path) -> None:
     assert ledger.n_begun() == 3
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random", "grid", "qmc"])
+@pytest.mark.parametrize("sampler", ["auto", "tpe", "random", "grid", "qmc"])
 def test_a_trial_whose_driver_died_while_asking_is_completed_under_its_number(
     folders: tuple[Path, Path], sampler: str
 ) -> None:

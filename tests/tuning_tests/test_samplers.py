@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
 import optuna
 import pytest
-from analytic_study import GRID, Params, run_trial, study_in
+from analytic_study import GRID, RATE, Params, run_trial, study_in
 from analytic_study import spec_of as analytic_spec
 from optuna.trial import TrialState
+from small_sweep import WHY
 
-from tuning.config import PruningSpec, RankingName, SamplerName, SweepSpec
+from tuning.config import PruningSpec, RankingName, SamplerName, SamplerSpec, SweepSpec
 from tuning.dry_run import sample_proposals
 from tuning.ledger import Ledger
 from tuning.points import mark
 from tuning.pruning import RANKINGS
-from tuning.samplers import SAMPLERS, is_fitted, make_sampler, propose
+from tuning.samplers import (
+    MANY,
+    SAMPLERS,
+    is_fitted,
+    make_sampler,
+    propose,
+)
 from tuning.space import bind
 
 NAMES = get_args(SamplerName)
@@ -90,7 +98,7 @@ def test_a_model_is_fitted_after_the_startup_trials_or_never(name: str) -> None:
         trial = study.ask()
         study.tell(trial, 0.5 if state is TrialState.COMPLETE else None, state=state)
         told.append(is_fitted(spec.sampler, study))
-    has_model = name in ("tpe", "gp", "nsga2")
+    has_model = name in ("auto", "tpe", "gp", "nsga2")
     assert told == [False, False, has_model, has_model]
 
 
@@ -115,6 +123,45 @@ def test_a_ranking_pruner_does_not_stop_the_only_trial(tmp_path: Path, name: Ran
 def test_each_ranking_is_a_pruner_of_its_own() -> None:
     kinds = {type(make(PruningSpec(ranking=name), 2)) for name, make in RANKINGS.items()}
     assert len(kinds) == len(RANKINGS)
+
+
+# What `auto` is
+
+
+def test_a_file_that_names_no_sampler_gets_auto_and_fewer_startup_trials() -> None:
+    assert SamplerSpec().name == "auto"
+    found = {name: SamplerSpec(name=name).n_startup_trials for name in NAMES}
+    assert found == dict.fromkeys(NAMES, 10) | {"auto": 5}
+    assert SamplerSpec(n_startup_trials=8).n_startup_trials == 8
+
+
+@pytest.mark.parametrize(
+    ("number", "when", "expected"),
+    [
+        pytest.param(0, {}, "QMCSampler", id="begins-evenly-spread"),
+        pytest.param(5, {}, "GPSampler", id="then-models-a-plain-space"),
+        pytest.param(MANY, {}, "TPESampler", id="has-many-trials"),
+        pytest.param(5, {"adapter.kind": "lora"}, "TPESampler", id="has-a-conditional-dimension"),
+    ],
+)
+def test_what_auto_is(number: int, when: Mapping[str, str], expected: str) -> None:
+    space = {
+        "adapter.kind": {"categorical": ["lora", "full"]} | WHY,
+        "adapter.rank": {"categorical": [4, 8]} | WHY | ({"when": when} if when else {}),
+    }
+    spec = analytic_spec(space=space, sampler={"name": "auto", "n_startup_trials": 5})
+    assert type(make_sampler(spec, number=number)).__name__ == expected
+
+
+def test_the_startup_trials_of_auto_are_evenly_spread(tmp_path: Path) -> None:
+    """After the first, which is drawn, one in each eighth of the range."""
+    chosen = {"name": "auto", "seed": 5, "n_startup_trials": 9}
+    spec = analytic_spec(space={"optimizer.learning_rate": RATE}, sampler=chosen)
+    ledger = Ledger(tmp_path, spec, create=True)
+    found = [run_trial(ledger, spec, lambda params: 0.5) for _ in range(9)]
+    rates = [float(params["optimizer.learning_rate"]) for params in found]
+    eighths = [int((math.log10(rate) + 5.0) / 3.0 * 8) for rate in rates[1:]]
+    assert sorted(eighths) == list(range(8))
 
 
 # What writing costs
