@@ -4,7 +4,8 @@ The same configurations (a grid of learning rates and ranks) on the same rows, t
 
 - *loop*: a new process of ``benchmarks/plain_trial.py`` for each configuration, as published code is run;
 - *ray*: Ray Tune with ``OptunaSearch`` around the same function, stock;
-- *ours*: ``unlearn-tune sweep`` with every step and probe made: no guard, no stop on target, no landing;
+- *ours*: ``unlearn-tune sweep`` with every step made and every probe, of all rows: no guard, no stop on target,
+  no landing;
 - *shipped*: the same with the rules of the sweep file.
 
 All by the clock and whole: interpreters, imports, Ray, loading. Ours begins with a cache that holds the converted
@@ -161,6 +162,7 @@ def ours(
     else:
         values["pruning"] = {"retain": None}
         values["stop"] = {"past_target": None, "landing": False}
+        values["budget"] |= {"rows_per_probe": "all", "skip_probes": False}
     name = "shipped" if stops else "ours"
     file = scratch / f"{name}.yaml"
     file.write_text(yaml.safe_dump(values), "utf-8")
