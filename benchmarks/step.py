@@ -21,6 +21,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -181,7 +182,13 @@ def measured(path: Path, *, repetitions: int, threads: int) -> dict[str, Any]:
             model=model,
         )
         note("step", "ours", lambda: steps.train(engine, group))
-        note("probe", "ours", lambda: measure.during_trial(engine.module, trained.scaled))
+        probe = partial(
+            measure.during_trial,
+            is_last=True,  # all rows
+            limits=(),
+            decides=lambda found: True,
+        )
+        note("probe", "ours", lambda: probe(engine.module, trained.scaled))
         engine.destroy()
         trained.detach()
 

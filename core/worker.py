@@ -83,7 +83,9 @@ def probes(
     group: Group | None = None,
     warm: Warm | None = None,
 ) -> Generator[Probe, None, None]:
-    """The trial: yields a probe every ``selection.probe_every`` steps; closing the iterator ends it.
+    """The trial: yields a probe every ``selection.probe_every`` steps, but for those that it leaves out.
+
+    Closing the iterator ends it.
 
     Args:
         config: The trial.
@@ -148,6 +150,7 @@ def turns(
         config.selection,
         measure.before,
         folder if group.is_first else None,
+        extent=measure.extent,
         started=started,
         warmup_steps=config.optimizer.warmup_steps,
     )
@@ -162,10 +165,16 @@ def turns(
             if step == 1:
                 steps.refuse_unmoved(trained.unmoved(place.full_value))
             is_last = step == config.selection.max_steps
-            if step % config.selection.probe_every and not is_last:
+            if not is_last and (step % config.selection.probe_every or history.leaves_out(step)):
                 continue
             with place.alone() as network:
-                found = measure.during_trial(network, trained.scaled)
+                found = measure.during_trial(
+                    network,
+                    trained.scaled,
+                    is_last=is_last,
+                    limits=history.values_that_decide(),
+                    decides=partial(history.decides, step),
+                )
             found = replace(found, metrics=dict(found.metrics) | steps.state())
             probe = history.judge(step, group.agree(found), is_last=is_last)
             if config.lands and history.may_land:

@@ -158,6 +158,8 @@ def trial_values(tiny_model: Path, tiny_data: Mapping[str, Path]) -> dict[str, A
         "batch": {"global_batch_size": 4},
         "selection": {
             "max_steps": 4,
+            "rows_per_probe": "all",
+            "skip_probes": False,
             "constraints": [
                 {"metric": "retain_drop", "at_most": 0.10},
                 {"metric": "general_drop", "at_most": 0.10},

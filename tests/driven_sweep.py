@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +19,7 @@ import sqlalchemy
 from analytic_study import Params, closure, probe
 
 from core.config import SelectionConfig
+from core.measuring.extent import is_overtaken, reaches_nothing
 from core.measuring.landing import keeps_the_guard, may_land
 from core.measuring.selection import Probe, StoppedBy, drop_at_target
 from core.store.durable import append_line
@@ -39,6 +40,11 @@ _CONCLUDED = {
 _CHANGES = ("INSERT", "UPDATE", "DELETE")
 TARGET_NLL = 1.5
 """Level that forgetting aims at, for the trials that land."""
+ENDS: Mapping[str, Mapping[str, float]] = {
+    "untouched": probe(0, 0.0).metrics,
+    "target": {"forget_nll": TARGET_NLL},
+}
+"""Of the way to it, for the trials that leave probes out."""
 
 
 def drive(
@@ -87,9 +93,18 @@ def work(assignment: Assignment, spec: SweepSpec, *, is_shared: bool) -> Iterato
         "adapter.rank": assignment.trial.adapter.rank,
     }
     selection, seen = assignment.trial.selection, list[Probe]()
+    skipped: tuple[int, ...] = ()
     for step in range(1, spec.budget.max_steps + 1):
-        made = analytic_probe(params, step, is_last=step == spec.budget.max_steps)
+        is_last = step == spec.budget.max_steps
+        if seen and not skipped and not is_last and _leaves_out(seen, selection):
+            skipped = (step,)
+            continue
+        made = replace(analytic_probe(params, step, is_last=is_last), skipped=skipped)
         seen.append(_judged(made, selection))
+        skipped = ()
+        if selection.skip_probes is True and not is_last:
+            overtaken = is_overtaken(seen, selection, **ENDS)
+            seen[-1] = replace(seen[-1], is_overtaken=overtaken)
         if assignment.trial.lands and may_land(seen, selection, target_nll=TARGET_NLL):
             landed = _judged(analytic_landing(made), selection)
             if keeps_the_guard(landed, seen, selection):
@@ -100,6 +115,8 @@ def work(assignment: Assignment, spec: SweepSpec, *, is_shared: bool) -> Iterato
             "metrics": dict(made.metrics),
             "seconds": made.seconds,
             "stopped_by": made.stopped_by,
+            "skipped": list(made.skipped),
+            "is_overtaken": made.is_overtaken,
         }
         if made.landed is not None:
             line["landed"] = {
@@ -112,6 +129,10 @@ def work(assignment: Assignment, spec: SweepSpec, *, is_shared: bool) -> Iterato
             saved.touch()
         append_line(assignment.folder / "history.jsonl", line)
         yield made
+
+
+def _leaves_out(seen: list[Probe], selection: SelectionConfig) -> bool:
+    return selection.skip_probes is True and reaches_nothing(seen, selection, **ENDS, ahead=2)
 
 
 def analytic_landing(past: Probe) -> Probe:

@@ -18,6 +18,7 @@ CORE: Layers = {
     "configuration": ("core/config/*.py",),
     "rules": (
         "core/measuring/__init__.py",
+        "core/measuring/extent.py",
         "core/measuring/landing.py",
         "core/measuring/reporting.py",
         "core/measuring/scale.py",
@@ -79,6 +80,7 @@ CORE: Layers = {
         "core/measuring/history.py",
         "core/measuring/meter.py",
         "core/measuring/probing.py",
+        "core/measuring/staged.py",
     ),
     "suites": ("core/suites/*.py",),
     "whole tasks": (

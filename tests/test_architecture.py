@@ -61,6 +61,7 @@ FRAMEWORKS = ("torch", "transformers", "deepspeed", "peft", "safetensors.torch")
 LIGHT = (
     "core/config/__init__.py",
     "core/errors.py",
+    "core/measuring/extent.py",
     "core/measuring/reporting.py",
     "core/measuring/selection.py",
     "core/model/source.py",

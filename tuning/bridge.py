@@ -292,6 +292,9 @@ def _committed(line: Mapping[str, Any]) -> Probe:
         seconds=line["seconds"],
         stopped_by=line["stopped_by"],
         intervals={name: (low, high) for name, (low, high) in line.get("intervals", {}).items()},
+        skipped=tuple(line.get("skipped", ())),
+        n_rows=line.get("n_rows", {}),
+        is_overtaken=line.get("is_overtaken", False),
         landed=None if landed is None else _committed({**line, **landed, "landed": None}),
     )
 

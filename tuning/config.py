@@ -25,6 +25,7 @@ from core.config import (
     ObjectiveMetric,
     PastTargetConfig,
     RetainGuardConfig,
+    RowsPerProbe,
     SelectionConfig,
     UtilityMetric,
 )
@@ -204,6 +205,11 @@ class BudgetSpec(Section):
     """Optimiser steps of a trial that nothing stops."""
     probe_every: Positive = 1
     """Optimiser steps from probe to probe."""
+    rows_per_probe: RowsPerProbe = "auto"
+    """``all``, ``adaptive`` (retain and general rows until every limit is decided), or ``auto``: adaptive on a CPU.
+    With a ranking pruner auto is all: it compares trials at every probe."""
+    skip_probes: bool | Literal["auto"] = "auto"
+    """Leave out a probe while target and limits are far; with a ranking pruner auto is false."""
     max_attempts: Positive = 3
     """Attempts at a trial that breaks (crash, out of memory)."""
     finalists: Annotated[int, Field(ge=0, le=100_000)] = 3
@@ -339,6 +345,21 @@ class SweepSpec(Section):
         return self
 
     @model_validator(mode="after")
+    def _compared_probes_are_whole(self) -> Self:
+        if self.pruning.ranking == "none":
+            return self
+        given = {"rows_per_probe": ("adaptive", "all"), "skip_probes": (True, "false")}
+        problems = [
+            f"budget.{name}: pruning.ranking: {self.pruning.ranking} compares trials at every probe, on all rows; "
+            f"take {instead} or auto, got {str(value).lower()}"
+            for name, (value, instead) in given.items()
+            if getattr(self.budget, name) == value
+        ]
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    @model_validator(mode="after")
     def _auto_is_not_named_beside(self) -> Self:
         guard = self.pruning.retain
         for place, names in (
@@ -393,6 +414,7 @@ class SweepSpec(Section):
         values["selection"] = {
             "max_steps": self.budget.max_steps,
             "probe_every": self.budget.probe_every,
+            **self._probe_extent(),
             "metric": self.objective.metric,
             "select": self.objective.select,
             "tau": self.objective.tau,
@@ -405,6 +427,13 @@ class SweepSpec(Section):
             "retain_guard": self.pruning.retain.model_dump() if self.pruning.retain else None,
         }
         return values | {"seed": self.seed}
+
+    def _probe_extent(self) -> dict[str, Any]:
+        """What ``auto`` of the budget is, as far as a trial could not know: a ranking pruner reads every probe."""
+        budget, is_compared = self.budget, self.pruning.ranking != "none"
+        if not is_compared:
+            return {"rows_per_probe": budget.rows_per_probe, "skip_probes": budget.skip_probes}
+        return {"rows_per_probe": "all", "skip_probes": False}
 
     def trial_model(self) -> ModelConfig:
         """The model of every trial: nothing of it is searched; so for the next ones."""

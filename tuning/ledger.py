@@ -16,7 +16,7 @@ import sqlalchemy
 from optuna.samplers import RandomSampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from core.measuring.selection import GuardVerdict, Probe, running_score
+from core.measuring.selection import GuardVerdict, Probe, guarded_series, running_score
 from core.store.durable import commit, finite
 from tuning.config import Choice, SweepSpec
 from tuning.copies import STUDY, Forms, Shown, study_in_memory
@@ -123,15 +123,15 @@ class Ledger:
         """
         trial, probe = self._trial(number), probes[-1]
         watched = self._spec.pruning.retain.metrics if self._spec.pruning.retain else ()
-        before = self._trials[number]
+        before, series = self._trials[number], guarded_series(probes)
         made = decisions(before, attempt).get(probe.step)
         is_new = made is None
         if made is None:
             made = self._decide(as_probed(before, attempt, probes, self._selection), probe)
         with self._at_once():
-            trial.set_user_attr(
-                guard_key(attempt, probe.step), finite({m: probe.metrics[m] for m in watched})
-            )
+            for step in (*probe.skipped, probe.step):
+                seen = finite({m: series[step][m] for m in watched})
+                trial.set_user_attr(guard_key(attempt, step), seen)
             trial.set_user_attr("step", probe.step)
             if probe.step not in before.intermediate_values:
                 trial.report(running_score(probes, self._selection), probe.step)

@@ -13,7 +13,13 @@ from optuna.pruners import BasePruner
 from optuna.trial import FrozenTrial
 
 from core.config import RetainGuardConfig, SelectionConfig
-from core.measuring.selection import GuardVerdict, Probe, guard_verdict, running_score
+from core.measuring.selection import (
+    GuardVerdict,
+    Probe,
+    guard_verdict,
+    guarded_series,
+    running_score,
+)
 from core.store.durable import finite
 from tuning.config import PruningSpec, RankingName
 from tuning.copies import Shown
@@ -102,8 +108,8 @@ def as_probed(
         probes: Its probes up to the one that is decided about.
         selection: Says what their intermediate values are.
     """
-    seen = Shown.of(trial)
-    guarded = {guard_key(attempt, p.step): dict(p.metrics) for p in probes}
+    seen, series = Shown.of(trial), guarded_series(probes)
+    guarded = {guard_key(attempt, step): dict(metrics) for step, metrics in series.items()}
     seen.user_attrs = {ATTEMPT: attempt, **guarded}
     seen.intermediate_values = {
         p.step: running_score(probes[:n], selection) for n, p in enumerate(probes, start=1)

@@ -35,6 +35,7 @@ from core.config.selection import (
     NoEffectConfig,
     PastTargetConfig,
     RetainGuardConfig,
+    RowsPerProbe,
     SelectionConfig,
     StopRule,
 )
@@ -67,6 +68,7 @@ __all__ = [
     "PreparationConfig",
     "PreparationData",
     "RetainGuardConfig",
+    "RowsPerProbe",
     "Section",
     "SelectionConfig",
     "SourceConfig",

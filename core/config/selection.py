@@ -21,6 +21,7 @@ from core.config.metrics import (
 )
 from core.config.section import Positive, Section
 
+_AT_UTILITY: ObjectiveMetric = "forget_closure_at_utility"
 LANDING_METRICS: Final[tuple[ObjectiveMetric, ...]] = ("forget_closure", "drop_at_target")
 """Objectives under which a trial may be scaled back onto its target."""
 
@@ -148,6 +149,10 @@ class StopRule(Section):
     """Enough is forgotten when the metric is at or below this."""
 
 
+RowsPerProbe = Literal["auto", "all", "adaptive"]
+"""How many rows a probe measures."""
+
+
 class SelectionConfig(Section):
     """How long a trial may train, and which of its probes counts. A sweep fills this in."""
 
@@ -155,6 +160,15 @@ class SelectionConfig(Section):
     """Optimiser steps of a trial that nothing stops."""
     probe_every: Positive = 1
     """Optimiser steps from one probe to the next; the last step is always probed."""
+    rows_per_probe: RowsPerProbe = "auto"
+    """``all``: a probe measures every row. ``adaptive``: the forget set whole, retain and general rows until every
+    limit is decided, and all of them where the probe is the best so far or ends the trial. ``auto``: adaptive on a
+    CPU, where rows cost time; all on a GPU, and for ``forget_closure_at_utility``."""
+    skip_probes: bool | Literal["auto"] = "auto"
+    """Leave out the next probe while target and limits are far: extrapolated over two probes, neither is reached.
+    It counts, for patience and grace, as one that kept every limit. A probe that the next one foreseeably betters
+    is no candidate for the best. ``auto``: true, but for ``forget_closure_at_utility`` and with stop rules on other
+    metrics, which no extrapolation covers."""
     metric: ObjectiveMetric = "forget_closure"
     """Objective: a closure in [-1, 1], maximised, 1 when the forget set looks like text that was never seen.
     ``forget_closure_at_utility``: with the trained difference scaled back until ``utility`` is kept (UWC).
@@ -225,6 +239,31 @@ class SelectionConfig(Section):
                 "retain_forgetting, in constraints and retain_guard.metrics"
             )
         return self
+
+    @model_validator(mode="after")
+    def _every_decision_is_seen(self) -> Self:
+        problems = []
+        if self.rows_per_probe == "adaptive" and self.metric == _AT_UTILITY:
+            problems.append(
+                f"rows_per_probe: {_AT_UTILITY} scales the difference by the utility of all rows; take all or "
+                "auto, got adaptive"
+            )
+        if self.skip_probes is True and not self.is_foreseeable:
+            why = (
+                _AT_UTILITY if self.metric == _AT_UTILITY else "a stop rule on other forget metrics"
+            )
+            problems.append(
+                f"skip_probes: {why} is not extrapolated, so that a probe left out could be the one that counts; "
+                "take false or auto, got true"
+            )
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    @property
+    def is_foreseeable(self) -> bool:
+        """Whether cross-entropy, accuracy and drops alone say that a probe will decide nothing."""
+        return self.metric != _AT_UTILITY and not self.stop_when
 
     @model_validator(mode="after")
     def _landing_fits_the_objective(self) -> Self:

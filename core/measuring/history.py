@@ -2,15 +2,18 @@
 
 import math
 import time
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from core.config import SelectionConfig
+from core.config import ConstraintMetric, SelectionConfig
+from core.measuring.extent import Extent, is_overtaken, limits, reaches_nothing, watersheds
 from core.measuring.landing import keeps_the_guard, may_land
 from core.measuring.probing import Measurement
+from core.measuring.reporting import decide
 from core.measuring.selection import (
+    CLOSURE_AT_TARGET,
     Probe,
     StoppedBy,
     best_probe,
@@ -25,11 +28,13 @@ from core.store.durable import append_line
 class History:
     """The trial's probes so far, judged and committed.
 
-    A line of ``history.jsonl`` is a probe; a probe that is, or could become, the one that counts also has
-    ``rows``: of each set ``nll`` (nats, summed over a row) and ``correct`` (greedy choices), one number for
-    each row. The line of step 0, the untouched model, has ``tokens``, too, and the rows of ``target``
-    and ``unseen``. The line of a probe that was scaled back onto the target has the ``metrics``, ``intervals``
-    and ``rows`` measured there as ``landed``.
+    A line of ``history.jsonl`` is a probe: its metrics, the number of rows of each set that they are of, and
+    the steps of those left out before it. A probe that is, or could become, the one that counts also has
+    ``rows``, if all were read: of each set ``nll`` (nats, summed over a row) and ``correct`` (greedy
+    choices), one number for each row. The line of step 0, the untouched model, has ``tokens``, too, and the
+    rows of ``target`` and ``unseen``; and the extent to which the trial is measured. The line of a probe that
+    was scaled back onto the target has the ``metrics``, ``intervals`` and ``rows`` measured there as
+    ``landed``.
     """
 
     def __init__(
@@ -38,6 +43,7 @@ class History:
         before: Mapping[str, Sums],
         folder: Path | None,
         *,
+        extent: Extent,
         started: float,
         warmup_steps: int = 0,
     ) -> None:
@@ -47,14 +53,16 @@ class History:
             selection: Rules by which the trial ends, and which probe counts.
             before: Row sums of the untouched model, and of the target.
             folder: Where ``history.jsonl`` is written; nowhere if absent.
+            extent: How much is measured.
             started: When the trial began, on the monotonic clock.
             warmup_steps: Optimiser steps over which the rate rises.
         """
         self._selection, self._before = selection, before
         self._baseline = {name: level(sums) for name, sums in before.items()}
         self._path = None if folder is None else folder / "history.jsonl"
-        self._started, self._warmup_steps = started, warmup_steps
+        self._extent, self._started, self._warmup_steps = extent, started, warmup_steps
         self._probes: list[Probe] = []
+        self._skipped: tuple[int, ...] = ()
         self._sums: Mapping[str, Sums] = {}
         self._landed_sums: Mapping[str, Sums] = {}
 
@@ -66,12 +74,13 @@ class History:
         rms_a, rms_b = initial_rms
         line = {
             "step": 0,
-            "metrics": degradation({n: baseline[n] for n in MEASURED}, baseline),
+            "metrics": self._untouched,
             "seconds": self._seconds(),
             "target_nll": baseline["target"].nll,
             "target_accuracy": baseline["target"].accuracy,
             "initial_rms": {"a0": rms_a, "b0": rms_b},
             "base_checksum": base_checksum,
+            "extent": asdict(self._extent),
             "rows": {
                 name: _plain(self._before[name], with_tokens=True)
                 for name in (*MEASURED, "target", "unseen")
@@ -79,14 +88,79 @@ class History:
         }
         append_line(self._path, line)
 
+    @property
+    def _untouched(self) -> dict[str, float]:
+        baseline = self._baseline
+        return degradation({name: baseline[name] for name in MEASURED}, baseline)
+
+    @property
+    def _ends_of_the_way(self) -> dict[str, Mapping[str, float]]:
+        target = self._baseline["target"]
+        levels = {"forget_nll": target.nll, "forget_accuracy": target.accuracy}
+        return {"untouched": self._untouched, "target": levels}
+
+    def leaves_out(self, step: int) -> bool:
+        """Whether the probe that is due at ``step`` is left out: it foreseeably decides nothing.
+
+        Never asked about a trial's last probe. It is left out in the eyes of the history, too, which
+        remembers the step; two in a row are never left out, nor one at which ``no_effect`` may end the trial.
+        """
+        if not self._extent.skips or not self._probes or self._skipped:
+            return False
+        if self._ends_without_effect(self._probes, step):
+            return False
+        found = reaches_nothing(self._probes, self._selection, **self._ends_of_the_way, ahead=2)
+        if found:
+            self._skipped = (step,)
+        return found
+
+    def values_that_decide(self) -> Iterator[tuple[ConstraintMetric, float]]:
+        """Values of the next probe's limited metrics on whose sides something else follows."""
+        yield from limits(self._selection)
+        if self._extent.skips:
+            yield from watersheds(
+                self._probes,
+                self._selection,
+                untouched=self._untouched,
+                after_skip=bool(self._skipped),
+            )
+
+    def decides(self, step: int, measured: Measurement) -> bool:
+        """Whether a probe with these metrics would end the trial, or be the best so far: then all rows are read.
+
+        So they are from where ``drop_at_target`` is a damage: it is made of them. Where the last probe counts,
+        whichever it is, none before it is the best; nor is one that the next foreseeably betters. That the
+        probe is the last of the budget is not asked here.
+        """
+        if self._selection.is_minimized and measured.metrics["forget_closure"] >= CLOSURE_AT_TARGET:
+            return True
+        probe = self._judged(step, measured, is_last=False)
+        series = [*self._probes, probe]
+        return (
+            probe.stopped_by is not None
+            or decide(series, self._selection).stops
+            or (self._selection.select != "last" and best_probe(series, self._selection) is probe)
+        )
+
     def judge(self, step: int, measured: Measurement, *, is_last: bool) -> Probe:
         """Make the probe of ``step`` and decide whether the trial ends with it by its own rules."""
-        metrics, self._sums = measured.metrics, measured.sums
+        probe = self._judged(step, measured, is_last=is_last)
+        self._probes.append(probe)
+        self._sums, self._skipped = measured.sums, ()
+        return probe
+
+    def _judged(self, step: int, measured: Measurement, *, is_last: bool) -> Probe:
+        metrics = measured.metrics
         probe = Probe(
-            step=step, metrics=metrics, seconds=self._seconds(), intervals=measured.intervals
+            step=step,
+            metrics=metrics,
+            seconds=self._seconds(),
+            intervals=measured.intervals,
+            skipped=self._skipped,
+            n_rows=measured.n_rows,
         )
         stopped_by: StoppedBy | None = "budget" if is_last else None
-        rule, idle = self._selection.past_target, self._selection.no_effect
+        rule = self._selection.past_target
         probes, target_nll = [*self._probes, probe], self._baseline["target"].nll
         if not math.isfinite(metrics["forget_nll"]):
             stopped_by = "non_finite"
@@ -98,21 +172,23 @@ class History:
             metrics[rule.metric] <= rule.at_most for rule in self._selection.stop_when
         ):
             stopped_by = "stop_when"
-        elif (
-            idle is not None
-            and not is_last
-            and has_no_effect(
-                probes,
-                self._selection,
-                idle,
-                target_nll=target_nll,
-                warmup_steps=self._warmup_steps,
-            )
-        ):
+        elif not is_last and self._ends_without_effect(probes, step):
             stopped_by = "no_effect"
-        probe = replace(probe, stopped_by=stopped_by)
-        self._probes.append(probe)
-        return probe
+        if stopped_by is not None or not self._extent.skips:
+            return replace(probe, stopped_by=stopped_by)
+        overtaken = is_overtaken(probes, self._selection, **self._ends_of_the_way)
+        return replace(probe, is_overtaken=overtaken)
+
+    def _ends_without_effect(self, probes: Sequence[Probe], step: int) -> bool:
+        rule = self._selection.no_effect
+        return rule is not None and has_no_effect(
+            probes,
+            self._selection,
+            rule,
+            step=step,
+            target_nll=self._baseline["target"].nll,
+            warmup_steps=self._warmup_steps,
+        )
 
     @property
     def probes(self) -> tuple[Probe, ...]:
@@ -133,6 +209,7 @@ class History:
             metrics=measured.metrics,
             intervals=measured.intervals,
             seconds=self._seconds(),
+            n_rows=measured.n_rows,
         )
         if keeps_the_guard(landed, self._probes, self._selection):
             self._landed_sums = measured.sums
@@ -161,8 +238,11 @@ class History:
             "is_best": is_best,
             "stopped_by": probe.stopped_by,
             "intervals": {name: list(ends) for name, ends in probe.intervals.items()},
+            "n_rows": dict(probe.n_rows),
+            "skipped": list(probe.skipped),
+            "is_overtaken": probe.is_overtaken,
         }
-        if is_best or self.best is None:
+        if self._sums and (is_best or self.best is None):
             line["rows"] = _plain_rows(self._sums)
         if probe.landed is not None:
             line["landed"] = {

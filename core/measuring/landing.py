@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
 from core.config import RetainGuardConfig, SelectionConfig
-from core.measuring.selection import Probe, guard_verdict, violates
+from core.measuring.selection import Probe, guard_verdict, guarded_series, violates
 
 EVALUATIONS: Final = 4
 """Factors that are looked at, at most."""
@@ -119,10 +119,12 @@ def may_land(probes: Sequence[Probe], selection: SelectionConfig, *, target_nll:
     """Whether a trial ends with the last of its probes, past a target that it reached before it broke the guard.
 
     It ends by its own rules, or because the retain guard stops it, which is decided here as whoever runs the trial
-    will decide it. One that broke the guard first would land beyond a limit, or on it.
+    will decide it. One that broke the guard first would land beyond a limit, or on it. Probes that were left out
+    change nothing: they kept the guard, short of the target.
     """
     last, guard = probes[-1], selection.retain_guard
-    verdict = guard_verdict([p.metrics for p in probes], guard) if guard is not None else None
+    series = [*guarded_series(probes).values()]
+    verdict = guard_verdict(series, guard) if guard is not None else None
     ends = last.stopped_by is not None or verdict is not None
     if not ends or not math.isfinite(last.metrics["forget_nll"]):
         return False

@@ -1,24 +1,27 @@
 """Measure a model on one part of the data: at each probe of a trial, and once more when it is finished."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import nn
 
-from core.config import SelectionConfig, TrialConfig
+from core.config import ConstraintMetric, SelectionConfig, TrialConfig
 from core.data.tokens import TokenSplits
 from core.errors import ModelError
 from core.measuring.baselines import baseline_strength, baseline_sums
 from core.measuring.calibration import Calibration, Scaled
+from core.measuring.extent import Extent
 from core.measuring.landing import landing_factor, share_of_the_path
 from core.measuring.meter import Meter
 from core.measuring.selection import CLOSURE_AT_TARGET, Probe, damaged_metrics, drop_at_target
+from core.measuring.staged import Reading, bounds
 from core.metrics.intervals import WORST_DAMAGE, Interval, Sums, intervals
-from core.metrics.probes import Levels, degradation, level
+from core.metrics.nested import nested_order
+from core.metrics.probes import MEASURED, Levels, degradation, level
 from core.metrics.rows import ROW_METRICS
-from core.model.loading import forward_of
+from core.model.loading import Forward, forward_of
 from core.training.ranks import Group
 from core.training.warm import Warm
 
@@ -34,11 +37,14 @@ class Measurement:
     Attributes:
         metrics: Value by metric.
         intervals: 95 % interval of each closure and drop that is finite.
-        sums: Row sums of forget, retain and general set, from which both follow.
+        n_rows: Rows of each set that were read.
+        sums: Row sums of forget, retain and general set, from which both follow; empty if not all rows
+            were read.
     """
 
     metrics: Mapping[str, float]
     intervals: Mapping[str, Interval]
+    n_rows: Mapping[str, int]
     sums: Mapping[str, Sums]
 
 
@@ -54,6 +60,7 @@ class Probing:
         before: Row sums under the target model; see :func:`~core.measuring.baselines.baseline_sums`.
         rows_of: Set that the rows of ``before["target"]`` are of, ``approximate`` or ``forget``.
         calibration: Comparison at equal utility, where there is one.
+        extent: How much a probe reads.
     """
 
     selection: SelectionConfig
@@ -63,24 +70,49 @@ class Probing:
     before: Mapping[str, Sums]
     rows_of: Mapping[str, str]
     calibration: Calibration | None
+    extent: Extent
 
     @property
     def baseline(self) -> Levels:
         """Levels of the target model, and the target."""
         return {name: level(sums) for name, sums in self.before.items()}
 
-    def during_trial(self, network: nn.Module, scaled: Scaled) -> Measurement:
+    def during_trial(
+        self,
+        network: nn.Module,
+        scaled: Scaled,
+        *,
+        is_last: bool,
+        limits: Iterable[tuple[ConstraintMetric, float]],
+        decides: Callable[[Measurement], bool],
+    ) -> Measurement:
         """A probe: the metrics that every trial has, and those that its configuration asks for.
+
+        An adaptive probe reads the forget set and, stage by stage, more retain and general rows, until the
+        interval of each limited drop excludes what it is compared with. What these rows say is the measurement,
+        unless more hangs on it: then the rest is read, too. All ranks read the same rows, for row sums are the
+        same bits on each.
 
         Args:
             network: The model being trained.
             scaled: Scales what was trained of it.
+            is_last: Whether it is the trial's last probe, which reads all rows.
+            limits: Values of limited metrics of which it must be sure on which side it is.
+            decides: Whether more hangs on a probe that measures so.
         """
         forward = forward_of(network)
-        whole = self._measured(self.meter.sums(forward, self.data, part=self.part))
         stops = self._stop_metrics(network)
+        if self.extent.adaptive and not is_last and self.calibration is None:
+            reading = self._reading(forward, limits)
+            reading.until_decided()
+            found = self._with(stops, self._estimated(reading))
+            if reading.is_whole or not decides(found):
+                return found
+            reading.rest()
+            return self._with(stops, self._estimated(reading))
+        whole = self._measured(self.meter.sums(forward, self.data, part=self.part))
         if self.calibration is None:
-            return replace(whole, metrics=dict(whole.metrics) | stops)
+            return self._with(stops, whole)
         factor, sums = self.calibration.scaled_back(forward, whole.sums, scaled)
         return at_utility(whole, self._measured(sums), factor, stops)
 
@@ -147,18 +179,49 @@ class Probing:
             intervals=dict(whole.intervals) | _renamed(scaled_back, {"forget_closure": AT_UTILITY}),
         )
 
+    def _reading(
+        self, forward: Forward, limits: Iterable[tuple[ConstraintMetric, float]]
+    ) -> Reading:
+        parts = {name: name if name == "forget" else f"{name}_{self.part}" for name in MEASURED}
+        rows = {name: self.data[part] for name, part in parts.items()}
+        return Reading(
+            measure=lambda places: self.meter.row_sums(forward, [rows[n][i] for n, i in places]),
+            orders={
+                name: nested_order(len(rows[name]), self.data.identity[part])
+                for name, part in parts.items()
+            },
+            before=self.before,
+            bounds=bounds(limits, self.baseline),
+        )
+
+    def _estimated(self, reading: Reading) -> Measurement:
+        """What the rows read so far say; with all of them read it is what they are."""
+        if reading.is_whole:
+            return self._measured(reading.sums)
+        before = dict(self.before) | reading.then
+        return self._judged(reading.levels(self.baseline), reading.now, before)
+
+    def _with(self, stops: Mapping[str, float], measured: Measurement) -> Measurement:
+        return replace(measured, metrics=dict(measured.metrics) | dict(stops))
+
     def _measured(self, sums: Mapping[str, Sums]) -> Measurement:
         levels = {name: level(of_rows) for name, of_rows in sums.items()}
+        return replace(self._judged(levels, sums, self.before), sums=sums)
+
+    def _judged(
+        self, levels: Levels, now: Mapping[str, Sums], before: Mapping[str, Sums]
+    ) -> Measurement:
         metrics = degradation(levels, self.baseline)
         drops = damaged_metrics(self.selection) if self.selection.is_minimized else ()
-        found = intervals(sums, self.before, rows_of=self.rows_of, worst_of=drops)
+        found = intervals(now, before, rows_of=self.rows_of, worst_of=drops)
         if drops:
             metrics["drop_at_target"] = drop_at_target(metrics, self.selection)
             found |= _at_target(metrics, found)
         finite = {
             name: ends for name, ends in found.items() if math.isfinite(metrics.get(name, math.nan))
         }
-        return Measurement(metrics=metrics, intervals=finite, sums=sums)
+        n_rows = {name: len(sums) for name, sums in now.items()}
+        return Measurement(metrics=metrics, intervals=finite, n_rows=n_rows, sums={})
 
     def _stop_metrics(self, network: nn.Module) -> dict[str, float]:
         """The forget metrics that ``selection.stop_when`` names."""
@@ -215,6 +278,7 @@ def probing(config: TrialConfig, warm: Warm, group: Group, *, part: ProbedPart) 
             "unseen": "approximate",
         },
         calibration=calibration,
+        extent=Extent.of(selection, on_gpu=warm.model(config).device.type == "cuda"),
     )
 
 
@@ -231,6 +295,7 @@ def at_utility(
     return Measurement(
         metrics=dict(stops) | dict(scaled_back.metrics) | metrics,
         intervals=dict(scaled_back.intervals) | found,
+        n_rows=scaled_back.n_rows,
         sums=scaled_back.sums,
     )
 

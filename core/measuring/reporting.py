@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from core.config import SelectionConfig
-from core.measuring.selection import GuardVerdict, Probe, guard_verdict
+from core.measuring.selection import GuardVerdict, Probe, guard_verdict, guarded_series
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,5 +45,5 @@ def decide(probes: Sequence[Probe], selection: SelectionConfig) -> Decision:
     """The retain guard's decision after the last of ``probes`` (step 0 is left out)."""
     if selection.retain_guard is None:
         return Decision()
-    trained = [p.metrics for p in probes if p.step > 0]
-    return Decision(verdict=guard_verdict(trained, selection.retain_guard))
+    series = guarded_series([p for p in probes if p.step > 0])
+    return Decision(verdict=guard_verdict([*series.values()], selection.retain_guard))

@@ -5,7 +5,7 @@ cannot disagree.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Final, Literal
@@ -50,8 +50,12 @@ class Probe:
         stopped_by: Set on the last probe of a trial that ended by its own rules.
         intervals: 95 % interval, lower and upper end, of each closure and drop; empty where none was
             measured.
+        skipped: Steps since the probe before at which one was due and was left out.
+        n_rows: Rows of each set that the metrics are of; empty where that is not recorded, and all were read.
+        is_overtaken: The next probe is foreseeably better, and this one, which may be of a part of the rows and
+            whose adapter is not kept, never counts.
         landed: The same weights scaled back onto the target, where the trial ends past it: a candidate of its
-            own, with ``landing_factor`` among its metrics.
+            own, with ``landing_factor`` among its metrics. One that was overtaken is short of the target.
     """
 
     step: int
@@ -59,6 +63,9 @@ class Probe:
     seconds: float
     stopped_by: StoppedBy | None = None
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    skipped: tuple[int, ...] = ()
+    n_rows: Mapping[str, int] = field(default_factory=dict)
+    is_overtaken: bool = False
     landed: "Probe | None" = None
 
 
@@ -167,15 +174,25 @@ def best_probe(probes: Sequence[Probe], selection: SelectionConfig) -> Probe | N
     """The probe that gives a trial its value: the best feasible one, or the last if that is the rule.
 
     What a probe landed on is a candidate after it. The first of equals wins. ``None`` if there is no feasible
-    probe.
+    probe. One that was overtaken is no candidate.
     """
-    best: Probe | None = None
+    return _best((p for p in _candidates(probes, selection) if not p.is_overtaken), selection)
+
+
+def _candidates(probes: Sequence[Probe], selection: SelectionConfig) -> Iterator[Probe]:
     for probe in probes[-1:] if selection.select == "last" else probes:
-        for candidate in (probe, probe.landed):
-            if candidate is None or not is_feasible(candidate.metrics, selection):
-                continue
-            if best is None or _merit_of(candidate, selection) > _merit_of(best, selection):
-                best = candidate
+        yield probe
+        if probe.landed is not None:
+            yield probe.landed
+
+
+def _best(candidates: Iterable[Probe], selection: SelectionConfig) -> Probe | None:
+    best: Probe | None = None
+    for candidate in candidates:
+        if is_feasible(candidate.metrics, selection) and (
+            best is None or _merit_of(candidate, selection) > _merit_of(best, selection)
+        ):
+            best = candidate
     return best
 
 
@@ -191,12 +208,28 @@ def counted_share(metrics: Mapping[str, float]) -> float:
 def running_score(probes: Sequence[Probe], selection: SelectionConfig) -> float:
     """What pruners and the sampler see after the last probe: the best feasible objective so far.
 
-    While no probe is feasible it is the penalised score of the last one.
+    Probes that were overtaken are among them. While no probe is feasible it is the penalised score of the last
+    one.
     """
-    best = best_probe(probes, selection)
+    best = _best(_candidates(probes, selection), selection)
     if best is not None:
         return best.metrics[selection.metric]
     return penalised_score(probes[-1].metrics, selection)
+
+
+def guarded_series(probes: Sequence[Probe]) -> dict[int, Mapping[str, float]]:
+    """Metrics that the retain guard reads, by step in order: of each probe, and of those left out.
+
+    A probe is left out only where it foreseeably keeps every limit, after one that does. It counts as the
+    one before it, so that patience and grace count the same probes as if it had been measured. Overshoot
+    needs no such stand-in: what was left out lies before the target, and is in no run of overshooting
+    probes.
+    """
+    series: dict[int, Mapping[str, float]] = {}
+    for i, probe in enumerate(probes):
+        series |= dict.fromkeys(probe.skipped, probes[i - 1].metrics)
+        series[probe.step] = probe.metrics
+    return series
 
 
 def guard_verdict(
@@ -205,7 +238,8 @@ def guard_verdict(
     """Decide whether degradation of retained text stops the trial.
 
     Args:
-        series: Metrics of the attempt's probes in order, without step 0; each holds ``guard.metrics``.
+        series: Metrics of the attempt's probes in order, without step 0; each holds ``guard.metrics``. See
+            :func:`guarded_series`.
         guard: Limits, patience and grace, counted in probes.
 
     Returns:
@@ -293,14 +327,17 @@ def has_no_effect(
     *,
     target_nll: float,
     warmup_steps: int = 0,
+    step: int | None = None,
 ) -> bool:
     """Whether nothing was forgotten for the rule's share of the steps that follow the warm-up.
 
     Nothing is forgotten at a probe where the forget set is short of its target and the lower end of the closure's
     95 % interval is not above ``rule.at_most``. A probe without an interval says nothing, so that the trial goes
-    on.
+    on. The share is one of steps, so that a probe that was left out delays nothing; what it would have shown is
+    not known, and it counts as the others. None is left out at which this may end the trial: asked with the
+    ``step`` at which one is due, the answer is whether the probes so far would have it end there.
     """
-    trained_fully = probes[-1].step - warmup_steps
+    trained_fully = (probes[-1].step if step is None else step) - warmup_steps
     if trained_fully < rule.after * (selection.max_steps - warmup_steps):
         return False
     if trained_fully <= 0:

@@ -200,6 +200,16 @@ def test_who_may_land(probes: list[Probe], lands: bool) -> None:
     assert may_land(probes, selection(), target_nll=TARGET) is lands
 
 
+def test_a_probe_left_out_counts_for_the_guard_that_ends_a_trial_which_lands() -> None:
+    """Two probes of grace, one of them left out: the guard ends the trial, and it lands."""
+    guard = GUARD | {"grace_steps": 2}
+    probes = [probe(1, 2.0, 0.0), probe(3, 3.5, 0.2), probe(4, 5.0, 0.3)]
+    thinned = [probes[0], replace(probes[1], skipped=(2,)), probes[2]]
+    chosen = selection(retain_guard=guard)
+    assert may_land(thinned, chosen, target_nll=TARGET)
+    assert not may_land(probes, chosen, target_nll=TARGET)
+
+
 def landed(drop: float, ends: Mapping[str, tuple[float, float]]) -> Probe:
     made = probe(2, TARGET, drop)
     return replace(made, metrics=dict(made.metrics) | {"landing_factor": 0.5}, intervals=ends)

@@ -55,7 +55,7 @@ def test_every_metric_of_a_probe_has_facts() -> None:
 
 
 def test_every_metric_at_equal_utility_has_facts() -> None:
-    whole = Measurement(metrics=degradation(LEVELS, BASELINE), intervals={}, sums={})
+    whole = Measurement(metrics=degradation(LEVELS, BASELINE), intervals={}, n_rows={}, sums={})
     found = at_utility(whole, whole, 0.5, {}).metrics
     assert {"forget_closure_at_utility", "calibration_factor"} <= set(found) <= set(METRICS)
 

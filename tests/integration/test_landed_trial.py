@@ -38,6 +38,11 @@ OVERSHOOTING: Mapping[str, Any] = {
 }
 AT_ONCE: Mapping[str, Any] = {"selection.max_steps": 3, "selection.probe_every": 3}
 """The first probe is the last, and far past the target."""
+PROBE_ROWS: Mapping[str, int] = {"retain": 20, "general": 10}
+SPARING: Mapping[str, Any] = {
+    "selection.rows_per_probe": "adaptive",
+    "selection.skip_probes": True,
+}
 KINDS: Mapping[str, Mapping[str, Any]] = {
     "fila": {"method.adapter_init": "fila", "optimizer.learning_rate": 3e-3},
     "adapter": AT_ONCE,
@@ -144,19 +149,24 @@ def test_stock_peft_gives_the_recorded_numbers(
     assert total / count == pytest.approx(trial.landed.metrics["forget_nll"], abs=1e-3)
 
 
+@pytest.mark.parametrize("is_sparing", [False, True])
 def test_a_guard_stop_past_the_target_lands_before_the_probe_is_handed_out(
-    make_trial: TrialMaker, warm: Warm, tmp_path: Path
+    make_trial: TrialMaker, warm: Warm, tmp_path: Path, is_sparing: bool
 ) -> None:
     """The last probe breaks the guard; the same weights at the target keep it, with room."""
     guard = {"metrics": ["general_drop"], "limit": 3.0, "hard_limit": 3.5}
     often = {"selection.probe_every": 3, "selection.retain_guard": guard}
-    config = make_trial({**OVERSHOOTING, **often})
+    extent = SPARING if is_sparing else {}
+    rows = {"data.probe_rows": PROBE_ROWS}
+    config = make_trial({**OVERSHOOTING, **often, **rows, **extent})
     result = run_trial(config, GuardReporter(config.selection), folder=tmp_path, warm=warm)
     last, verdict = result.probes[-1], result.decision.verdict
     assert verdict is not None and verdict.stopped_by == "retain_guard"
     assert last.stopped_by is None
     assert last.landed is not None and last.landed.metrics["general_drop"] < 3.0
     assert result.best is last.landed
+    sizes = {"forget": 8, **PROBE_ROWS}
+    assert last.landed.n_rows == last.n_rows == sizes
     assert committed_probes(tmp_path) == list(result.probes)
 
 

@@ -136,6 +136,12 @@ PACKS: Mapping[str, Sequence[Mapping[str, Any]]] = {
         {"adapter.targets": "mlp", "selection.probe_every": 2},
         {"adapter.targets": "attention", "adapter.layers": [1]},
     ],
+    "extents-of-probes": [
+        {"selection.rows_per_probe": "adaptive", "optimizer.learning_rate": 1e-4},
+        {"selection.skip_probes": True, "optimizer.learning_rate": 1e-4},
+        {"selection.rows_per_probe": "adaptive", "selection.skip_probes": True},
+        {},
+    ],
 }
 
 

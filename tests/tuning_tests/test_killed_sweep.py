@@ -11,9 +11,10 @@ from analytic_study import SPACE, spec_of, study_in
 from driven_sweep import conclusions, drive, every_kill, unsynced
 from small_sweep import WHY
 
+from tuning.bridge import committed_probes
 from tuning.config import SweepSpec
 from tuning.ranking import ranked
-from tuning.records import LEDGER_FILE, read_ledger
+from tuning.records import LEDGER_FILE, attempt_folder, read_ledger
 
 GRID = {
     "optimizer.learning_rate": {"categorical": [1e-4, 1e-3, 5e-3]} | WHY,
@@ -84,14 +85,18 @@ def test_a_kill_while_two_trials_run_changes_nothing(tmp_path: Path, sampler: st
             assert conclusions(killed) == expected, killed.name
 
 
+@pytest.mark.parametrize("skips", [False, True], ids=["every-probe", "skipping"])
 @pytest.mark.parametrize("metric", ["forget_closure", "drop_at_target"])
-def test_a_kill_of_a_sweep_whose_trials_land_changes_nothing(tmp_path: Path, metric: str) -> None:
-    """Trials land at the end of their budget, and before the guard stops them."""
+def test_a_kill_of_a_sweep_whose_trials_land_changes_nothing(
+    tmp_path: Path, metric: str, skips: bool
+) -> None:
+    """Trials land at the end of their budget, and before the guard stops them; one stays far from its target."""
     starts = [
         {"source": "here", "values": {"optimizer.learning_rate": rate, "adapter.rank": 16}}
-        for rate in (2e-3, 4e-3, 1e-5)
+        for rate in (2e-3, 4e-3, 2e-5)
     ]
-    spec = sweep("tpe", "none", objective={"metric": metric}, start_from=starts)
+    budget = {"trials": 3, "max_steps": 4, "skip_probes": skips}
+    spec = sweep("tpe", "none", objective={"metric": metric}, start_from=starts, budget=budget)
     with unsynced():
         expected, kills = driven(spec, tmp_path)
         for killed in kills[::6]:
@@ -103,6 +108,9 @@ def test_a_kill_of_a_sweep_whose_trials_land_changes_nothing(tmp_path: Path, met
     assert stops == ["budget", "retain_guard", "budget"]
     assert [trial["state"] for trial in expected] == ["COMPLETE"] * 3
     run_dir = tmp_path / "whole"
+    far = committed_probes(run_dir / attempt_folder(2, 1))
+    assert [p.step for p in far] == ([1, 2, 4] if skips else [1, 2, 3, 4])
+    assert [p.is_overtaken for p in far][:2] == [skips, False]
     trials, _driver = read_ledger(run_dir / LEDGER_FILE)
     best_first = [trial.number for trial in ranked(trials)]
     assert set(best_first[:2]) == {0, 1} and best_first[2] == 2

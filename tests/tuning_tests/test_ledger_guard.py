@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -11,6 +12,7 @@ from analytic_study import outcome_of, probe, run_trial, spec_of, study_in
 
 from tuning.config import RankingName
 from tuning.ledger import Ledger
+from tuning.pruning import guard_series
 
 
 def test_the_guard_stops_after_its_patience(tmp_path: Path) -> None:
@@ -70,6 +72,29 @@ def test_a_replay_after_a_crash_gives_the_verdicts_that_were_given_before_it(
     assert live[-1] is not None
     reopened = Ledger(tmp_path, spec, create=False)
     assert [reopened.report(number, attempt, series[: i + 1]) for i in range(4)] == live
+
+
+def test_a_probe_left_out_counts_for_grace_and_patience_in_the_study(tmp_path: Path) -> None:
+    """As the one before it: the guard stops where it would with every probe, live and replayed."""
+    guard = {"limit": 0.1, "hard_limit": 0.5, "patience": 2, "grace_steps": 2}
+    spec = spec_of(pruning={"retain": guard}, budget={"trials": 2, "max_steps": 9})
+    ledger = Ledger(tmp_path, spec, create=True)
+    number, _ = ledger.ask()
+    attempt = ledger.begin_attempt(number)
+    series = [
+        probe(1, 0.1),
+        replace(probe(3, 0.3, 0.2), skipped=(2,)),
+        probe(4, 0.4, 0.2),
+        probe(5, 0.5, 0.2),
+    ]
+    live = [ledger.report(number, attempt, series[:n]) for n in range(1, 5)]
+    assert [verdict is not None for verdict in live] == [False, False, True, True]
+    assert live[2] is not None
+    assert "up to probe 4" in live[2].reason
+    again = Ledger(tmp_path, spec, create=False)
+    assert [again.report(number, attempt, series[:n]) for n in range(1, 5)] == live
+    recorded = study_in(tmp_path).trials[number]
+    assert len(guard_series(recorded)) == 5
 
 
 def test_a_step_in_the_study_is_not_reported_again(tmp_path: Path) -> None:

@@ -108,6 +108,25 @@ def test_a_trial_holds_fixed_and_proposed_values() -> None:
     assert trial.selection.retain_guard == spec.pruning.retain
 
 
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        pytest.param({}, ("auto", "auto"), id="the-worker-resolves-auto-by-device"),
+        pytest.param({"pruning": {"ranking": "median"}}, ("all", False), id="trials-are-compared"),
+        pytest.param(
+            {"budget.rows_per_probe": "adaptive", "budget.skip_probes": False},
+            ("adaptive", False),
+            id="asked-for",
+        ),
+    ],
+)
+def test_a_trial_is_told_how_much_its_probes_measure(
+    changes: dict[str, Any], expected: tuple[str, bool | str]
+) -> None:
+    selection = spec_of(changes).trial_selection()
+    assert (selection.rows_per_probe, selection.skip_probes) == expected
+
+
 def test_rules_that_are_switched_off_are_off_in_the_trial() -> None:
     spec = spec_of({"pruning": {"retain": None}, "stop": {"past_target": None}})
     selection = bind(spec, next(corner_proposals(spec)), where="test").selection

@@ -89,6 +89,24 @@ def test_the_base_file_of_these_tests_is_valid() -> None:
             id="never-probed",
         ),
         pytest.param(
+            {
+                "budget": {
+                    "trials": 1,
+                    "max_steps": 2,
+                    "rows_per_probe": "adaptive",
+                    "skip_probes": True,
+                },
+                "pruning": {"ranking": "median"},
+            },
+            [
+                "budget.rows_per_probe: pruning.ranking: median compares trials at every probe",
+                "take all or auto, got adaptive",
+                "budget.skip_probes: pruning.ranking: median",
+                "take false or auto, got true",
+            ],
+            id="compared-on-a-part-of-the-rows",
+        ),
+        pytest.param(
             {"optimizer": {"schedule": "linear"}},
             ["optimizer.schedule: ", "selection.select: last, got select=best_feasible_probe"],
             id="schedule-that-depends-on-the-horizon",
