@@ -6,6 +6,8 @@ STAMP := $(VENV)/.setup-done
 DEMO_RUN := runs/demo
 # A Python of your own choice: make setup PYTHON=/path/to/python3.12
 PYTHON ?=
+# Tests at the same time: make test TEST_PROCESSES=4
+TEST_PROCESSES ?= 2
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
@@ -42,7 +44,7 @@ demo: setup ## sweep the shipped model, or go on where the demo stopped; then be
 	@$(BIN)/unlearn-tune report $(DEMO_RUN)
 
 test: setup ## run the tests, without the model hub
-	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal
 
 parity: setup ## compare with the numbers of published code, and print the table
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests -k golden --parity -q
