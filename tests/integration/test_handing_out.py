@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,7 @@ def caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Pa
     """This process's cache, and that of Ray's workers."""
     here, there = tmp_path / "here", tmp_path / "there"
     monkeypatch.setenv(CACHE_VARIABLE, str(there))
-    monkeypatch.setenv(
-        "PYTHONPATH", os.pathsep.join(["tests", *os.environ["PYTHONPATH"].split(":")])
-    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["tests", *(p for p in sys.path if p)]))
     ray.init(
         address="local",
         num_cpus=1,

@@ -95,7 +95,7 @@ def batch_of(run: Run, attempt: int) -> dict[str, Any]:
 def test_half_of_a_pass_fits_and_the_step_stays_the_same(
     tmp_path: Path, wide_model: Path, tiny_data: Mapping[str, Path]
 ) -> None:
-    run, events = swept(tmp_path, wide_model, tiny_data, more_mib=550)
+    run, events = swept(tmp_path, wide_model, tiny_data, more_mib=260)
     assert run.trials[0].state == "COMPLETE"
     assert run.trials[0].attempt == 2
     assert batch_of(run, 1)["micro_batch_size"] is None
@@ -110,7 +110,7 @@ def test_half_of_a_pass_fits_and_the_step_stays_the_same(
 def test_a_second_time_is_the_last_and_says_what_was_estimated(
     tmp_path: Path, wide_model: Path, tiny_data: Mapping[str, Path]
 ) -> None:
-    run, events = swept(tmp_path, wide_model, tiny_data, more_mib=250)
+    run, events = swept(tmp_path, wide_model, tiny_data, more_mib=100)
     assert run.trials[0].state == "FAIL"
     attempts = sorted(p.name for p in (run.path / "trials/0000").iterdir())
     assert attempts == ["attempt-1", "attempt-2"]  # budget.max_attempts is 3

@@ -563,5 +563,6 @@ def test_a_packed_sweep_concludes_what_an_unpacked_one_does(sweeper: Sweeper, ra
     assert found.keys() == expected.keys()
     for params, trial in expected.items():
         metrics = found[params].pop("metrics")
-        assert metrics == pytest.approx(trial.pop("metrics"), rel=0, abs=1e-5), params
+        # five steps at a rate that breaks the guard make what is rounded otherwise ten times larger
+        assert metrics == pytest.approx(trial.pop("metrics"), rel=0, abs=2e-4), params
         assert found[params] == trial, params
