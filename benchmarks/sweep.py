@@ -105,7 +105,7 @@ def trainable(config):
     for value in found:
         tune.report({{"nll": value}})
 
-ray.init(num_cpus={at_a_time}, include_dashboard=False, log_to_driver=False)
+ray.init(address="local", num_cpus={at_a_time}, include_dashboard=False, log_to_driver=False)
 ranks = sorted({{rank for _, rank in points}})
 space = {{"rate": tune.loguniform(1e-4, 1e-2), "rank": tune.choice(ranks)}}
 given = [{{"rate": rate, "rank": rank}} for rate, rank in points]

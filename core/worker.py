@@ -155,6 +155,7 @@ def turns(
         warmup_steps=config.optimizer.warmup_steps,
     )
     place: Place | None = None
+    is_verified = False
     try:
         place = at(config, warm, steps)
         trained = place.trained
@@ -191,6 +192,7 @@ def turns(
             history.commit(probe)
             if probe.stopped_by is not None:
                 warm.verify()  # before anybody is told
+                is_verified = True
             group.wait()  # for the first rank, which writes
             yield probe
             if probe.stopped_by is not None:
@@ -198,7 +200,8 @@ def turns(
     finally:
         if place is not None:
             place.leave()
-        warm.verify()
+        if not is_verified:
+            warm.verify()
 
 
 class SideBySide:

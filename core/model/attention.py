@@ -26,7 +26,7 @@ _LAYOUT: ContextVar[EndToEnd | None] = ContextVar("layout", default=None)
 
 
 @contextmanager
-def reading(network: nn.Module, layout: Layout) -> Iterator[None]:
+def attending_by_row(network: nn.Module, layout: Layout) -> Iterator[None]:
     """Within the context the network reads ``layout``, forward and, if entered again, once more for a gradient."""
     if not isinstance(layout, EndToEnd):
         yield
@@ -78,7 +78,7 @@ def rows_attention(
         ``(1, P, H, E')``, and no weights.
     """
     layout = _LAYOUT.get()
-    assert layout is not None  # the implementation is set within `reading`
+    assert layout is not None  # the implementation is set within `attending_by_row`
     heads, groups = key.shape[1], query.shape[1] // key.shape[1]
     n, longest = layout.n_rows, layout.longest
     q, k, v = (_rows_of(x, heads, layout) for x in (query, key, value))  # (K B, G T, E)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from core.data.layouts import EndToEnd, Layout, Padded
 from core.data.tokens import TokenRow
-from core.model.attention import reading
+from core.model.attention import attending_by_row
 from core.model.layers import vocabulary_size
 
 _TRIES = 3
@@ -67,7 +67,7 @@ class Reader:
             with_blocks: Whether the outputs of all blocks are kept.
         """
         keeps = {"logits_to_keep": layout.predicting} if _keeps_some(network) else {}
-        with reading(network, layout):
+        with attending_by_row(network, layout):
             output = call(
                 **layout.inputs, **keeps, use_cache=False, output_hidden_states=with_blocks
             )

@@ -28,7 +28,7 @@ from core.errors import ModelError, first_line
 from core.losses import FORGET_LOSSES, RETAIN_LOSSES, Outputs, Residual
 from core.losses.outputs import Given
 from core.metrics.probes import token_sums
-from core.model.attention import reading as reading_rows
+from core.model.attention import attending_by_row
 from core.model.layers import linear_shape, resolve_targets
 from core.model.loading import outlined_network
 from core.model.reading import Reader, may_read_end_to_end
@@ -220,7 +220,7 @@ def _traced(
     arguments: dict[str, Any] = {**layout.inputs, **keeps, "use_cache": False}
     with (
         FakeTensorMode(allow_non_fake_inputs=True),
-        reading_rows(trained, layout),
+        attending_by_row(trained, layout),
         _without_complaints(),
     ):
         _fill(trained)
@@ -232,7 +232,7 @@ def _traced(
         del logits
         tapped = attached is not None and "residuals" in needs
         taps: Any = attached.tapped() if tapped and attached is not None else nullcontext({})
-        again = partial(reading_rows, trained, layout)
+        again = partial(attending_by_row, trained, layout)
         keeping = checkpointed(trained, again=again) if checkpoints else nullcontext()
         with Live(before) as live, taps as kept, keeping:
             output = trained(**arguments, output_hidden_states="hidden" in needs)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from core.data.layouts import Layout
-from core.model.attention import reading
+from core.model.attention import attending_by_row
 from core.model.reading import Call, Reader
 from core.training.checkpointing import checkpointed
 from core.training.passes import Forwarded, Part, Wanted
@@ -74,7 +74,7 @@ def read_parts(
 
     @contextmanager
     def again() -> Iterator[None]:
-        with reading(module, layout), dividing(positions), looking():
+        with attending_by_row(module, layout), dividing(positions), looking():
             yield
 
     keeping = checkpointed(module, again=again) if checkpoints else nullcontext()

@@ -104,7 +104,7 @@ def test_checkpointed_blocks_are_computed_again_from_the_same_rows() -> None:
     model, reader = network("llama"), Reader(end_to_end=True)
     logits, wanted = read(model, reader)
     layout = reader.lay(ROWS, CPU)
-    with checkpointed(model, again=lambda: attention.reading(model, layout)):
+    with checkpointed(model, again=lambda: attention.attending_by_row(model, layout)):
         again_NV = reader.read(model, model, layout).logits_NV
     model.zero_grad()
     inverted_hinge_loss(again_NV, layout.labels_BT).backward()
