@@ -110,7 +110,11 @@ def test_the_first_rank_fills_the_cache_of_every_machine(
     assert second == [], "nothing is measured twice"
     assert found == same
     files = [
-        {p.relative_to(root): p.read_bytes() for p in root.rglob("*.*") if p.suffix != ".lock"}
+        {
+            path.relative_to(root): path.read_bytes()
+            for path in root.rglob("*.*")
+            if path.is_file() and path.suffix != ".lock" and path.parent.name != ".in-use"
+        }
         for root in (tmp_path / "cache-0", tmp_path / "cache-1")
     ]
     assert files[0] == files[1] != {}
