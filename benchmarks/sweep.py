@@ -41,6 +41,7 @@ from core.model.loading import local_tokenizer, outlined_network
 from core.model.source import locate
 from core.store.place import CACHE_VARIABLE, cache_root
 from tuning.files import load_sweep
+from tuning.ranking import ranked
 from tuning.run import load_run
 from tuning.space import bind, corner_proposals
 
@@ -182,11 +183,11 @@ def ours(
     first = min(
         path.stat().st_mtime for path in (scratch / "runs" / name).glob("trials/*/*/trial.yaml")
     )
-    best = run.best
+    order = ranked(run.trials)
     return {
         "preparation": first - began,
         "steps": sum(trial.steps or 0 for trial in run.trials),
-        "best": None if best is None else best.value,
+        "best": order[0].value if order and order[0].feasible else None,
     }
 
 
