@@ -87,7 +87,7 @@ class EndToEnd:
             "position_ids": positions.unsqueeze(0).to(device),
         }
         self.labels_BT = labels_BT.to(device)
-        self.kept: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        self.kept: dict[tuple[object, ...], tuple[Tensor, ...]] = {}
         """What attention works out of it once, for all layers."""
 
     def positions_of(self, rows: Sequence[TokenRow]) -> int:

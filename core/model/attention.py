@@ -32,21 +32,17 @@ def attending_by_row(network: nn.Module, layout: Layout) -> Iterator[None]:
         yield
         return
     ALL_ATTENTION_FUNCTIONS.register(_NAME, rows_attention)
-    configs: dict[int, Any] = {
-        id(config): config
-        for config in (getattr(module, "config", None) for module in network.modules())
-        if hasattr(config, "_attn_implementation")
-    }
-    before = {key: config._attn_implementation for key, config in configs.items()}
+    config: Any = network.config
+    parts = [config, *filter(None, (getattr(config, name, None) for name in config.sub_configs))]
+    before = [part._attn_implementation for part in parts]
     token = _LAYOUT.set(layout)
-    for config in configs.values():
-        config._attn_implementation = _NAME
+    config._attn_implementation = _NAME  # and so the parts'
     try:
         yield
     finally:
         _LAYOUT.reset(token)
-        for key, config in configs.items():
-            config._attn_implementation = before[key]
+        for part, implementation in zip(parts, before, strict=True):  # the whole first
+            part._attn_implementation = implementation
 
 
 def rows_attention(
@@ -95,9 +91,7 @@ def rows_attention(
             scale=scaling,
         ).flatten(1, 2)
     else:
-        seen = _seen(longest, sliding_window if is_windowed else None, q.device)
-        hidden = torch.zeros(seen.shape, dtype=q.dtype, device=q.device)
-        hidden = hidden.masked_fill_(~seen, -torch.inf).repeat(groups, 1)
+        hidden = _hidden(layout, groups, sliding_window if is_windowed else None, q)
         if softcap is None:
             scores = torch.baddbmm(hidden, q, k.transpose(1, 2), alpha=scaling)
         else:
@@ -113,24 +107,34 @@ def _seen(longest: int, window: int | None, device: torch.device) -> Tensor:
     return seen if window is None else seen.triu_(1 - window)
 
 
+def _hidden(layout: EndToEnd, groups: int, window: int | None, like: Tensor) -> Tensor:
+    """``(G T, T)``, of the kind of ``like``: 0 where a token sees another, minus infinity elsewhere."""
+    key = ("hidden", groups, window, like.dtype)
+    if key not in layout.kept:
+        seen = _seen(layout.longest, window, like.device)
+        hidden = torch.zeros(seen.shape, dtype=like.dtype, device=like.device)
+        layout.kept[key] = (hidden.masked_fill_(~seen, -torch.inf).repeat(groups, 1),)
+    return layout.kept[key][0]
+
+
 def _rows_of(states: Tensor, heads: int, layout: EndToEnd) -> Tensor:
     """From ``(1, K G, P, E)`` to ``(K B, G T, E)``."""
-    index, place = _indices(states.shape[1], heads, layout)
+    index, place, _ = _indices(states.shape[1], heads, layout)
     found: Tensor = _Spread.apply(states.reshape(-1, states.shape[-1]), index, place)  # type: ignore[no-untyped-call]
     return found.view(heads * layout.n_rows, -1, states.shape[-1])
 
 
 def _tokens_of(states: Tensor, heads: int, groups: int, layout: EndToEnd) -> Tensor:
     """From ``(K B, G T, E)`` to ``(1, P, K G, E)``."""
-    _, place = _indices(heads * groups, heads, layout)
-    by_token = place.view(heads * groups, -1).T.flatten()
+    *_, by_token = _indices(heads * groups, heads, layout)
     found: Tensor = _Gathered.apply(states.reshape(-1, states.shape[-1]), by_token)  # type: ignore[no-untyped-call]
     return found.view(1, -1, heads * groups, states.shape[-1])
 
 
-def _indices(n_heads: int, heads: int, layout: EndToEnd) -> tuple[Tensor, Tensor]:
-    """For each place of ``(K, B, G, T)`` what stands there of ``(K G, P)``; and for each of these its place."""
-    if (n_heads, heads) not in layout.kept:
+def _indices(n_heads: int, heads: int, layout: EndToEnd) -> tuple[Tensor, ...]:
+    """What stands at each place of ``(K, B, G, T)`` of ``(K G, P)``; the places of these; those of ``(P, K G)``."""
+    key = ("places", n_heads, heads)
+    if key not in layout.kept:
         groups, n_tokens, device = (
             n_heads // heads,
             len(layout.token_index),
@@ -142,8 +146,9 @@ def _indices(n_heads: int, heads: int, layout: EndToEnd) -> tuple[Tensor, Tensor
         above = (head.view(n_heads, 1) // groups) * layout.n_rows + row
         group = head.view(n_heads, 1) % groups
         place = (above * groups + group) * layout.longest + layout.token_index % layout.longest
-        layout.kept[n_heads, heads] = (head * n_tokens + token).flatten(), place.flatten()
-    return layout.kept[n_heads, heads]
+        index = (head * n_tokens + token).flatten()
+        layout.kept[key] = index, place.flatten(), place.T.flatten()
+    return layout.kept[key]
 
 
 class _Spread(torch.autograd.Function):
