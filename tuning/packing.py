@@ -20,7 +20,7 @@ from core.config import TrialConfig
 from core.measuring.selection import Probe
 from core.model.machine import oom_kills
 from tuning.config import ResourcesSpec
-from tuning.trainable import PROBE, Rank, log_of, record_failure, start_rank
+from tuning.trainable import ProbedTrial, Rank, log_of, record_failure, start_rank
 
 logger = logging.getLogger(__name__)
 
@@ -274,8 +274,8 @@ class PackHost:
             future.set_exception(err)
 
 
-class PackedTrial(tune.Trainable):
-    """Tune's view of a trial in a pack: each ``step`` is a probe."""
+class PackedTrial(ProbedTrial):
+    """A trial in a slot of a pack."""
 
     def setup(self, config: dict[str, Any]) -> None:
         """Take the first trial."""
@@ -288,24 +288,13 @@ class PackedTrial(tune.Trainable):
         self._assign(new_config)
         return True
 
-    def step(self) -> dict[str, Any]:
-        """Wait for the pack to come to the next probe."""
-        try:
-            if not self._begun:
-                ray.get(self._pack.begin.remote(self._name, self._config, self._folder))
-                self._begun = True
-            probe: Probe = ray.get(self._pack.advance.remote(self._name))
-        except Exception as err:
-            self._record_failure(err)
-            raise
-        return {PROBE: probe}
-
-    def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
-        """Nothing to save: the worker commits its history and adapter itself."""
-        return {}
-
-    def load_checkpoint(self, checkpoint: Any) -> None:
-        """Nothing to load: an interrupted trial begins a new attempt."""
+    def _next_probe(self) -> Probe:
+        """Wait for the pack to come to it."""
+        if not self._begun:
+            ray.get(self._pack.begin.remote(self._name, self._config, self._folder))
+            self._begun = True
+        probe: Probe = ray.get(self._pack.advance.remote(self._name))
+        return probe
 
     def cleanup(self) -> None:
         """End the trial, which verifies the base weights."""

@@ -113,8 +113,34 @@ def log_of(folder: Path) -> logging.FileHandler:
     return handler
 
 
-class UnlearningTrial(tune.Trainable):
-    """Tune's view of a trial: each ``step`` is a probe. Only the ranks compute; this process stays small."""
+class ProbedTrial(tune.Trainable):
+    """Tune's view of a trial: each ``step`` is a probe. This process stays small: others compute, and commit."""
+
+    def step(self) -> dict[str, Any]:
+        """Have the trial come to its next probe."""
+        try:
+            probe = self._next_probe()
+        except Exception as err:
+            self._record_failure(err)
+            raise
+        return {PROBE: probe}
+
+    def _next_probe(self) -> Probe:
+        raise NotImplementedError
+
+    def _record_failure(self, err: Exception) -> None:
+        raise NotImplementedError
+
+    def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
+        """Nothing to save: the worker commits its history and adapter itself."""
+        return {}
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Nothing to load: an interrupted trial begins a new attempt."""
+
+
+class UnlearningTrial(ProbedTrial):
+    """A trial that owns its ranks."""
 
     def setup(self, config: dict[str, Any]) -> None:
         """Take the first trial; ranks start with its first step."""
@@ -130,26 +156,15 @@ class UnlearningTrial(tune.Trainable):
         self._assign(new_config)
         return True
 
-    def step(self) -> dict[str, Any]:
-        """Advance all ranks to the next probe; the first rank's counts (they are equal)."""
-        try:
-            if not self._ranks:
-                self._ranks = self._start_ranks()
-            if not self._begun:
-                self._on_all("begin", self._config, self._folder)
-                self._begun = True
-            probe: Probe = self._on_all("advance")[0]
-        except Exception as err:
-            self._record_failure(err)
-            raise
-        return {PROBE: probe}
-
-    def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
-        """Nothing to save: the worker commits its history and adapter itself."""
-        return {}
-
-    def load_checkpoint(self, checkpoint: Any) -> None:
-        """Nothing to load: an interrupted trial begins a new attempt."""
+    def _next_probe(self) -> Probe:
+        """Advance all ranks; the first rank's probe counts (they are equal)."""
+        if not self._ranks:
+            self._ranks = self._start_ranks()
+        if not self._begun:
+            self._on_all("begin", self._config, self._folder)
+            self._begun = True
+        probe: Probe = self._on_all("advance")[0]
+        return probe
 
     def cleanup(self) -> None:
         """End the trial, which verifies the base weights, and the ranks' processes."""
