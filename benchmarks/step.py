@@ -37,8 +37,7 @@ from core.losses import FORGET_LOSSES, RETAIN_LOSSES, Outputs
 from core.measuring.probing import probing
 from core.model.layers import linear_shape, resolve_targets, vocabulary_size
 from core.model.loading import LoadedModel, forward_of
-from core.training.attaching import attach
-from core.training.engine import Engine
+from core.training.place import own_engine
 from core.training.ranks import join_alone
 from core.training.steps import Steps
 from core.training.warm import Warm
@@ -172,25 +171,17 @@ def measured(path: Path, *, repetitions: int, threads: int) -> dict[str, Any]:
             found[what][who].append(seconds(work, model.device))
 
     def of_ours() -> None:
-        trained = attach(config, model, data, group, network=model.network)
-        engine = Engine(
-            trained,
-            engine=config.engine,
-            optimizer=config.optimizer,
-            plan=steps.plan,
-            max_steps=10**6,
-            model=model,
-        )
-        note("step", "ours", lambda: steps.train(engine, group))
+        place = own_engine(config, warm, steps, group=group)
+        note("step", "ours", lambda: steps.train(place, group))
         probe = partial(
             measure.during_trial,
             is_last=True,  # all rows
             limits=(),
             decides=lambda found: True,
         )
-        note("probe", "ours", lambda: probe(engine.module, trained.scaled))
-        engine.destroy()
-        trained.detach()
+        with place.alone() as network:
+            note("probe", "ours", lambda: probe(network, place.trained.scaled))
+        place.leave()
 
     def of_a_script() -> None:
         adapted: Any = peft.get_peft_model(model.network, stock)

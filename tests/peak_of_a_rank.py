@@ -23,8 +23,7 @@ def run(values: Mapping[str, Any]) -> dict[str, int]:
     from core.config import parse_trial
     from core.measuring.meter import Meter
     from core.model.loading import forward_of
-    from core.training.attaching import attach
-    from core.training.engine import Engine
+    from core.training.place import own_engine
     from core.training.ranks import join_alone
     from core.training.steps import Steps
     from core.training.warm import Warm
@@ -37,19 +36,12 @@ def run(values: Mapping[str, Any]) -> dict[str, int]:
     loaded = status("VmHWM")
     steps = Steps(trial, model, data)
     steps.prepare()
-    trained = attach(trial, model, data, group, network=warm.network(trial))
-    engine = Engine(
-        trained,
-        engine=trial.engine,
-        optimizer=trial.optimizer,
-        plan=steps.plan,
-        max_steps=trial.selection.max_steps,
-        model=model,
-    )
+    place = own_engine(trial, warm, steps, group=group)
     for _ in range(trial.selection.max_steps):
-        steps.train(engine, group)
+        steps.train(place, group)
     meter = Meter(model, group, batch_size=trial.batch.probe_batch_size)
-    meter.sums(forward_of(engine.module), data, part="probe")
+    with place.alone() as network:
+        meter.sums(forward_of(network), data, part="probe")
     return {"before": before, "loaded": loaded, "peak": status("VmHWM")}
 
 
