@@ -18,8 +18,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from core.data.layouts import EndToEnd, Layout
 
 PLAIN_UP_TO = 128
-"""Tokens of a row up to which a CPU multiplies, masks and multiplies: torch's fused attention takes 2.5 to 5
-times as long there for forward and backward pass together. Beyond, the scores would need too much memory."""
+"""Tokens of a row up to which a CPU multiplies, masks and multiplies: torch's fused attention takes
+longer there, forward and backward pass together. Beyond, the scores would need too much memory."""
 
 _NAME = "unlearn_tune_rows"
 _LAYOUT: ContextVar[EndToEnd | None] = ContextVar("layout", default=None)
