@@ -139,6 +139,7 @@ TUNING: Layers = {
         "tuning/shared_folder.py",
         "tuning/trainable.py",
     ),
+    "ranks apart from trials": ("tuning/apart.py", "tuning/finalists.py"),
     "bridge": ("tuning/bridge.py",),
     "sweep": ("tuning/sweep.py",),
     "command line": ("tuning/cli.py",),

@@ -23,6 +23,7 @@ DOORS: Mapping[str, frozenset[str]] = {
     "ray": frozenset(
         f"tuning/{n}.py"
         for n in (
+            "apart",
             "trainable",
             "packing",
             "bridge",

@@ -5,6 +5,7 @@ Nothing heavy is imported at the top: ``--help``, ``status``, ``best`` and ``val
 
 import errno
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -42,6 +43,9 @@ RunPath = Annotated[Path, typer.Argument(help="A run folder, such as runs/demo."
 
 def main() -> None:
     """Entry point: a user's mistake ends with status 2 and without a traceback."""
+    # Threads that wait leave their core to whom they wait for; spinning takes tenfold on a busy machine. Read once,
+    # when torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
     except UserError as err:

@@ -29,6 +29,7 @@ from core.store import upkeep
 from core.store.durable import commit_yaml
 from core.training.shared_work import one_for_each_work
 from tuning import records
+from tuning.apart import a_rank
 from tuning.bridge import (
     Dispatcher,
     InterruptStopper,
@@ -38,7 +39,8 @@ from tuning.bridge import (
 )
 from tuning.config import SweepSpec, specification_changes
 from tuning.data_words import data_warnings
-from tuning.events import EventLog, Prepared, Reporting, Silent, Warned, Watcher
+from tuning.events import EventLog, Prepared, Silent, Warned, Watcher
+from tuning.finalists import report_finalists
 from tuning.handing_out import HandedOut, PreparedFiles, hand_out
 from tuning.ledger import Ledger
 from tuning.packing import (
@@ -68,7 +70,7 @@ from tuning.resources import (
 from tuning.run import Run, load_run
 from tuning.shared_folder import QUESTION, refuse_unshared
 from tuning.space import bind, corner_proposals
-from tuning.trainable import UnlearningTrial, placement, start_rank
+from tuning.trainable import UnlearningTrial, placement
 from tuning.validate import late_guard
 
 _PACKAGES = ("unlearn-tune", "torch", "ray", "optuna", "deepspeed", "peft", "transformers")
@@ -127,7 +129,7 @@ def run_sweep(
                 signals.install()  # Ray put its own in their place
                 plan.tell(watcher)
                 refuse_unshared(run_dir)
-                spec, facts, prepared = _prepare(plan.spec, watcher)
+                spec, facts, prepared = _prepare(plan.spec, watcher, threads=plan.threads)
                 commit_yaml(run_dir / records.SPEC_FILE, {"sweep": spec.plain(), **asdict(facts)})
                 ledger = Ledger(run_dir, spec, create=True)
                 with _driver_log(run_dir):
@@ -184,7 +186,7 @@ def resume_sweep(
         signals.install()  # Ray put its own in their place
         plan.tell(watcher)
         refuse_unshared(run_dir)
-        _, facts, prepared = _prepare(run.spec, watcher, first=refuse_others)
+        _, facts, prepared = _prepare(run.spec, watcher, threads=plan.threads, first=refuse_others)
         ledger = Ledger(run_dir, run.spec, create=False)
         for name, now in facts.versions.items():
             before = run.facts.versions.get(name)
@@ -316,7 +318,15 @@ def _drive(
             with signals.handed_to(dispatcher):
                 _execute(spec, plan, dispatcher, handed_out)
             signals.raise_received()
-        _report_finalists(spec, run_dir, ledger, log, handed_out)
+        report_finalists(
+            by_probes(load_run(run_dir).trials)[: spec.budget.finalists],
+            spec=spec,
+            run_dir=run_dir,
+            ledger=ledger,
+            log=log,
+            handed_out=handed_out,
+            at_a_time=plan.running.workers * spec.resources.ranks_per_trial,
+        )
         run = load_run(run_dir)
         ledger.set_note("ended", _ending(run))
     finally:
@@ -393,6 +403,7 @@ def _prepare(
     spec: SweepSpec,
     watcher: Watcher,
     *,
+    threads: int,
     first: Callable[[Mapping[str, str]], None] | None = None,
 ) -> tuple[SweepSpec, records.RunFacts, PreparedFiles]:
     """Do what all trials share, once, in a process of its own; resolve what depends on the hardware.
@@ -400,11 +411,12 @@ def _prepare(
     Args:
         spec: The sweep.
         watcher: Who is shown what happens.
+        threads: CPU cores that it may take.
         first: Looks at what names model and data, before the weights are loaded; may raise.
     """
     began = time.monotonic()
     trials = [bind(spec, proposal, where="sweep") for proposal in corner_proposals(spec)]
-    with _a_rank(spec) as call:
+    with a_rank(spec, threads=threads) as call:
         if first is not None:
             first(call(_outlined_identity, trials[0]))
         facts, hardware, notices, prepared = call(_prepare_all, one_for_each_work(trials))
@@ -480,67 +492,6 @@ def _prepare_all(
     return facts, hardware, warm.notices(trials[0]), PreparedFiles.here(files)
 
 
-def _report_finalists(
-    spec: SweepSpec,
-    run_dir: Path,
-    ledger: Ledger,
-    log: EventLog,
-    handed_out: HandedOut | None,
-) -> None:
-    """Measure the best trials on the split that neither losses nor probes saw."""
-    run = load_run(run_dir)
-    finalists = [
-        t
-        for t in by_probes(run.trials)[: spec.budget.finalists]
-        if t.adapter is not None and not ledger.has_report_metrics(t.number)
-    ]
-    if not finalists:
-        return
-    log.emit(Reporting(numbers=tuple(t.number for t in finalists)))
-    work = [
-        (bind(spec, t.params, where=f"trial {t.number}"), (run_dir / str(t.adapter)).resolve())
-        for t in finalists
-    ]
-    with _a_rank(spec, handed_out) as call:
-        measured = call(_measure_finalists, work)
-    for trial, (metrics, intervals) in zip(finalists, measured, strict=True):
-        ledger.set_report_metrics(trial.number, metrics, intervals=intervals)
-
-
-def _measure_finalists(
-    warm: Any, group: Any, work: list[tuple[TrialConfig, Path]]
-) -> list[tuple[dict[str, float], dict[str, tuple[float, float]]]]:
-    from core.worker import report_measurement
-
-    found = [report_measurement(trial, folder, warm=warm, group=group) for trial, folder in work]
-    return [(dict(m.metrics), dict(m.intervals)) for m in found]
-
-
-@contextmanager
-def _a_rank(
-    spec: SweepSpec, handed_out: HandedOut | None = None
-) -> Iterator[Callable[[Any, Any], Any]]:
-    """A rank's process that ends with the context, as what calls ``function(warm, group, argument)`` there.
-
-    Raises:
-        UserError: What a function raised, as itself.
-    """
-    rank = start_rank(spec.resources)
-    alone = spec.trial_engine().model_copy(update={"ranks": 1})
-    try:
-        if handed_out is not None:
-            ray.get(rank.take.remote(handed_out))
-        host, port = ray.get(rank.open.remote(1))
-        ray.get(rank.join.remote(0, 1, host, port, alone))
-        yield lambda function, argument: ray.get(rank.call.remote(function, argument))
-    except ray.exceptions.RayTaskError as err:
-        if isinstance(err.cause, UserError):
-            raise err.cause from None
-        raise
-    finally:
-        ray.kill(rank)
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Plan:
     """What a sweep runs on.
@@ -558,6 +509,15 @@ class _Plan:
     needs: Needs | None
     cluster: Cluster
     is_far: bool
+
+    @property
+    def threads(self) -> int:
+        """CPU cores of one machine that all trials together take."""
+        resources = self.spec.resources
+        if self.is_far:  # on how many machines is not known
+            return resources.cpus_per_rank
+        n_ranks = self.running.workers * resources.ranks_per_trial
+        return min(int(self.cluster.cpus), n_ranks * resources.cpus_per_rank)
 
     @property
     def needs_in_words(self) -> str:
@@ -586,7 +546,7 @@ class _Plan:
         if spec.trial_engine().packing != "auto" or len(sizes) < 2:
             return self
         trial = max(largest_trials(spec), key=lambda t: t.adapter.rank)
-        with _a_rank(spec) as call:
+        with a_rank(spec) as call:
             seconds = call(time_sizes, (trial, sizes, self.room_gib))
         is_shared = 0 < resources.n_gpus < 1 and alone.workers > self.cluster.gpus
         choice = choose(seconds, least_gain=LEAST_GAIN_ON_SHARED_GPU if is_shared else LEAST_GAIN)

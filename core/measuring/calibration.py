@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
+from typing import Final
 
 from core.config import SelectionConfig
 from core.data.tokens import TokenSplits
@@ -12,6 +13,9 @@ from core.measuring.meter import Meter
 from core.metrics.intervals import Sums
 from core.metrics.probes import Levels, level
 from core.model.loading import Forward
+
+ON_TARGET: Final = 0.02
+"""Part of the way to the target within which a factor lies on it: several times less than the noise of a level."""
 
 Scaled = Callable[[float], AbstractContextManager[None]]
 """Makes a trained difference count a factor within a context."""
@@ -78,8 +82,8 @@ def nearest_factor(
 
     with :math:`c_\mathrm{max}` from :func:`largest_factor`. A trial that is still short of the target
     there keeps that factor, as in the paper. One that is past it overshot: somewhere below, it lies on
-    target, and it is judged there, found by bisection between 0, which lies before the target, and the
-    largest factor.
+    target, and it is judged there, found between 0, which lies before the target, and the largest factor:
+    along the straight line through the ends of the bracket, and by its middle where that has not halved it.
 
     That the utility is kept at the largest factor says nothing about smaller ones: it is looked at where
     the search ends, and where it is lost there, the next nearest factor that was seen counts, down to 0,
@@ -91,8 +95,8 @@ def nearest_factor(
         at_least: Smallest utility that counts as kept.
         before: ``forget_level`` of the original model.
         target: Level that forgetting aims at, on the other side of it.
-        steps: Halvings, of each of the two searches. The second ends when the level is nearer to the target
-            than ``2 ** -steps`` of the way to it.
+        steps: Factors that each of the two searches looks at, at most. The second ends when the level is nearer
+            to the target than :data:`ON_TARGET` of the way to it.
 
     Returns:
         A factor in [0, 1] that is 0 or was seen to keep the utility. At most ``2 * steps + 1`` factors are
@@ -111,17 +115,25 @@ def nearest_factor(
         share = (forget_level(factor) - target) / (target - before)
         return math.inf if math.isnan(share) else share
 
-    tolerance = 2.0**-steps
     seen = {0.0: -1.0, largest: overshoot(largest)}
     short, past = 0.0, largest
+    guess = _crossing(short, past, seen)
     while (
-        seen[largest] > 0.0 and min(map(abs, seen.values())) > tolerance and len(seen) < steps + 2
+        seen[largest] > 0.0 and min(map(abs, seen.values())) > ON_TARGET and len(seen) < steps + 2
     ):
-        middle = (short + past) / 2.0
-        seen[middle] = overshoot(middle)
-        short, past = (middle, past) if seen[middle] < 0.0 else (short, middle)
+        width = past - short
+        seen[guess] = overshoot(guess)
+        short, past = (guess, past) if seen[guess] < 0.0 else (short, guess)
+        has_halved = past - short <= width / 2.0
+        guess = _crossing(short, past, seen) if has_halved else (short + past) / 2.0
     nearest = sorted(seen, key=lambda factor: (abs(seen[factor]), -factor))
     return next(c for c in nearest if c == 0.0 or utility(c) >= at_least)
+
+
+def _crossing(short: float, past: float, seen: Mapping[float, float]) -> float:
+    """Where the straight line between the ends of a bracket crosses 0; its middle where there is no such line."""
+    share = -seen[short] / (seen[past] - seen[short])
+    return short + (past - short) * share if 0.0 < share < 1.0 else (short + past) / 2.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from core.measuring.calibration import largest_factor, nearest_factor
+from core.measuring.calibration import ON_TARGET, largest_factor, nearest_factor
 from core.training.full_parameters import mixed
 
 
@@ -119,7 +119,10 @@ def test_a_trial_that_overshot_is_judged_where_it_lies_on_target() -> None:
     utility, asked = counted(lambda c: 1.0)
     forget, looked_at = counted(lambda c: 1.0 + 8.0 * c)
     assert nearest_factor(utility, forget, at_least=0.95, before=1.0, target=3.0) == 0.25
-    assert looked_at == [1.0, 0.5, 0.25]
+    assert looked_at == [
+        1.0,
+        0.25,
+    ]  # the level rises evenly: the line through both ends leads there
     assert asked == [1.0, 0.25]  # that it is kept at 1 says nothing about 0.25
 
 
@@ -132,16 +135,22 @@ def test_utility_and_overshoot_may_both_bind() -> None:
 
 
 def test_where_the_nearest_factor_loses_utility_the_next_nearest_that_keeps_it_counts() -> None:
-    """Utility dips at the target: 1 is past it by half of the way, 0.5 short of it by a quarter."""
-    levels = {1.0: 4.0, 0.5: 2.5}
+    """Utility dips at the target, 0.75: 1 is past it by half of the way, 2/3 short of it by a ninth."""
     found = nearest_factor(
-        lambda c: 0.0 if 0.55 < c < 0.95 else 1.0,
-        lambda c: levels.get(c, 1.0 + 8.0 / 3.0 * c),
+        lambda c: 0.0 if 0.7 < c < 0.95 else 1.0,
+        lambda c: 4.0 if c == 1.0 else 1.0 + 8.0 / 3.0 * c,
         at_least=0.5,
         before=1.0,
         target=3.0,
     )
-    assert found == 0.5
+    assert found == pytest.approx(2.0 / 3.0)
+
+
+def test_a_trial_that_lies_on_target_is_not_scaled() -> None:
+    """Landed trials are saved on target: one hundredth of the way is within what a level is sure to."""
+    forget, looked_at = counted(lambda c: 1.0 + 2.02 * c)
+    assert nearest_factor(lambda c: 1.0, forget, at_least=0.5, before=1.0, target=3.0) == 1.0
+    assert looked_at == [1.0]
 
 
 def test_a_trial_that_lands_nowhere_near_is_the_original_model() -> None:
@@ -190,12 +199,12 @@ def test_no_allowed_factor_of_a_fine_grid_is_nearer_by_more_than_the_resolution(
     largest = largest_factor(lambda c: -c, at_least=-limit, steps=steps)
     grid = [largest * i / 2000 for i in range(2001)]
     nearest = min(abs(level(c) - 3.0) for c in grid)
-    # the level that one halving of what is left of [0, largest] can still change, or the tolerance
-    left = largest * 2.0**-steps
+    # what the level can still change in what is left of [0, largest], halved by every second look, or the tolerance
+    left = largest * 2.0 ** -(steps // 2)
     change = max(
         abs(level(c + left) - level(c)) for c in [0.0, *grid] if c + left <= largest + 1e-9
     )
-    assert abs(level(found) - 3.0) <= nearest + max(change, 2.0 * 2.0**-steps) + 1e-6
+    assert abs(level(found) - 3.0) <= nearest + max(change, 2.0 * ON_TARGET) + 1e-6
 
 
 # Weights in between

@@ -1,0 +1,84 @@
+"""Door to ray: ranks apart from trials, for what is prepared before them and what is measured after them."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray.util import ActorPool
+
+from core.errors import UserError
+from tuning.config import SweepSpec
+from tuning.handing_out import HandedOut
+from tuning.trainable import start_rank
+
+Call = Callable[[Any, Any], Any]
+"""Calls ``function(warm, group, argument)`` on a rank."""
+
+CallForEach = Callable[[Any, list[Any]], Iterator[Any]]
+"""The same for each of several arguments, on whichever rank is free; results as they come."""
+
+
+@contextmanager
+def a_rank(spec: SweepSpec, *, threads: int | None = None) -> Iterator[Call]:
+    """A process that is a group of one rank and ends with the context, as what calls a function there.
+
+    Args:
+        spec: The sweep; the rank takes what one of its trials' takes.
+        threads: CPU cores and threads instead.
+
+    Raises:
+        UserError: What a function raised there, as itself.
+    """
+    with _ranks(spec, 1, threads=threads) as (rank,):
+        yield lambda function, argument: ray.get(rank.call.remote(function, argument))
+
+
+@contextmanager
+def several_ranks(
+    spec: SweepSpec, n: int, *, handed_out: HandedOut | None
+) -> Iterator[CallForEach]:
+    """The same n times: groups of one rank each, with the prepared files that their nodes lack.
+
+    Raises:
+        UserError: What a function raised there, as itself.
+    """
+    with _ranks(spec, n, handed_out=handed_out) as started:
+        pool = ActorPool(started)
+
+        def call_for_each(function: Any, arguments: list[Any]) -> Iterator[Any]:
+            found: Iterator[Any] = pool.map_unordered(
+                lambda rank, argument: rank.call.remote(function, argument), arguments
+            )
+            return found
+
+        yield call_for_each
+
+
+@contextmanager
+def _ranks(
+    spec: SweepSpec, n: int, *, handed_out: HandedOut | None = None, threads: int | None = None
+) -> Iterator[list[Any]]:
+    resources = spec.resources
+    if threads is not None:
+        resources = resources.model_copy(update={"cpus_per_rank": threads})
+    engine = spec.trial_engine().model_copy(update={"ranks": 1, "threads": resources.cpus_per_rank})
+    started = [start_rank(resources) for _ in range(n)]
+    try:
+        if handed_out is not None:
+            ray.get([rank.take.remote(handed_out) for rank in started])
+        meetings = ray.get([rank.open.remote(1) for rank in started])
+        ray.get(
+            [
+                rank.join.remote(0, 1, host, port, engine)
+                for rank, (host, port) in zip(started, meetings, strict=True)
+            ]
+        )
+        yield started
+    except ray.exceptions.RayTaskError as err:
+        if isinstance(err.cause, UserError):
+            raise err.cause from None
+        raise
+    finally:
+        for rank in started:
+            ray.kill(rank)
