@@ -75,6 +75,13 @@ def shape_of(record: Record) -> FieldNames:
     return KNOWN_SHAPES[0]
 
 
+def asks_with_choices(record: Record) -> bool:
+    """Whether a record is a multiple-choice question, as those of MMLU and WMDP."""
+    return "text" not in record and all(
+        name in record for name in ("question", "choices", "answer")
+    )
+
+
 def to_row(record: Record, fields: FieldNames, *, place: str, where: str) -> Row:
     """A record as a row; without prompt and answer, ``is_blank``, if a text that it needs is blank.
 
@@ -122,7 +129,7 @@ def written_out(record: Record, *, where: str) -> Record:
             letters = ascii_uppercase[: len(choices)]
             lines = [f"{a}. {choice}" for a, choice in zip(letters, choices, strict=True)]
             prompt = "\n".join([question.strip(), *lines, "Answer:"])
-            return {"question": prompt, "answer": lines[answer]}
+            return {**record, "question": prompt, "answer": lines[answer]}
     raise DataError(
         f"{where}: a question, a list of choices and the number of the right one from 0 expected, got "
         f"{ {name: record.get(name) for name in ('question', 'choices', 'answer')} }"

@@ -12,7 +12,7 @@ from core.config import SourceConfig
 from core.config.data import FieldNames, RowShare
 from core.data.benchmarks import BENCHMARKS, NAMED, name_problem, named_fields
 from core.data.files import ENDINGS, file_records, format_of
-from core.data.rows import Record, Row, shape_of, to_row, written_out
+from core.data.rows import Record, Row, asks_with_choices, shape_of, to_row, written_out
 from core.errors import DataError, first_line
 
 EMBEDDED = Path(__file__).parent / "embedded"
@@ -141,9 +141,10 @@ def rows_and_records(config: SourceConfig, *, role: str) -> Iterator[tuple[Row, 
             return
         place = f"{config.source} row {number}"
         where = f"data.{role}: {place}"
-        shown = written_out(record, where=where) if is_choices else record
         if not fields.is_given:
+            is_choices = asks_with_choices(record)
             fields = shape_of(record).model_copy(update={"alternative": fields.alternative})
+        shown = written_out(record, where=where) if is_choices else record
         row = to_row(shown, fields, place=place, where=where)
         n_rows += 1
         n_full += not row.is_blank

@@ -53,7 +53,10 @@ def test_n_takes_the_first_rows(tmp_path: Path) -> None:
             r"rows\.jsonl row 2: no field 'text'; fields are 'txt'",
         ),
         ('{"text": 5}\n', r"row 1: field 'text' must be text, got 5"),
-        ('{"text": "  "}\n{"text": null}\n', r"holds no row that is not blank, 2 are; give another"),
+        (
+            '{"text": "  "}\n{"text": null}\n',
+            r"holds no row that is not blank, 2 are; give another",
+        ),
         ("\n", r"data\.forget: .*rows\.jsonl holds no row"),
     ],
 )
@@ -90,7 +93,10 @@ def test_a_source_that_cannot_be_is_refused(source: str, message: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("rows.parquet", "is not a Parquet file"), ("rows.txt", r"rows\.txt:1: is not UTF-8: byte 0 of the line is 0xff; write")],
+    [
+        ("rows.parquet", "is not a Parquet file"),
+        ("rows.txt", r"rows\.txt:1: is not UTF-8: byte 0 of the line is 0xff; write"),
+    ],
 )
 def test_a_file_of_another_kind_is_refused(tmp_path: Path, name: str, message: str) -> None:
     path = tmp_path / name
