@@ -15,7 +15,7 @@ class FieldNames(Section):
 
     Without any of them, the source's first row says it: ``text``; ``messages`` or ``conversations``; ``question``
     and ``answer``; ``instruction`` (with ``input``) and ``output``, or (with ``context``) ``response``; ``prompt``
-    and ``answer``, ``completion`` or ``response``.
+    and ``answer``, ``completion``, ``response`` or ``gt``.
     """
 
     text: str | None = None

@@ -25,6 +25,7 @@ KNOWN_SHAPES: Sequence[FieldNames] = (
     FieldNames(prompt="prompt", answer="answer"),
     FieldNames(prompt="prompt", answer="completion"),
     FieldNames(prompt="prompt", answer="response"),
+    FieldNames(prompt="prompt", answer="gt"),
 )
 """Fields of records as people have them, in the order in which they are looked for; ``input`` may be absent."""
 

@@ -329,7 +329,7 @@ def test_an_empty_answer_is_left_out_and_counted(evaluate: Command, answer: str)
 
 def test_rows_that_cannot_be_read_are_refused_before_a_model_is_loaded(evaluate: Command) -> None:
     Path("bad.jsonl").write_text('{"text": "one"}\nno JSON\n', encoding="utf-8")
-    data = write({"forget": {"source": "bad.jsonl"}}, Path("data.yaml"))
+    data = write({"forget": {"source": "bad.jsonl"}}, "data.yaml")
     done = evaluate("--suite", "probes", "--data", data)
     is_refused(done, "data.forget: bad.jsonl:2: not JSON")
     assert "Loading weights" not in done.err
