@@ -1,5 +1,6 @@
 """Records of a file, whatever its form: JSON, CSV, Parquet, plain text, token ids; packed with gzip or not."""
 
+import codecs
 import csv
 import gzip
 import json
@@ -18,7 +19,18 @@ Record = Mapping[str, Any]
 _Reader = Callable[[Path, str], Iterator[Record]]
 
 _GZIP = b"\x1f\x8b"
-_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+_CONVERT = "convert it with `iconv -f {} -t UTF-8`"
+_CP1252 = _CONVERT.format("CP1252")
+_OTHER_FILES = (
+    (codecs.BOM_UTF32_LE, f" but UTF-32; {_CONVERT.format('UTF-32')}"),
+    (codecs.BOM_UTF32_BE, f" but UTF-32; {_CONVERT.format('UTF-32')}"),
+    (codecs.BOM_UTF16_LE, f" but UTF-16; {_CONVERT.format('UTF-16')}"),
+    (codecs.BOM_UTF16_BE, f" but UTF-16; {_CONVERT.format('UTF-16')}"),
+    (b"PK\x03\x04", ": it is a zip archive; unpack it (unzip)"),
+    (b"\x28\xb5\x2f\xfd", ": it is a zstd archive; unpack it (unzstd)"),
+)
+"""How files begin that are no UTF-8, and what they are."""
+_LFS_POINTER = "version https://git-lfs.github.com/spec/"
 _LONGEST_CELL = 2**31 - 1
 
 
@@ -62,24 +74,25 @@ def _lines(path: Path, where: str) -> Iterator[tuple[int, str]]:
     with gzip.open(path) if is_packed else path.open("rb") as opened:
         for number, raw in enumerate(opened, start=1):
             line = _decoded(raw, f"{where}: {path}:{number}")
+            if number == 1 and line.startswith(_LFS_POINTER):
+                raise DataError(
+                    f"{where}: {path}: is a pointer of Git LFS, not the file; run `git lfs pull` where it came from"
+                )
             yield number, line.removeprefix("\ufeff") if number == 1 else line
 
 
 def _decoded(raw: bytes, where: str) -> str:
     try:
-        line = raw.decode("utf-8")
+        text = raw.decode("utf-8")
     except UnicodeDecodeError as err:
-        found = f"byte {err.start} of the line is {raw[err.start]:#04x}"
-    else:
-        if "\0" not in line:
-            return line
-        found = "it holds zero bytes"
-    is_utf_16 = raw.startswith(_UTF_16) or b"\0" in raw
-    encoding = "UTF-16" if is_utf_16 else "WINDOWS-1252"
-    raise DataError(
-        f"{where}: is not UTF-8: {found}; write the file as UTF-8, such as by `iconv -f {encoding} -t UTF-8`, "
-        f"if {encoding} is what it is in"
-    )
+        other = next((what for begin, what in _OTHER_FILES if raw.startswith(begin)), None)
+        found = other or f", got the byte {raw[err.start]:#04x}; from Latin-1 or Windows {_CP1252}"
+        raise DataError(f"{where}: is not UTF-8{found}") from err
+    if "\0" in text:
+        raise DataError(
+            f"{where}: is not text in UTF-8: it holds a NUL; if it is UTF-16, {_CONVERT.format('UTF-16LE')}"
+        )
+    return text
 
 
 def _json_records(path: Path, where: str) -> Iterator[Record]:
@@ -116,11 +129,23 @@ def _json_records(path: Path, where: str) -> Iterator[Record]:
 def _parsed(text: str, where: str, first: int) -> Any:
     """The value of a text whose first line has the number ``first``."""
     try:
-        return json.loads(text)
+        value = json.loads(text)
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as err:
-        raise DataError(f"{where}:{first + err.lineno - 1}: not JSON: {err.msg}") from err
-    except (ValueError, RecursionError) as err:  # numbers too long, lists too deep
-        raise DataError(f"{where}:{first}: not JSON: {first_line(err)}") from err
+        line = first + err.lineno - 1
+        raise DataError(f"{where}:{line}: not JSON: {err.msg} (column {err.colno})") from err
+    except UnicodeEncodeError as err:
+        half = f"\\u{ord(err.object[err.start]):x}"
+        raise DataError(
+            f"{where}:{first}: holds half of a character, {half}, without its other half; remove it, or write the "
+            "text anew"
+        ) from err
+    except RecursionError as err:
+        raise DataError(f"{where}:{first}: not JSON that can be read: nested too deeply") from err
+    except ValueError as err:  # a number of thousands of digits
+        raise DataError(f"{where}:{first}: not JSON that can be read: {first_line(err)}") from err
+    return value
 
 
 def _of_document(
@@ -223,8 +248,10 @@ def _parquet_records(path: Path, where: str) -> Iterator[Record]:
         with pyarrow.parquet.ParquetFile(path) as file:
             for batch in file.iter_batches():
                 yield from batch.to_pylist()
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as err:
-        raise DataError(f"{where}: {path} is not a Parquet file: {first_line(err)}") from err
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as err:
+        raise DataError(
+            f"{where}: {path} is not a Parquet file that can be read: {first_line(err)}; write it anew"
+        ) from err
 
 
 def _token_records(path: Path, where: str) -> Iterator[Record]:

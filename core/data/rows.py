@@ -149,7 +149,7 @@ def _text(record: Record, name: str, where: str) -> str:
             else ""
         )
         raise DataError(f"{where}: field {name!r} must be text, got {_shown(value)}{hint}")
-    return _clean(value, f"{where}: field {name!r}")
+    return _clean(value)
 
 
 def _value(record: Record, name: str, where: str) -> Any:
@@ -162,18 +162,9 @@ def _value(record: Record, name: str, where: str) -> Any:
     )
 
 
-def _clean(text: str, where: str) -> str:
-    """The text, empty if it is blank; no tokenizer takes half of a pair of surrogates."""
-    if not text.strip():
-        return ""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as err:
-        raise DataError(
-            f"{where} holds {text[err.start]!r}, half of a pair of surrogates, which is no character; write the "
-            "text anew"
-        ) from err
-    return text
+def _clean(text: str) -> str:
+    """The text, empty if it is blank."""
+    return text if text.strip() else ""
 
 
 def _conversation(record: Record, name: str, where: str) -> list[Message]:
@@ -210,7 +201,7 @@ def _message(message: Any, where: str) -> Message:
         content = "\n".join(texts) if len(texts) == len(parts) else content
     if content is not None and not isinstance(content, str):
         raise DataError(f"{where}: what is said must be text, got {_shown(content)}")
-    return _SPEAKERS[speaker], _clean(content or "", where)
+    return _SPEAKERS[speaker], _clean(content or "")
 
 
 def _speaker_of(message: Any) -> tuple[str, Any]:

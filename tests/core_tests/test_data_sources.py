@@ -95,7 +95,7 @@ def test_a_source_that_cannot_be_is_refused(source: str, message: str) -> None:
     ("name", "message"),
     [
         ("rows.parquet", "is not a Parquet file"),
-        ("rows.txt", r"rows\.txt:1: is not UTF-8: byte 0 of the line is 0xff; write"),
+        ("rows.txt", r"rows\.txt:1: is not UTF-8 but UTF-16; convert"),
     ],
 )
 def test_a_file_of_another_kind_is_refused(tmp_path: Path, name: str, message: str) -> None:
