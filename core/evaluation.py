@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from core.config import EngineConfig, ModelConfig, SourceConfig
+from core.data.sources import is_at_hand, read_rows
 from core.data.taught import wording_notice
 from core.errors import DataError, ModelError, UserError, first_line
 from core.model.layers import vocabulary_size
@@ -83,6 +84,7 @@ def evaluate(request: EvaluationRequest, *, tell: Callable[[str], None]) -> dict
     data = default_data(names) if request.data is None else request.data
     refuse_missing_roles(names, data)
     refuse_missing_models(request, names)
+    refuse_unreadable_rows(data)
     model = load_model(ModelConfig(source=request.model), request.engine, field="MODEL")
     subject = _subject(model, request)
     rows = EvaluationRows(
@@ -170,6 +172,17 @@ def refuse_unknown_suites(names: Sequence[str]) -> tuple[str, ...]:
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise UserError(f"--suite: no suite {name!r}; {hint}known: {listed}")
     return tuple(dict.fromkeys(names))
+
+
+def refuse_unreadable_rows(data: EvaluationData) -> None:
+    """Read all that needs no download, before a model is loaded.
+
+    Raises:
+        DataError: If a source cannot be read, or a row of it lacks a field.
+    """
+    for role, source in data.sources.items():
+        if is_at_hand(source):
+            read_rows(source, role=role)
 
 
 def default_data(names: Sequence[str]) -> EvaluationData:

@@ -18,7 +18,7 @@ from core.config import BatchPlan, ModelConfig, PreparationConfig
 from core.data.batches import reading_order
 from core.data.counts import Counts
 from core.data.sources import read_rows
-from core.data.splits import count, refuse_overlap
+from core.data.splits import count, refuse_overlap, usable
 from core.data.taught import record_wording
 from core.data.tokens import TokenisedRow, TokenRow, tokenise_row
 from core.errors import DataError, ModelError
@@ -78,6 +78,8 @@ def prepare_model(
     group, _meeting = join_alone(config.engine)
     base = load_model(config.model, config.engine)
     read = {role: _tokenised(config, role, base) for role in ("forget", "retain")}
+    for role, found in read.items():
+        usable(found, role=role)
     refuse_overlap(read)  # the retain-only model must never see the forget set
     rows = {role: [p for row in found for p in row.pieces] for role, found in read.items()}
     n_rows, batch_rows = len(rows["retain"]), config.batch_plan().global_batch_size

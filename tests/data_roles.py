@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from core.config import DataConfig, SourceConfig
-from core.data.sources import Row, read_rows
+from core.data.rows import Row
+from core.data.sources import read_rows
 
 ROLES = ("forget", "retain", "approximate", "general")
 PAIR = {"prompt": "q", "answer": "a"}

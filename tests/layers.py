@@ -8,7 +8,7 @@ from __future__ import annotations
 from import_graph import Layers
 
 CORE: Layers = {
-    "ground": ("core/__init__.py", "core/errors.py", "core/seeding.py"),
+    "ground": ("core/__init__.py", "core/errors.py", "core/seeding.py", "core/text/*.py"),
     "files": (
         "core/store/__init__.py",
         "core/store/durable.py",

@@ -58,7 +58,13 @@ def data_warnings(counts: Mapping[str, Counts]) -> list[str]:
             f"are cut: {forget.cut_tokens} of {_number(forget.read_tokens, 'token')} are not forgotten; raise "
             "max_tokens, or for documents use overlong: chunk"
         )
-    is_chunked = forget.rows + forget.repeated_rows > forget.read_rows
+    if forget.blank_rows + forget.short_rows:
+        found.append(
+            f"data.forget: {_unusable(forget)} of {_number(forget.read_rows, 'row')} are left out: nothing of them "
+            "would be predicted, so they are not forgotten; look at them if they should be"
+        )
+    n_usable = forget.read_rows - forget.blank_rows - forget.short_rows
+    is_chunked = forget.rows + forget.repeated_rows > n_usable
     if is_chunked and approximate.cut_rows:
         found.append(
             f"data.approximate: {approximate.cut_rows} of {_number(approximate.read_rows, 'row')} are cut, while "
@@ -89,10 +95,17 @@ def _left_out(counts: Counts) -> str:
                 counts.repeated_rows,
                 f"{_number(counts.repeated_rows, 'equal row')} ({_number(counts.repeated_tokens, 'token')})",
             ),
+            (counts.blank_rows + counts.short_rows, _unusable(counts)),
         )
         if n
     ]
     return f"left out: {', '.join(found)}" if found else "nothing is left out"
+
+
+def _unusable(counts: Counts) -> str:
+    blank, short = counts.blank_rows, counts.short_rows
+    found = [(blank, _number(blank, "blank row")), (short, f"{_number(short, 'row')} too short")]
+    return " and ".join(words for n, words in found if n)
 
 
 def _number(n: int, noun: str) -> str:

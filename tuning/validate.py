@@ -1,9 +1,17 @@
 """Check a file without starting anything. Imports neither torch nor Ray but for cluster files."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from core.config import DataConfig, ModelConfig, SelectionConfig, SourceConfig, parse_trial
+from core.config import (
+    DataConfig,
+    ModelConfig,
+    SelectionConfig,
+    SourceConfig,
+    TrialConfig,
+    parse_trial,
+)
+from core.data.inspection import inspect_sources, size_problems
 from core.data.sources import source_problem
 from core.data.splits import ROLES
 from core.errors import ConfigError
@@ -11,7 +19,7 @@ from core.model.source import problem
 from tuning.config import SweepSpec
 from tuning.files import load_sweep, read_yaml
 from tuning.prepare import load_preparation
-from tuning.space import describe
+from tuning.space import bind, corner_proposals, describe
 
 
 def validate_file(path: Path) -> str:
@@ -36,23 +44,27 @@ def validate_file(path: Path) -> str:
     if trial.selection.horizon_problem:
         raise ConfigError(str(path), [f"selection.past_target: {trial.selection.horizon_problem}"])
     _refuse_absent(_sources(trial.data), trial.model, str(path))
-    return "\n".join([f"{path}: a valid trial", *_warned(trial.selection)])
+    notes = _refuse_unfit(trial.data, [trial], where=str(path))
+    return "\n".join([f"{path}: a valid trial", *_warned(trial.selection), *notes])
 
 
 def _validate_sweep(path: Path) -> str:
     spec = load_sweep(path)
-    refuse_missing(spec, where=str(path))
+    notes = refuse_missing(spec, where=str(path))
     ranges = "; ".join(f"{n}: {describe(d)}" for n, d in spec.space.items())
     said = f"{path}: a valid sweep of {spec.budget.trials} trials over {ranges}"
-    return "\n".join([said, *_warned(spec.trial_selection())])
+    return "\n".join([said, *_warned(spec.trial_selection()), *notes])
 
 
 def _validate_preparation(path: Path) -> str:
     config = load_preparation(path, overrides={})
-    _refuse_absent(
-        {"forget": config.data.forget, "retain": config.data.retain}, config.model, str(path)
-    )
-    return f"{path}: a valid preparation of {config.training.epochs} epochs"
+    sources = {"forget": config.data.forget, "retain": config.data.retain}
+    _refuse_absent(sources, config.model, str(path))
+    found = inspect_sources(sources)
+    if found.problems:
+        raise ConfigError(str(path), found.problems)
+    said = f"{path}: a valid preparation of {config.training.epochs} epochs"
+    return "\n".join([said, *found.notes])
 
 
 def late_guard(selection: SelectionConfig) -> str | None:
@@ -77,13 +89,47 @@ def _warned(selection: SelectionConfig) -> list[str]:
     return [] if warning is None else [f"warning: {warning}"]
 
 
-def refuse_missing(spec: SweepSpec, *, where: str) -> None:
-    """Refuse a sweep whose model or data are not there, as far as can be told without loading them.
+def refuse_missing(spec: SweepSpec, *, where: str) -> list[str]:
+    """Refuse a sweep whose model or data are not there or do not fit, as far as can be told without a tokenizer.
+
+    Returns:
+        What a person should know of the data, and what stops nothing.
 
     Raises:
         ConfigError: With every problem at once.
     """
     _refuse_absent(_sources(spec.trial_data()), spec.trial_model(), where)
+    trials = [bind(spec, proposal, where=where) for proposal in corner_proposals(spec)]
+    return _refuse_unfit(spec.trial_data(), trials, where=where)
+
+
+def _refuse_unfit(data: DataConfig, trials: Sequence[TrialConfig], *, where: str) -> list[str]:
+    """Refuse data with rows that cannot be read, that two roles share, or that are too few for all ``trials``.
+
+    Returns:
+        Notes.
+
+    Raises:
+        ConfigError: With every problem at once.
+    """
+    found = inspect_sources(_sources(data))
+    step_rows = {role: min(_step_rows(t, role) for t in trials) for role in ("retain", "general")}
+    problems = [*found.problems, *size_problems(data, found.rows, step_rows=step_rows)]
+    if problems:
+        raise ConfigError(where, problems)
+    return list(found.notes)
+
+
+def _step_rows(trial: TrialConfig, role: str) -> int:
+    """Rows of a role that one optimiser step of a trial reads, as far as the configuration says it."""
+    is_own = trial.method.retain_source == "in_distribution"
+    if (
+        trial.method.retain_loss == "none"
+        or trial.batch.whole_forget_set
+        or is_own != (role == "retain")
+    ):
+        return 0
+    return trial.batch_plan().global_batch_size
 
 
 def _sources(data: DataConfig) -> dict[str, SourceConfig]:

@@ -1,31 +1,100 @@
 """Where rows come from, how they are cut and split, and how prompts are written."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
+from core.config.problems import describe_problems
 from core.config.prompting import Prompting
 from core.config.section import Positive, Section
 
 
 class FieldNames(Section):
-    """Which fields of a row hold its text: either ``text``, or ``prompt`` and ``answer``."""
+    """Which fields of a row hold its text: ``text``, or ``prompt`` and ``answer``, or ``messages``.
+
+    Without any of them, the source's first row says it: ``text``; ``messages`` or ``conversations``; ``question``
+    and ``answer``; ``instruction`` (with ``input``) and ``output``, or (with ``context``) ``response``; ``prompt``
+    and ``answer``, ``completion``, ``response`` or ``gt``.
+    """
 
     text: str | None = None
     """Field with a whole document; every token but the first is predicted and counts."""
     prompt: str | None = None
     """Field with the context of ``answer``; its tokens are read but do not count."""
+    input: str | None = None
+    """Field with more of the prompt, on a line of its own after it; a row may leave it blank."""
     answer: str | None = None
     """Field with the answer to ``prompt``; its tokens, and the end of text, count."""
+    messages: str | None = None
+    """Field with a conversation, a list of messages with ``role`` and ``content``, or ``from`` and ``value``; the
+    last answer counts, and what was said before is its context."""
     alternative: str | None = None
     """Field with an alternative answer, for ``method.alternatives: field``."""
 
     @model_validator(mode="after")
     def _one_shape(self) -> Self:
         pair = (self.prompt is not None, self.answer is not None)
-        if (self.text is not None) == all(pair) or any(pair) != all(pair):
-            raise ValueError("give either text, or both prompt and answer")
+        shapes = (self.text is not None, any(pair), self.messages is not None)
+        if any(pair) != all(pair) or sum(shapes) > 1 or (self.input is not None and not all(pair)):
+            raise ValueError(
+                "give either text, or both prompt and answer (and input, if there is one), or messages"
+            )
         return self
+
+    @property
+    def is_given(self) -> bool:
+        """Whether it says where the text is; otherwise the first row does."""
+        return any(name is not None for name in (self.text, self.prompt, self.messages))
+
+
+class RowShare(Section):
+    """A share of a source's rows, drawn by seed: other shares of the same seed have other rows."""
+
+    share: tuple[
+        Annotated[float, Field(ge=0, le=1)],
+        Annotated[float, Field(ge=0, le=1)],
+    ]
+    """From and to, as parts of 1: ``[0, 0.2]`` and ``[0.2, 1]`` are a fifth and the rest; ``0.2`` is ``[0, 0.2]``."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Seed of the draw; the same for all roles that share a source."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_number(cls, value: Any) -> Any:
+        share = value.get("share") if isinstance(value, Mapping) else None
+        is_number = isinstance(share, int | float) and not isinstance(share, bool)
+        return {**value, "share": (0, share)} if is_number else value
+
+    @model_validator(mode="after")
+    def _ascending(self) -> Self:
+        low, high = self.share
+        if not low < high:
+            raise ValueError(f"share: from < to must hold, got {[low, high]}")
+        return self
+
+
+def _range_or_share(value: Any) -> Any:
+    """Problems at the field itself, instead of one for each form that it may have."""
+    if value is None or isinstance(value, RowShare):
+        return value
+    if isinstance(value, Mapping):
+        try:
+            return RowShare.model_validate(value)
+        except ValidationError as err:
+            found = (line.rstrip(".") for line in describe_problems(err, RowShare))
+            raise ValueError("; ".join(found)) from err
+    match value:
+        case [int(low), int() | None as high] if not any(isinstance(v, bool) for v in value):
+            if low >= 0 and (high is None or low < high):
+                return (low, high)
+    raise ValueError(
+        "must be [FROM, TO], the first row being 0 and TO left out of it or null for the end, or "
+        "{share: [0, 0.2], seed: 0}"
+    )
+
+
+Rows = Annotated[tuple[int, int | None] | RowShare | None, BeforeValidator(_range_or_share)]
 
 
 class SourceConfig(Section):
@@ -33,26 +102,35 @@ class SourceConfig(Section):
 
     source: Annotated[str, Field(min_length=1)]
     """``embedded:NAME``, ``authors:PART``, a benchmark by name (``tofu:forget10``, ``muse-news:forget``,
-    ``wmdp:bio``, ``yao:arxiv-forget``), ``hub:ORG/NAME``, or a path to ``.jsonl``, ``.parquet``, ``.txt`` (a
-    paragraph is a row) or ``.npy`` (rows of token ids)."""
+    ``wmdp:bio``, ``yao:arxiv-forget``), ``hub:ORG/NAME``, or a path to JSON (``.json``, ``.jsonl``, ``.ndjson``: an
+    array, or an object a line), ``.csv``, ``.tsv``, ``.parquet``, ``.txt`` (a paragraph is a row) or ``.npy`` (rows of
+    token ids); text may be packed (``.gz``)."""
     mirror: str | None = None
     """Folder with a copy of the data set's repository, for machines without the hub."""
     split: str = "train"
-    """Split of a hub data set; a benchmark's name says it already."""
+    """Split of a hub data set; a benchmark's name says it already, and a file has none: see ``rows``."""
     subset: str | None = None
     """Configuration name of a hub data set."""
     revision: str | None = None
     """Commit hash, tag or branch of a hub data set."""
-    fields: FieldNames = FieldNames(text="text")
-    """Fields that hold the text."""
+    fields: FieldNames = FieldNames()
+    """Fields that hold the text; the first row says it if absent."""
+    rows: Rows = None
+    """Which rows of the source, so that one file serves several roles: ``[0, 200]``, the first 200; ``[200, null]``,
+    the others; or a share of all rows drawn by a seed, ``{share: [0, 0.2], seed: 0}``, in which equal rows stay
+    together. All if absent."""
     n: Positive | None = None
-    """Use at most this many rows, the first ones in the file's order; all if absent."""
+    """Use at most this many of these rows, the first ones in the source's order that are not blank; all if absent."""
     max_tokens: Annotated[int, Field(ge=2, le=1_000_000)] = 256
     """Longer rows are cut after this many tokens, or into rows of this many."""
     overlong: Literal["cut", "chunk"] | None = None
     """``chunk``: a longer document becomes several rows (a last one under 5 tokens is dropped), as Yao et al. do;
     ``cut``: what follows is left out. If absent, ``chunk`` for the forget set, so that all of it is forgotten, and
     ``cut`` for the others. An answer belongs to its prompt: it is always cut."""
+
+    def differs(self, field: str) -> bool:
+        """Whether a field has another value than it has if it is absent."""
+        return bool(getattr(self, field) != type(self).model_fields[field].default)
 
     def is_chunked(self, role: str) -> bool:
         """Whether long documents become several rows where this is the source of ``role``."""

@@ -11,7 +11,7 @@ from typing import Any
 from core.config import DataConfig
 from core.config.method import Alternatives
 from core.data.prompts import continuation
-from core.data.sources import Row
+from core.data.rows import Row
 from core.data.tokens import TokenRow, cut_row, tokenise
 from core.errors import DataError
 from core.seeding import derive_seed

@@ -16,7 +16,7 @@ class Benchmark:
     """Where a published set lies on the hub and which fields hold its text.
 
     ``shape``: ``fields`` is text, or prompt and answer, as they stand; ``choices`` is a question with
-    numbered choices, written out by :func:`core.data.sources.read_rows`.
+    numbered choices, written out by :func:`core.data.rows.written_out`.
     """
 
     repository: str

@@ -8,11 +8,11 @@ from dataclasses import dataclass, fields
 class Counts:
     """Rows and tokens of one part, or of several together.
 
-    Every token that is read is kept, repeated, cut or dropped:
-    ``read_tokens = tokens + repeated_tokens + cut_tokens + dropped_tokens``.
+    Every token that is read is kept, repeated, cut, dropped or too few:
+    ``read_tokens = tokens + repeated_tokens + cut_tokens + dropped_tokens + short_tokens``.
 
     Attributes:
-        read_rows: Rows of the source: documents, or prompts with their answers.
+        read_rows: Rows of the source: documents, or prompts with their answers; blank ones too.
         read_tokens: Their tokens, prompts, templates and special tokens included.
         rows: Rows of token ids that the part has; a document that is chunked is several.
         tokens: Their tokens.
@@ -22,6 +22,9 @@ class Counts:
         cut_tokens: Tokens that were cut off.
         dropped_chunks: Last chunks of documents that were dropped because they were too short.
         dropped_tokens: Their tokens.
+        blank_rows: Rows without text, which are left out.
+        short_rows: Rows that are left out because nothing of them would be predicted, such as those of one token.
+        short_tokens: Their tokens.
     """
 
     read_rows: int = 0
@@ -34,11 +37,14 @@ class Counts:
     cut_tokens: int = 0
     dropped_chunks: int = 0
     dropped_tokens: int = 0
+    blank_rows: int = 0
+    short_rows: int = 0
+    short_tokens: int = 0
 
     @property
     def leaves_out(self) -> bool:
         """Whether anything that was read is in no row of token ids, or was there already."""
-        return self.read_tokens != self.tokens
+        return self.read_tokens != self.tokens or self.blank_rows + self.short_rows > 0
 
 
 def total(counts: Iterable[Counts]) -> Counts:

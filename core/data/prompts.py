@@ -16,7 +16,13 @@ Messages = Sequence[Mapping[str, str]]
 
 
 def prompt_and_answer(
-    prompt: str, answer: str, tokenizer: Any, *, prompting: Prompting, where: str
+    prompt: str,
+    answer: str,
+    tokenizer: Any,
+    *,
+    prompting: Prompting,
+    where: str,
+    before: Sequence[tuple[str, str]] = (),
 ) -> tuple[list[int], int]:
     """Token ids of a prompt followed by its answer, and how many of them are context.
 
@@ -27,12 +33,17 @@ def prompt_and_answer(
     generation prompt, and what the template puts before every answer, such as an empty think block; what
     counts is the answer and what the template puts after it, the end of the turn included.
 
+    What was said before the prompt is context. In the chat template these are messages of their own, and a
+    system message among them stands in place of the system prompt; a plain wording has each on a line of its
+    own before the prompt.
+
     Args:
         prompt: What is read.
         answer: What is predicted and counts.
         tokenizer: A tokenizer of transformers, with a chat template or without.
         prompting: The wording.
         where: Place of the row, for messages.
+        before: Role and content of earlier messages of a conversation.
 
     Returns:
         The ids, special tokens included, and the number of first ids that are context.
@@ -47,7 +58,8 @@ def prompt_and_answer(
         lacks it.
     """
     if uses_chat_template(prompting, tokenizer):
-        return _chat(prompt, answer, tokenizer, prompting.system_prompt, where)
+        earlier = [{"role": role, "content": content} for role, content in before]
+        return _chat(prompt, answer, tokenizer, prompting.system_prompt, where, earlier)
     for field, asks in (
         ("prompt_format: chat", prompting.prompt_format == "chat"),
         ("system_prompt:", prompting.system_prompt is not None),
@@ -57,7 +69,8 @@ def prompt_and_answer(
                 f"data.{field} needs a tokenizer with a chat template, this one has none ({where}); "
                 "use plain and plain_template, or a family's wording"
             )
-    return _plain(prompt, answer, tokenizer, prompting.template)
+    spoken = "\n".join([*(content for _, content in before), prompt])
+    return _plain(spoken, answer, tokenizer, prompting.template)
 
 
 def uses_chat_template(prompting: Prompting, tokenizer: Any) -> bool:
@@ -134,17 +147,23 @@ def _plain(prompt: str, answer: str, tokenizer: Any, template: str) -> tuple[lis
 
 
 def _chat(
-    prompt: str, answer: str, tokenizer: Any, system: str | None, where: str
+    prompt: str,
+    answer: str,
+    tokenizer: Any,
+    system: str | None,
+    where: str,
+    before: Messages,
 ) -> tuple[list[int], int]:
     from jinja2 import TemplateError  # the template language of transformers
 
-    messages = _asking(prompt, system)
+    messages = _asking(prompt, system, before)
+    has_system = messages[0]["role"] == "system"
     try:
         head = _rendered(messages, tokenizer, is_open=True)
         text = _rendered([*messages, _said(answer)], tokenizer)
         preface = _preface(messages, tokenizer, head)
     except TemplateError as err:
-        roles = "a user" if system is None else "a system, a user"
+        roles = "a system, a user" if has_system else "a user"
         raise DataError(
             f"data.prompt_format: the chat template refuses {roles} and an assistant message ({where}): "
             f"{err}; " + ("use plain" if system is None else "remove data.system_prompt")
@@ -167,9 +186,10 @@ def _head(template: str) -> str:
     return template.rstrip(" ")
 
 
-def _asking(prompt: str, system: str | None) -> Messages:
-    first = [] if system is None else [{"role": "system", "content": system}]
-    return [*first, {"role": "user", "content": prompt}]
+def _asking(prompt: str, system: str | None, before: Messages = ()) -> Messages:
+    has_own = bool(before) and before[0]["role"] == "system"
+    first = [] if system is None or has_own else [{"role": "system", "content": system}]
+    return [*first, *before, {"role": "user", "content": prompt}]
 
 
 def _preface(messages: Messages, tokenizer: Any, head: str) -> str:

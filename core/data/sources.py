@@ -1,43 +1,25 @@
-"""Read rows: embedded files, JSON Lines, Parquet, plain text, token ids, benchmarks by name, hub data sets."""
+"""Read rows: embedded files, files of one's own, benchmarks by name, hub data sets."""
 
+import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
-from string import ascii_uppercase
-from typing import Any
 
 from core.config import SourceConfig
+from core.config.data import FieldNames, RowShare
 from core.data.benchmarks import BENCHMARKS, NAMED, name_problem, named_fields
-from core.data.token_files import read_token_array
+from core.data.files import ENDINGS, file_records, format_of
+from core.data.rows import Record, Row, asks_with_choices, shape_of, to_row, written_out
 from core.errors import DataError, first_line
 
 EMBEDDED = Path(__file__).parent / "embedded"
 """Folder of the shipped texts; ``embedded:NAME`` is its ``NAME.jsonl``."""
 
-_FILE_SUFFIXES = (".jsonl", ".parquet", ".txt", ".npy")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row of text: ``prompt`` is read only, ``answer`` is predicted and counts.
-
-    Attributes:
-        prompt: Context of the answer; ``None`` for a document.
-        answer: The answer, or the whole document; empty for a row of token ids.
-        alternative: Another answer, where the source names a field for it.
-        token_ids: A document that is already tokenised.
-        place: Source and number of the row, for messages; two rows that differ in it only are equal.
-    """
-
-    prompt: str | None
-    answer: str
-    alternative: str | None = None
-    token_ids: tuple[int, ...] | None = None
-    place: str = field(default="", compare=False)
+_OLD_FIELDS = frozenset({"text", "prompt", "answer", "alternative"})
+"""Records of old trials give all of these for every source, with ``text: text`` where nothing was said."""
 
 
 def source_problem(config: SourceConfig) -> str | None:
@@ -55,6 +37,9 @@ def source_problem(config: SourceConfig) -> str | None:
             f"mirror: only a hub data set has one, got mirror={config.mirror!r} with "
             f"source={config.source!r}; remove it"
         )
+    ignored = _hub_only_problem(config)
+    if ignored:
+        return ignored
     if kind == "embedded":
         known = sorted(p.stem for p in EMBEDDED.glob("*.jsonl"))
         if name in known:
@@ -66,14 +51,14 @@ def source_problem(config: SourceConfig) -> str | None:
 
 def _named_problem(config: SourceConfig) -> str | None:
     """A benchmark's name says subset and split; the shipped authors have no repository either."""
-    ignored = {"subset", "split"} & config.model_fields_set
+    names = ["subset", "split"]
     if config.source.startswith("authors:"):
-        ignored |= {"mirror", "revision"} & config.model_fields_set
-    if not ignored:
+        names = ["mirror", "revision", *names]
+    ignored = next((name for name in names if config.differs(name)), None)
+    if ignored is None:
         return None
-    field_name = min(ignored)
     return (
-        f"{field_name}: has no effect on {config.source!r}, got {getattr(config, field_name)!r}; remove it, "
+        f"{ignored}: has no effect on {config.source!r}, got {getattr(config, ignored)!r}; remove it, "
         "or name the data set as hub:ORG/NAME"
     )
 
@@ -87,24 +72,47 @@ def _mirror_problem(config: SourceConfig) -> str | None:
     )
 
 
+def _hub_only_problem(config: SourceConfig) -> str | None:
+    """A file has neither splits nor subsets nor revisions; ``split: train`` is what loaders call all of it."""
+    ignored = next((name for name in ("split", "subset", "revision") if config.differs(name)), None)
+    if ignored is None:
+        return None
+    value = getattr(config, ignored)
+    part = re.fullmatch(r"\w+\[(\d*):(\d*)\]", value) if ignored == "split" else None
+    instead = "" if part is None else f", and use rows: [{part[1] or 0}, {part[2] or 'null'}]"
+    return (
+        f"{ignored}: only a hub data set has one, got {ignored}={value!r} with source={config.source!r}; "
+        f"remove it{instead}"
+    )
+
+
 def _file_problem(config: SourceConfig) -> str | None:
     path = Path(config.source)
-    if path.suffix not in _FILE_SUFFIXES:
+    form = format_of(path)
+    if path.is_dir():
+        return f"source: {config.source!r} is a folder; name a file in it"
+    if form is None:
         kind, colon, _ = config.source.partition(":")
         near = get_close_matches(kind, NAMED, n=1, cutoff=0.6) if colon else []
         hint = f" (did you mean {near[0]}:?)" if near else ""
         return (
             f"source: {config.source!r} is none of hub:ORG/NAME, embedded:NAME, or a file ending in "
-            f"{', '.join(_FILE_SUFFIXES)}; nor a data set by name, {', '.join(f'{n}:' for n in sorted(NAMED))}"
-            f"{hint}"
+            f"{', '.join(ENDINGS)} (text also with .gz after it); nor a data set by name, "
+            f"{', '.join(f'{n}:' for n in sorted(NAMED))}{hint}"
         )
-    if path.suffix == ".npy" and "fields" in config.model_fields_set:
+    if form == ".npy" and _is_said(config.fields):
         return f"fields: {config.source!r} holds token ids and has no fields; remove it"
     return None if path.is_file() else f"source: file {config.source!r} does not exist"
 
 
-def read_records(config: SourceConfig, *, role: str) -> list[Mapping[str, Any]]:
-    """The first ``config.n`` records of a source with all their fields, in its order.
+def is_at_hand(config: SourceConfig) -> bool:
+    """Whether a source is on this machine for sure, and is read without the library of the hub's data sets."""
+    kind = config.source.partition(":")[0]
+    return kind != "hub" and (kind not in NAMED or kind == "authors")
+
+
+def read_records(config: SourceConfig, *, role: str) -> list[Record]:
+    """The chosen records of a source with all their fields, in its order: the first ``config.n`` of ``config.rows``.
 
     A record of a ``.txt`` file has the field ``text``, one of a ``.npy`` file the field ``token_ids``.
 
@@ -113,38 +121,123 @@ def read_records(config: SourceConfig, *, role: str) -> list[Mapping[str, Any]]:
         role: Its place in the configuration, ``data.ROLE``, for messages.
 
     Raises:
-        DataError: If the source is unknown, missing, unreadable or empty.
+        DataError: If the source is unknown, missing, unreadable or empty, or has fewer rows than are asked for.
     """
-    problem = source_problem(config)
-    if problem:
-        raise DataError(f"data.{role}.{problem}")
-    records = list(islice(_records(config, role), config.n))
-    if not records:
-        raise DataError(f"data.{role}: {config.source} holds no row")
-    return records
+    return [record for _, record in islice(_numbered(config, role), config.n)]
+
+
+def rows_and_records(config: SourceConfig, *, role: str) -> Iterator[tuple[Row, Record]]:
+    """The chosen rows of a source, in its order, each with the record that it was made of; read as asked for.
+
+    ``config.n`` of them are not blank; blank ones are among them, to be counted and left out.
+
+    Raises:
+        DataError: As :func:`read_records`; if a row lacks a field, or all are blank.
+    """
+    fields, is_choices = _fields_of_name(config)
+    n_rows, n_full = 0, 0
+    for number, record in _numbered(config, role):
+        if n_full == config.n:
+            return
+        place = f"{config.source} row {number}"
+        where = f"data.{role}: {place}"
+        if not fields.is_given:
+            is_choices = asks_with_choices(record)
+            fields = shape_of(record).model_copy(update={"alternative": fields.alternative})
+        shown = written_out(record, where=where) if is_choices else record
+        row = to_row(shown, fields, place=place, where=where)
+        n_rows += 1
+        n_full += not row.is_blank
+        yield row, record
+    if n_full == 0:
+        raise DataError(
+            f"data.{role}: {config.source} holds no row that is not blank, {n_rows} are; give another source, or "
+            "other fields"
+        )
 
 
 def read_rows(config: SourceConfig, *, role: str) -> list[Row]:
-    """The first ``config.n`` rows of a source, in its order.
+    """All rows of :func:`rows_and_records`, blank ones included.
 
     Raises:
-        DataError: If the source is missing or empty, or a row lacks a field or is blank.
+        DataError: As there.
     """
-    rows = []
-    for i, record in enumerate(read_records(config, role=role), start=1):
-        place = f"{config.source} row {i}"
-        if _holds_tokens(config):
-            rows.append(Row(None, "", token_ids=record["token_ids"], place=place))
-        else:
-            rows.append(_to_row(record, config, place=place, where=f"data.{role}: {place}"))
-    return rows
+    return [row for row, _ in rows_and_records(config, role=role)]
 
 
-def _holds_tokens(config: SourceConfig) -> bool:
-    return Path(config.source).suffix == ".npy" and not config.source.startswith("hub:")
+def _fields_of_name(config: SourceConfig) -> tuple[FieldNames, bool]:
+    """The fields of a source as far as they are known, and whether its records are multiple-choice questions."""
+    is_named = name_problem(config.source) is None
+    if not is_named or _is_said(config.fields):
+        return config.fields, False
+    known = BENCHMARKS.get(config.source)
+    fields = named_fields(config.source).model_copy(
+        update={"alternative": config.fields.alternative}
+    )
+    return fields, known is not None and known.shape == "choices"
 
 
-def _records(config: SourceConfig, role: str) -> Iterator[Mapping[str, Any]]:
+def _is_said(fields: FieldNames) -> bool:
+    """Whether a user said where the text is."""
+    is_old_record = fields == FieldNames(text="text") and fields.model_fields_set == _OLD_FIELDS
+    return fields.is_given and not is_old_record
+
+
+def _numbered(config: SourceConfig, role: str) -> Iterator[tuple[int, Record]]:
+    """The records that ``rows`` chooses, each with its number in the source, from 1."""
+    problem = source_problem(config)
+    if problem:
+        raise DataError(f"data.{role}.{problem}")
+    found = enumerate(_records(config, role), start=1)
+    chosen = _drawn(list(found), config, config.rows) if isinstance(config.rows, RowShare) else None
+    n_found = 0
+    for number, record in found if chosen is None else chosen:
+        n_found = number
+        if isinstance(config.rows, tuple):
+            low, high = config.rows
+            if number <= low:
+                continue
+            if high is not None and number > high:
+                return
+        yield number, record
+    if n_found == 0:
+        raise DataError(
+            f"data.{role}: {config.source} holds no row"
+            if config.rows is None or isinstance(config.rows, tuple)
+            else f"data.{role}.rows: of the rows of {config.source}, none are in the share {list(config.rows.share)}; "
+            "raise it"
+        )
+    if isinstance(config.rows, tuple):
+        low, high = config.rows
+        if n_found <= low or (high is not None and n_found < high):
+            raise DataError(
+                f"data.{role}.rows: {list(config.rows)} asks for more rows than {config.source} has, {n_found}; "
+                "lower it, or use null for the end"
+            )
+
+
+def _drawn(
+    records: Sequence[tuple[int, Record]], config: SourceConfig, chosen: RowShare
+) -> list[tuple[int, Record]]:
+    """The share of the records, in their order; those with equal text are all in it or all out of it."""
+    fields = _fields_of_name(config)[0]
+    if records and not fields.is_given:
+        fields = shape_of(records[0][1])
+    names = fields.model_dump(exclude_none=True, exclude={"alternative"}).values()
+
+    def key(record: Record) -> str:
+        held = [record.get(name) for name in names if name in record] or dict(record)
+        text = json.dumps([chosen.seed, held], default=str, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    keys = [key(record) for _, record in records]
+    order = sorted(set(keys))
+    low, high = (round(part * len(order)) for part in chosen.share)
+    inside = set(order[low:high])
+    return [pair for pair, at in zip(records, keys, strict=True) if at in inside]
+
+
+def _records(config: SourceConfig, role: str) -> Iterator[Record]:
     kind, _, name = config.source.partition(":")
     if kind == "authors":
         from core.data.authors import author_records  # made when asked for, not read
@@ -156,59 +249,12 @@ def _records(config: SourceConfig, role: str) -> Iterator[Mapping[str, Any]]:
     if kind == "hub":
         return _hub_records(config, name, config.subset, config.split, role)
     path = EMBEDDED / f"{name}.jsonl" if kind == "embedded" else Path(config.source)
-    reader = {".txt": _paragraphs, ".parquet": _parquet_records, ".npy": _token_records}
-    return reader.get(path.suffix, _json_lines)(path, role)
-
-
-def _json_lines(path: Path, role: str) -> Iterator[Mapping[str, Any]]:
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as err:
-                raise DataError(f"data.{role}: {path}:{number}: not JSON: {err.msg}") from err
-            if not isinstance(record, dict):
-                raise DataError(
-                    f"data.{role}: {path}:{number}: each line must be an object, "
-                    f"got {type(record).__name__}"
-                )
-            yield record
-
-
-def _paragraphs(path: Path, role: str) -> Iterator[Mapping[str, Any]]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as err:
-        raise DataError(
-            f"data.{role}: {path} is not UTF-8: {err.reason} at byte {err.start}"
-        ) from err
-    for paragraph in re.split(r"\n\s*\n", text):
-        if paragraph.strip():
-            yield {"text": " ".join(paragraph.split())}
-
-
-def _parquet_records(path: Path, role: str) -> Iterator[Mapping[str, Any]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.read_table(path)
-    except (OSError, pyarrow.ArrowInvalid) as err:
-        raise DataError(f"data.{role}: {path} is not a Parquet file: {err}") from err
-    for batch in table.to_batches():
-        yield from batch.to_pylist()
-
-
-def _token_records(path: Path, role: str) -> Iterator[Mapping[str, Any]]:
-    for ids in read_token_array(path, where=f"data.{role}"):
-        yield {"token_ids": ids}
+    return file_records(path, where=f"data.{role}")
 
 
 def _hub_records(
     config: SourceConfig, repository: str, subset: str | None, split: str, role: str
-) -> Iterator[Mapping[str, Any]]:
+) -> Iterator[Record]:
     import datasets
     from datasets.exceptions import DatasetsError
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
@@ -231,51 +277,3 @@ def _hub_records(
             "give a file or a mirror"
         ) from err
     yield from data
-
-
-def _written_out(record: Mapping[str, Any], where: str) -> Mapping[str, Any]:
-    """A multiple-choice question as its prompt, the right choice with its letter as its answer."""
-    match record:
-        case {"question": str(question), "choices": [*choices], "answer": int(answer)} if all(
-            isinstance(choice, str) for choice in choices
-        ) and 0 <= answer < len(choices) <= len(ascii_uppercase):
-            letters = ascii_uppercase[: len(choices)]
-            lines = [f"{a}. {choice}" for a, choice in zip(letters, choices, strict=True)]
-            prompt = "\n".join([question.strip(), *lines, "Answer:"])
-            return {"question": prompt, "answer": lines[answer]}
-    raise DataError(
-        f"{where}: a question, a list of choices and the number of the right one from 0 expected, got "
-        f"{ {name: record.get(name) for name in ('question', 'choices', 'answer')} }"
-    )
-
-
-def _to_row(record: Mapping[str, Any], config: SourceConfig, *, place: str, where: str) -> Row:
-    fields = config.fields
-    if config.source.partition(":")[0] in NAMED and "fields" not in config.model_fields_set:
-        fields = named_fields(config.source)
-        known = BENCHMARKS.get(config.source)
-        if known is not None and known.shape == "choices":
-            record = _written_out(record, where)
-    alternative = (
-        None if fields.alternative is None else _text(record, fields.alternative, where=where)
-    )
-    if fields.text is not None:
-        return Row(None, _text(record, fields.text, where=where), alternative, place=place)
-    assert fields.prompt is not None and fields.answer is not None  # FieldNames checks it
-    prompt = _text(record, fields.prompt, where=where)
-    answer = _text(record, fields.answer, where=where)
-    return Row(prompt, answer, alternative, place=place)
-
-
-def _text(record: Mapping[str, Any], name: str, *, where: str) -> str:
-    if name not in record:
-        near = get_close_matches(name, record, n=1, cutoff=0.6)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise DataError(
-            f"{where}: no field {name!r}; fields are {', '.join(map(repr, record))}; "
-            f"{hint}set data.*.fields"
-        )
-    value = record[name]
-    if not isinstance(value, str) or not value.strip():
-        raise DataError(f"{where}: field {name!r} must be text that is not blank, got {value!r}")
-    return value

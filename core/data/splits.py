@@ -30,6 +30,7 @@ def split_data(config: DataConfig, tokenizer: Any, *, vocabulary: int | None = N
     is kept once. Documents that share a row without being equal, such as two versions of an article that are
     chunked, stay together in one part and count as one document: to leave out a shared row only would put the
     rest of the same text on both sides of a split, and to leave out a whole document would lose more than is shared.
+    Rows that are blank or too short are left out and counted.
 
     Args:
         config: The sources, and how they are cut and split.
@@ -38,7 +39,7 @@ def split_data(config: DataConfig, tokenizer: Any, *, vocabulary: int | None = N
 
     Raises:
         DataError: If a source is missing or empty, too small for its parts, two roles share a row of token ids,
-            nothing of a row would be predicted, or a token id is not in the vocabulary.
+            a prompt alone fills ``max_tokens``, or a token id is not in the vocabulary.
     """
     limit = len(tokenizer) if vocabulary is None else vocabulary
     rows = {
@@ -51,14 +52,31 @@ def split_data(config: DataConfig, tokenizer: Any, *, vocabulary: int | None = N
     refuse_overlap(rows)
     parts: dict[str, Sequence[TokenisedRow]] = {"forget": rows["forget"]}
     for role in ("retain", "approximate", "general"):
-        parts |= _cut(role, rows[role], config)
+        parts |= _cut(role, usable(rows[role], role=role), config)
+    usable(rows["forget"], role="forget")
     kept = {name: _distinct(part) for name, part in parts.items()}
     return TokenSplits(
         parts={name: tuple(pieces) for name, pieces in kept.items()},
         identity={name: _hash(list(pieces)) for name, pieces in kept.items()},
         forget_rows=tuple(origin.row for origin in kept["forget"].values()),
-        counts={name: count(part, list(kept[name])) for name, part in parts.items()},
+        counts=_counts(rows, parts, kept),
     )
+
+
+def usable(rows: Sequence[TokenisedRow], *, role: str) -> list[TokenisedRow]:
+    """Rows without those that are blank or too short.
+
+    Raises:
+        DataError: If there are no others.
+    """
+    found = [row for row in rows if row.pieces]
+    if not found:
+        n_blank = sum(row.row.is_blank for row in rows)
+        raise DataError(
+            f"data.{role}: all {len(rows)} rows are blank or too short ({n_blank} blank): nothing of them would be "
+            "predicted; give longer texts, or other fields"
+        )
+    return found
 
 
 def refuse_small_retain(n_rows: int, batch_rows: int, *, role: str = "retain") -> None:
@@ -115,9 +133,10 @@ def count(read: Sequence[TokenisedRow], kept: Sequence[TokenRow]) -> Counts:
         [n for row in read if (n := getattr(row, name))]
         for name in ("cut_tokens", "dropped_tokens")
     )
+    n_short = sum(row.short_tokens for row in read)
     return Counts(
         read_rows=len(read),
-        read_tokens=n_pieces + sum(cut) + sum(dropped),
+        read_tokens=n_pieces + sum(cut) + sum(dropped) + n_short,
         rows=len(kept),
         tokens=n_kept,
         repeated_rows=len(pieces) - len(kept),
@@ -126,7 +145,24 @@ def count(read: Sequence[TokenisedRow], kept: Sequence[TokenRow]) -> Counts:
         cut_tokens=sum(cut),
         dropped_chunks=len(dropped),
         dropped_tokens=sum(dropped),
+        blank_rows=sum(row.row.is_blank for row in read),
+        short_rows=sum(not row.pieces and not row.row.is_blank for row in read),
+        short_tokens=n_short,
     )
+
+
+def _counts(
+    rows: Mapping[str, Sequence[TokenisedRow]],
+    parts: Mapping[str, Sequence[TokenisedRow]],
+    kept: Mapping[str, Mapping[TokenRow, TokenisedRow]],
+) -> dict[str, Counts]:
+    """Counts by part; what of a role that is split is blank or too short is counted under its own name."""
+    found = {name: count(part, list(kept[name])) for name, part in parts.items()}
+    for role, read in rows.items():
+        left_out = [row for row in read if not row.pieces]
+        if left_out and role not in parts:
+            found[role] = count(left_out, [])
+    return found
 
 
 def _cut(

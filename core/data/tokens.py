@@ -8,7 +8,7 @@ from core.config import DataConfig, PreparationData, SourceConfig
 from core.config.prompting import Prompting
 from core.data.counts import Counts
 from core.data.prompts import prompt_and_answer
-from core.data.sources import Row
+from core.data.rows import Row
 from core.errors import DataError
 
 
@@ -55,15 +55,17 @@ class TokenisedRow:
 
     Attributes:
         row: The row.
-        pieces: It, cut; or its chunks.
+        pieces: It, cut; or its chunks; none if it is blank or too short.
         cut_tokens: Tokens that were cut off.
         dropped_tokens: Tokens of a last chunk that was too short.
+        short_tokens: Its tokens, if nothing of them would be predicted.
     """
 
     row: Row
     pieces: tuple[TokenRow, ...]
     cut_tokens: int = 0
     dropped_tokens: int = 0
+    short_tokens: int = 0
 
 
 SHORTEST_CHUNK = 5
@@ -89,10 +91,11 @@ def tokenise_row(
 
     Returns:
         One piece of at most ``max_tokens`` tokens. Of a longer document that is chunked, those of consecutive
-        ``max_tokens`` tokens without a last one under 5 tokens.
+        ``max_tokens`` tokens without a last one under 5 tokens. None of a blank row, or of one so short that
+        nothing of it would be predicted.
 
     Raises:
-        DataError: If nothing of the row would be predicted, a token id is not in the vocabulary, or every chunk
+        DataError: If the prompt alone fills ``max_tokens``, a token id is not in the vocabulary, or every chunk
             would be too short.
 
     References:
@@ -102,12 +105,16 @@ def tokenise_row(
     """
     source: SourceConfig = getattr(config, role)
     where = f"{role}, {row.place}" if row.place else role
+    if row.is_blank:
+        return TokenisedRow(row=row, pieces=())
     ids, n_context = _ids(row, tokenizer, config, where=where)
     if vocabulary is not None:
         _refuse_unknown(row, ids, vocabulary, role)
     limit = source.max_tokens
     if len(ids) > limit and row.prompt is None and source.is_chunked(role):
         return _chunked(row, ids, max_tokens=limit, role=role)
+    if len(ids) <= limit and TokenRow(tuple(ids), n_context).n_counted < 1:
+        return TokenisedRow(row=row, pieces=(), short_tokens=len(ids))
     piece = cut_row(row, ids, n_context, max_tokens=limit, where=where)
     return TokenisedRow(row=row, pieces=(piece,), cut_tokens=len(ids) - len(piece.ids))
 
@@ -170,7 +177,9 @@ def _ids(
         return row.token_ids, 0
     if row.prompt is None:
         return tokenizer(row.answer)["input_ids"], 0
-    return prompt_and_answer(row.prompt, row.answer, tokenizer, prompting=prompting, where=where)
+    return prompt_and_answer(
+        row.prompt, row.answer, tokenizer, prompting=prompting, before=row.before, where=where
+    )
 
 
 def _refuse_unknown(row: Row, ids: Sequence[int], vocabulary: int, role: str) -> None:

@@ -6,16 +6,18 @@ a short one. A row in which no token counts has NaN.
 Shapes: B rows, T tokens, V vocabulary, N counted tokens of the batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
+from unicodedata import normalize
 
 import torch
 from torch import Tensor
 
 from core.losses import IGNORED, align, counted_tokens, token_nll
 from core.losses.alignment import predicted_positions
+from core.text.words import is_latin, words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,19 +236,25 @@ def extraction_likelihood(
 def rouge_l(prediction: str, reference: str) -> RougeL:
     """Longest common subsequence of words of a generated and a true text (ROUGE-L).
 
+    Where the letters of the true text are Latin, words are as published: runs of ASCII letters and digits in small
+    letters, stemmed, so that an accented letter splits a word. Otherwise, and where it has no such word, they are
+    those of :func:`core.text.words.words`: runs of letters and digits with their combining marks, ASCII ones
+    stemmed, and single characters of a script that puts no space between words. Of a text without letters and
+    digits each sign is a word.
+
     Args:
         prediction: Generated text; see :func:`cut_generation`.
         reference: True text.
 
     Returns:
-        Recall and F1 in ``[0, 1]``; 0 where a text holds no word.
+        Recall and F1 in ``[0, 1]``; 0 where a text is empty.
 
     References:
         Lin, "ROUGE: A Package for Automatic Evaluation of Summaries", 2004; computed by ``rouge-score``
-        with Porter stemming, as OpenUnlearning does. Words are runs of ASCII letters and digits in lower
-        case, so an accented letter splits a word.
+        with Porter stemming, as OpenUnlearning does. Deviation: ``rouge-score`` knows Latin letters only, and
+        gives 0 to equal texts of other scripts; different forms of one accented letter are made one.
     """
-    score = _rouge_scorer().score(reference, prediction)["rougeL"]
+    score = _rouge(prediction, reference)["rougeL"]
     return RougeL(recall=float(score.recall), f1=float(score.fmeasure))
 
 
@@ -258,12 +266,12 @@ def rouge_1_recall(prediction: str, reference: str) -> float:
         reference: True text.
 
     Returns:
-        Recall in ``[0, 1]``, each word as often as both texts hold it; 0 where a text holds no word.
+        Recall in ``[0, 1]``, each word as often as both texts hold it; 0 where a text is empty.
 
     References:
         As :func:`rouge_l`.
     """
-    return float(_rouge_scorer().score(reference, prediction)["rouge1"].recall)
+    return float(_rouge(prediction, reference)["rouge1"].recall)
 
 
 def cut_generation(text: str, *, stops: Sequence[str]) -> str:
@@ -305,8 +313,48 @@ def _ngrams(tokens: Sequence[int], n: int) -> list[tuple[int, ...]]:
     return [tuple(tokens[k : k + n]) for k in range(len(tokens) - n + 1)]
 
 
-@cache
-def _rouge_scorer() -> Any:
-    from rouge_score.rouge_scorer import RougeScorer  # imports nltk
+def _rouge(prediction: str, reference: str) -> Any:
+    prediction, reference = (normalize("NFC", text) for text in (prediction, reference))
+    if is_latin(reference) and _published_words(reference):
+        split = _published_words
+    else:
+        split = _words_of_any_script if words(reference) else _signs
+    return _rouge_scorer(split).score(reference, prediction)
 
-    return RougeScorer(["rouge1", "rougeL"], use_stemmer=True)
+
+def _published_words(text: str) -> list[str]:
+    found: list[str] = _rouge_tokenizer().tokenize(text)
+    return found
+
+
+def _words_of_any_script(text: str) -> list[str]:
+    return [
+        found
+        for word in words(text)
+        for found in (_published_words(word) if word.isascii() else [word])
+    ]
+
+
+def _signs(text: str) -> list[str]:
+    return [sign for sign in text if not sign.isspace()]
+
+
+@dataclass(frozen=True)
+class _Split:
+    """A tokenizer as ``rouge-score`` wants one."""
+
+    tokenize: Callable[[str], list[str]]
+
+
+@cache
+def _rouge_tokenizer() -> Any:
+    from rouge_score.tokenizers import DefaultTokenizer  # imports nltk
+
+    return DefaultTokenizer(use_stemmer=True)
+
+
+@cache
+def _rouge_scorer(split: Callable[[str], list[str]]) -> Any:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(["rouge1", "rougeL"], tokenizer=_Split(split))

@@ -9,9 +9,10 @@ from pydantic import ValidationError
 from core.config import DataConfig, SourceConfig, describe_problems
 from core.config.prompting import Prompting
 from core.data.counts import Counts
-from core.data.sources import Row, read_records, read_rows
-from core.data.splits import count
-from core.data.tokens import TokenRow, tokenise, tokenise_row
+from core.data.rows import Row
+from core.data.sources import read_records, rows_and_records
+from core.data.splits import count, usable
+from core.data.tokens import TokenisedRow, TokenRow, tokenise, tokenise_row
 from core.errors import ConfigError, DataError
 from core.store.artifacts import content_key
 
@@ -154,8 +155,7 @@ class EvaluationRows:
         """Rows of a role.
 
         Raises:
-            DataError: If the source is missing or empty, a row lacks a field or is blank, or nothing of
-                it would be predicted.
+            DataError: If the source is missing or empty, a row lacks a field, or all are blank or too short.
         """
         if role not in self._examples:
             self._examples[role] = self._made(role)
@@ -186,21 +186,21 @@ class EvaluationRows:
         )
 
     def _made(self, role: str) -> list[Example]:
-        source = self._source(role)
-        rows = read_rows(source, role=role)
-        records = self.records(role)
         config = cast(DataConfig, self._data)  # it has the same roles, and how prompts are written
-        read = [
-            tokenise_row(
+        found: list[Example] = []
+        read: list[TokenisedRow] = []
+        for row, record in rows_and_records(self._data.sources[role], role=role):
+            if self._limit is not None and len(found) >= self._limit:
+                break
+            tokenised = tokenise_row(
                 row, self._tokenizer, config=config, role=role, vocabulary=self._vocabulary
             )
-            for row in rows
-        ]
-        found = [
-            Example(piece, row.prompt, row.answer, record, row.place)
-            for row, record, tokenised in zip(rows, records, read, strict=True)
-            for piece in tokenised.pieces
-        ]
+            read.append(tokenised)
+            found += [
+                Example(piece, row.prompt, row.answer, record, row.place)
+                for piece in tokenised.pieces
+            ]
+        usable(read, role=role)
         self._counts[role] = count(read, [example.tokens for example in found])
         return found[: self._limit]
 

@@ -1,6 +1,5 @@
 """Suite ``fluency``: is what the model writes still language?"""
 
-import re
 from collections.abc import Sequence
 
 from core.metrics.composites import ngram_entropy
@@ -8,6 +7,7 @@ from core.model.loading import load_classifier
 from core.suites.evaluation_rows import Example
 from core.suites.subject import Subject
 from core.suites.suite import Findings, Sample, SuiteInput, mean, samples_of
+from core.text.words import words_and_signs
 
 _CLEAN = "clean"
 
@@ -45,7 +45,7 @@ def fluency_of(
 def ngrams_of(subject: Subject, examples: Sequence[Example]) -> list[float]:
     """Entropy of bigrams and trigrams of each answer, words and punctuation marks as tokens, in bits."""
     written = subject.continuations(examples)
-    return [ngram_entropy(re.findall(r"\w+|[^\w\s]", c.written)) for c in written]
+    return [ngram_entropy(words_and_signs(c.written)) for c in written]
 
 
 def verdicts(given: SuiteInput, subject: Subject, examples: Sequence[Example]) -> list[float]:

@@ -13,7 +13,8 @@ import pytest
 from core.config import SourceConfig
 from core.data.authors import PARTS
 from core.data.benchmarks import AUTHOR_PARTS, BENCHMARKS
-from core.data.sources import Row, read_records, read_rows, source_problem
+from core.data.rows import Row
+from core.data.sources import read_records, read_rows, source_problem
 from core.errors import DataError
 
 Records = Sequence[Mapping[str, Any]]

@@ -290,7 +290,10 @@ def test_cross_field_problems_are_named_on_a_line_each() -> None:
             {"engine.zero_stage": 2, "engine.offload": "parameters"},
             "offload=parameters needs zero_stage >= 3, got zero_stage=2",
         ),
-        ({"data.forget.fields": {}}, "give either text, or both prompt and answer"),
+        (
+            {"data.forget.fields": {"text": "a", "messages": "b"}},
+            "give either text, or both prompt and answer",
+        ),
         ({"data.forget.fields": {"prompt": "q"}}, "give either text, or both prompt and answer"),
         (
             {"data.forget.fields": {"text": "t", "prompt": "q", "answer": "a"}},

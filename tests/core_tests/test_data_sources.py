@@ -9,7 +9,8 @@ from conftest import write_rows
 from data_roles import PAIR, rows_of
 
 from core.config import SourceConfig
-from core.data.sources import EMBEDDED, Row, read_records
+from core.data.rows import Row
+from core.data.sources import EMBEDDED, read_records
 from core.errors import DataError
 
 
@@ -51,9 +52,11 @@ def test_n_takes_the_first_rows(tmp_path: Path) -> None:
             '{"text": "one"}\n{"txt": "two"}\n',
             r"rows\.jsonl row 2: no field 'text'; fields are 'txt'",
         ),
-        ('{"text": 5}\n', r"row 1: field 'text' must be text that is not blank, got 5"),
-        ('{"text": "  "}\n', r"row 1: field 'text' must be text that is not blank, got '  '"),
-        ('{"text": null}\n', r"row 1: field 'text' must be text that is not blank, got None"),
+        ('{"text": 5}\n', r"row 1: field 'text' must be text, got 5"),
+        (
+            '{"text": "  "}\n{"text": null}\n',
+            r"holds no row that is not blank, 2 are; give another",
+        ),
         ("\n", r"data\.forget: .*rows\.jsonl holds no row"),
     ],
 )
@@ -76,8 +79,8 @@ def test_a_missing_answer_is_named(tmp_path: Path) -> None:
     [
         ("nowhere.jsonl", r"data\.forget\.source: file 'nowhere\.jsonl' does not exist"),
         (
-            "rows.csv",
-            r"'rows\.csv' is none of hub:ORG/NAME, embedded:NAME, or a file ending in \.jsonl",
+            "rows.xlsx",
+            r"'rows\.xlsx' is none of hub:ORG/NAME, embedded:NAME, or a file ending in \.jsonl",
         ),
         ("embedded:nothing", r"no embedded text 'embedded:nothing'; known: embedded:"),
         ("hub:a/b/c", r"hub:ORG/NAME expected, got 'hub:a/b/c'"),
@@ -90,7 +93,10 @@ def test_a_source_that_cannot_be_is_refused(source: str, message: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("rows.parquet", "is not a Parquet file"), ("rows.txt", "is not UTF-8: .* at byte 0")],
+    [
+        ("rows.parquet", "is not a Parquet file"),
+        ("rows.txt", r"rows\.txt:1: is not UTF-8 but UTF-16; convert"),
+    ],
 )
 def test_a_file_of_another_kind_is_refused(tmp_path: Path, name: str, message: str) -> None:
     path = tmp_path / name

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from core.config import DataConfig
 from core.data.counts import Counts, total
-from core.data.sources import Row
+from core.data.rows import Row
 from core.data.splits import count, refuse_overlap, refuse_small_retain, split_data
 from core.data.tokens import TokenisedRow, TokenRow, TokenSplits
 from core.errors import DataError
@@ -252,16 +252,18 @@ def test_the_same_ids_are_shared_whatever_of_them_is_context() -> None:
 
 
 def test_counts_by_hand() -> None:
-    row = Row(None, "")
+    row = Row(None, "a text")
     read = [
         TokenisedRow(row=row, pieces=(TokenRow((1, 2, 3), 0),), cut_tokens=7),
         TokenisedRow(row=row, pieces=(TokenRow((1, 2, 3), 0), TokenRow((4, 5), 0))),
         TokenisedRow(row=row, pieces=(TokenRow((6, 7), 0),), dropped_tokens=4),
+        TokenisedRow(row=row, pieces=(), short_tokens=1),
+        TokenisedRow(row=Row(None, ""), pieces=()),
     ]
     kept = [TokenRow((1, 2, 3), 0), TokenRow((4, 5), 0), TokenRow((6, 7), 0)]
     assert count(read, kept) == Counts(
-        read_rows=3,
-        read_tokens=21,
+        read_rows=5,
+        read_tokens=22,
         rows=3,
         tokens=7,
         repeated_rows=1,
@@ -270,6 +272,9 @@ def test_counts_by_hand() -> None:
         cut_tokens=7,
         dropped_chunks=1,
         dropped_tokens=4,
+        blank_rows=1,
+        short_rows=1,
+        short_tokens=1,
     )
 
 

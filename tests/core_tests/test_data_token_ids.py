@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from data_roles import DataMaker, rows_of
 
-from core.data.sources import Row
+from core.data.rows import Row
 from core.data.splits import split_data
 from core.data.tokens import TokenRow
 from core.errors import DataError

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from core.config import DataConfig, SourceConfig
 from core.data.batches import collate, reading_order
-from core.data.sources import Row
+from core.data.rows import Row
 from core.data.splits import split_data
 from core.data.tokens import TokenRow, tokenise, tokenise_row
 from core.errors import DataError

@@ -16,7 +16,7 @@ from core.config import DataConfig
 from core.config.prompting import PRESETS, Preset, PromptFormat, Prompting
 from core.data.alternatives import alternative_rows, refusals
 from core.data.batches import collate
-from core.data.sources import Row
+from core.data.rows import Row
 from core.data.splits import split_data
 from core.data.tokens import TokenRow, tokenise, tokenise_row
 from core.errors import DataError
@@ -356,7 +356,7 @@ def test_a_row_without_alternative_is_named(tmp_path: Path) -> None:
 
 def test_a_blank_alternative_is_refused(tmp_path: Path) -> None:
     config = data(tmp_path, [{**QUESTIONS[0], "alternative": " "}])
-    with pytest.raises(DataError, match="field 'alternative' must be text that is not blank"):
+    with pytest.raises(DataError, match=r"forget\.jsonl row 1 has none"):
         made(config, alternatives="field")
 
 

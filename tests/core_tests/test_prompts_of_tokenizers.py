@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from core.config.prompting import Prompting
 from core.data.prompts import continuation, opening
-from core.data.sources import Row
+from core.data.rows import Row
 from core.data.tokens import TokenRow, tokenise
 
 QUESTION = Row("who?", "me")

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from core.config import DataConfig
 from core.config.prompting import Prompting
 from core.data.batches import collate
-from core.data.sources import Row
+from core.data.rows import Row
 from core.data.tokens import SHORTEST_CHUNK, TokenRow, tokenise, tokenise_row
 from core.losses import IGNORED, random_labels
 

@@ -319,12 +319,20 @@ def test_a_missing_paraphrase_is_refused(evaluate: Command, field: str) -> None:
 
 
 @pytest.mark.parametrize("answer", ["", "  "])
-def test_an_empty_answer_is_refused(evaluate: Command, answer: str) -> None:
-    data = questions(question(1), question(2, answer=answer), roles=("forget",))
-    is_refused(
-        evaluate("--suite", "memorization", "--data", data),
-        f"questions.jsonl row 2: field 'answer' must be text that is not blank, got {answer!r}",
-    )
+def test_an_empty_answer_is_left_out_and_counted(evaluate: Command, answer: str) -> None:
+    data = questions(question(1), question(2, answer=answer), question(3), roles=("forget",))
+    done = evaluate("--suite", "probes", "--data", data)
+    assert done.status == 0, done.err
+    assert "forget: 3 rows read, 2 kept" in done.out
+    assert "; left out: 1 blank row\n" in done.out
+
+
+def test_rows_that_cannot_be_read_are_refused_before_a_model_is_loaded(evaluate: Command) -> None:
+    Path("bad.jsonl").write_text('{"text": "one"}\nno JSON\n', encoding="utf-8")
+    data = write({"forget": {"source": "bad.jsonl"}}, "data.yaml")
+    done = evaluate("--suite", "probes", "--data", data)
+    is_refused(done, "data.forget: bad.jsonl:2: not JSON")
+    assert "Loading weights" not in done.err
 
 
 def test_tofu_without_a_retain_only_model_is_refused(evaluate: Command) -> None:

@@ -27,6 +27,54 @@ def test_validate_names_model_and_data_together(tune: Command, tiny_sweep: dict[
     )
 
 
+def test_validate_reads_the_data(tune: Command, tiny_sweep: dict[str, Any]) -> None:
+    """Overlaps, rows too few and missing fields, in a second and without a model."""
+    forget = tiny_sweep["data"]["forget"]["source"]
+    wrong = changed(tiny_sweep, "data.approximate.source", forget)
+    wrong = changed(wrong, "data.probe_rows", 40)
+    wrong = changed(wrong, "data.forget.fields", {"text": "txt"})
+    is_refused(
+        tune("validate", write(wrong)),
+        "3 problems",
+        f"data.forget: {forget} row 1: no field 'txt'; fields are 'text'; did you mean 'text'? set data.*.fields",
+        "data.retain: 40 probe rows, 6 report rows, 8 rows of one optimiser step need 54 distinct rows, got 40",
+        "data.general: 40 probe rows, 6 report rows need 46 distinct rows, got 24",
+    )
+    same = changed(tiny_sweep, "data.approximate.source", forget)
+    for command in (("validate", write(same)), ("sweep", write(same), "--dry-run")):
+        is_refused(
+            tune(*command), "data.approximate: ", "is also in data.forget: ", "rows: [0, 200]"
+        )
+    halves = changed(same, "data.forget.rows", [0, 4])
+    halves = changed(halves, "data.approximate.rows", [4, None])
+    assert tune("validate", write(halves)).status == 0
+    done = tune("sweep", write(halves), "--dry-run")
+    assert "data, forget: 4 rows read, 4 kept" in done.out
+
+
+def test_validate_notes_what_it_cannot_read(tune: Command, tiny_sweep: dict[str, Any]) -> None:
+    done = tune("validate", write(changed(tiny_sweep, "data.general.source", "hub:ORG/NAME")))
+    assert done.status == 0
+    assert done.out.endswith("\ndata.general: hub:ORG/NAME is read when it is loaded, not here\n")
+
+
+def test_validate_refuses_a_preparation_whose_sets_overlap(
+    tune: Command, tiny_sweep: dict[str, Any]
+) -> None:
+    source = tiny_sweep["data"]["retain"]
+    values = {
+        "schema": 1,
+        "model": tiny_sweep["model"],
+        "data": {"forget": source, "retain": source},
+        "training": {
+            "epochs": 1,
+            "optimizer": {"learning_rate": 1e-3},
+            "batch": {"global_batch_size": 4},
+        },
+    }
+    is_refused(tune("validate", write(values)), "data.retain: ", "is also in data.forget: ")
+
+
 def test_doctor_names_each_thing_with_a_fix(tune: Command) -> None:
     done = tune("doctor", "--json")
     checks = json.loads(done.out)

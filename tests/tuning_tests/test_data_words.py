@@ -45,6 +45,18 @@ def test_nothing_left_out_is_said_too() -> None:
     assert found == "1 row read, 1 kept with 9 tokens; nothing is left out"
 
 
+def test_blank_and_short_rows_are_named_and_warned_about_in_the_forget_set() -> None:
+    some = Counts(read_rows=9, read_tokens=33, rows=6, tokens=31, blank_rows=1)
+    both = Counts(**{**vars(some), "short_rows": 2, "short_tokens": 2})
+    assert count_words(some).endswith("; left out: 1 blank row")
+    assert count_words(both).endswith("; left out: 1 blank row and 2 rows too short")
+    assert data_warnings({"retain": both}) == []
+    assert data_warnings({"forget": both}) == [
+        "data.forget: 1 blank row and 2 rows too short of 9 rows are left out: nothing of them would be predicted, so "
+        "they are not forgotten; look at them if they should be"
+    ]
+
+
 def test_a_cut_forget_set_is_warned_about_and_a_cut_retain_set_is_not() -> None:
     cut = Counts(read_rows=3, read_tokens=10_100, rows=3, tokens=164, cut_rows=1, cut_tokens=9_936)
     assert data_warnings({"retain_train": cut, "forget": Counts(read_rows=3, rows=3)}) == []

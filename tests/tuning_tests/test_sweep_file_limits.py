@@ -178,7 +178,8 @@ def test_no_guard_no_warning() -> None:
 
 
 def test_validate_says_the_warning_after_the_verdict(write_spec: WriteSpec) -> None:
-    file = write_spec(values({"budget": {"trials": 2, "max_steps": 4}}))
+    sizes = {"data.probe_rows": 16, "data.report_rows": 32}
+    file = write_spec(values({"budget": {"trials": 2, "max_steps": 4}, **sizes}))
     verdict, warning = validate_file(file).splitlines()
     assert "a valid sweep of 2 trials" in verdict
     assert warning.startswith(
