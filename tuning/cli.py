@@ -4,6 +4,7 @@ Nothing heavy is imported at the top: ``--help``, ``status``, ``best`` and ``val
 """
 
 import errno
+import io
 import json
 import sys
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from core.errors import ConfigError, UserError
 from core.store.durable import commit_json, finite
 from tuning.config import RUN_NAME, SweepSpec
 from tuning.files import load_sweep, read_yaml
+from tuning.surroundings import without_carriage_returns
 
 if TYPE_CHECKING:
     from tuning.events import Watcher
@@ -42,6 +44,12 @@ RunPath = Annotated[Path, typer.Argument(help="A run folder, such as runs/demo."
 
 def main() -> None:
     """Entry point: a user's mistake ends with status 2 and without a traceback."""
+    without_carriage_returns()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(
+            stream, io.TextIOWrapper
+        ):  # a sign that the terminal has not is no reason to end
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except UserError as err:
