@@ -19,7 +19,7 @@ from core.errors import ConfigError, UserError
 from core.store.durable import commit_json, finite
 from tuning.config import RUN_NAME, SweepSpec
 from tuning.files import load_sweep, read_yaml
-from tuning.surroundings import without_carriage_returns
+from tuning.surroundings import begin_in_utf8, without_carriage_returns
 
 if TYPE_CHECKING:
     from tuning.events import Watcher
@@ -44,6 +44,7 @@ RunPath = Annotated[Path, typer.Argument(help="A run folder, such as runs/demo."
 
 def main() -> None:
     """Entry point: a user's mistake ends with status 2 and without a traceback."""
+    begin_in_utf8()
     without_carriage_returns()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(

@@ -1,7 +1,5 @@
 """What `doctor` says of the surroundings: variables, folders and limits that other programs stumble over."""
 
-import codecs
-import locale
 import os
 import resource
 import shutil
@@ -16,7 +14,14 @@ from typing import Literal
 
 import psutil
 
-from core.model.machine import container_limits, installed_gpus, shown_in_words, visible_gpus
+from core.model.machine import (
+    INTERFACES,
+    container_limits,
+    installed_gpus,
+    shown_in_words,
+    unknown_interfaces,
+    visible_gpus,
+)
 from core.store.place import CACHE_VARIABLE
 from tuning.surroundings import (
     OBJECT_STORE_BYTES,
@@ -26,6 +31,9 @@ from tuning.surroundings import (
     folder_candidates,
     folder_problem,
     home,
+    is_utf8,
+    loopback_problem,
+    shell_problem,
 )
 
 _MIB = 2**20
@@ -61,15 +69,17 @@ def environment_checks(root: Path = Path("/")) -> list[Check]:
         root: Where ``dev``, ``proc`` and ``sys`` lie.
     """
     return [
-        gpus(),
+        gpus(root),
         container(root),
         shared_memory(root / "dev/shm"),
         ray_folder(),
         home_folder(),
         hub_folder(),
         other_rays(),
+        network(),
         proxies(),
         compile_locks(),
+        shell(),
         compiler(),
         text_encoding(),
         line_ends(root / "proc/self/environ"),
@@ -77,9 +87,9 @@ def environment_checks(root: Path = Path("/")) -> list[Check]:
     ]
 
 
-def gpus() -> Check:
+def gpus(root: Path = Path("/")) -> Check:
     """GPUs that the environment shows, and whether torch can use them."""
-    installed = installed_gpus()
+    installed = installed_gpus(root)
     shown, words = visible_gpus(found=installed), shown_in_words(installed)
     found = f"{len(shown)} GPUs" + (f" ({words})" if words else "")
     if not shown:
@@ -208,6 +218,19 @@ def other_rays(environment: Mapping[str, str] = os.environ) -> Check:
     )
 
 
+def network(environment: Mapping[str, str] = os.environ) -> Check:
+    """Whether processes of this machine reach each other, through the interface that they are told."""
+    problem = loopback_problem()
+    if problem is not None:
+        what, _, fix = problem.partition("; ")
+        return Check("network", "error", what, fix)
+    present, unknown = sorted(psutil.net_if_addrs()), unknown_interfaces(environment)
+    if unknown:
+        found = f"{INTERFACES} names {', '.join(unknown)}, which this machine has not"
+        return Check("network", "error", found, f"unset it, or name one of {', '.join(present)}")
+    return Check("network", "ok", f"loopback; interfaces {', '.join(present)}")
+
+
 def proxies(environment: Mapping[str, str] = os.environ) -> Check:
     """Proxies, which the hub is asked through; Ray and the ranks talk past them."""
     given = {k: v for k, v in environment.items() if k.lower() in _PROXIES and v}
@@ -233,27 +256,28 @@ def compile_locks(environment: Mapping[str, str] = os.environ) -> Check:
     )
 
 
+def shell(environment: Mapping[str, str] = os.environ) -> Check:
+    """The shell that Ray starts its workers through."""
+    problem = shell_problem(environment)
+    if problem is None:
+        return Check("shell", "ok", str(shutil.which("bash", path=environment.get("PATH", ""))))
+    what, _, fix = problem.partition("; ")
+    return Check("shell", "error", what, fix)
+
+
 def compiler() -> Check:
-    """A C++ compiler, which nothing here needs."""
+    """A C++ compiler, which only other programs need."""
     found = shutil.which("c++") or shutil.which("g++") or "none"
     return Check("compiler", "ok", f"{found}; none is needed")
 
 
 def text_encoding() -> Check:
-    """How text is written to the terminal, and names to the file system."""
-    used = {
-        "text": locale.getpreferredencoding(False),
-        "file names": sys.getfilesystemencoding(),
-    }
-    others = [f"{k} {v}" for k, v in used.items() if codecs.lookup(v).name != "utf-8"]
-    if not others:
+    """How text is written to the terminal; files are read and written in UTF-8, whatever the locale."""
+    used = sys.stdout.encoding
+    if is_utf8(used):
         return Check("encoding", "ok", "UTF-8")
-    return Check(
-        "encoding",
-        "warn",
-        f"{', '.join(others)}; files are read and written in UTF-8 all the same, but other signs are shown as escapes",
-        "export LC_ALL=C.UTF-8, or PYTHONUTF8=1",
-    )
+    found = f"the terminal's is {used}: other signs are shown as escapes"
+    return Check("encoding", "warn", found, "export LC_ALL=C.UTF-8, or PYTHONUTF8=1")
 
 
 def line_ends(started_with: Path = Path("/proc/self/environ")) -> Check:

@@ -53,7 +53,7 @@ class Cluster:
     @classmethod
     def this_machine(cls, root: Path = Path("/")) -> "Cluster":
         """Cores and memory within this container's limits, and the GPUs that the environment shows."""
-        installed = installed_gpus()
+        installed = installed_gpus(root)
         gpus = visible_gpus(found=installed)
         memories = [gpu.memory_gib for gpu in gpus]
         known = [m for m in memories if m is not None]

@@ -3,13 +3,19 @@
 Imports no Ray: `doctor` says the same of a machine as a sweep does on it.
 """
 
+import codecs
+import locale
 import os
 import secrets
+import shutil
+import socket
+import sys
+import tempfile
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from core.errors import UserError
+from core.errors import UserError, first_line
 
 LONGEST_SOCKET = 107
 """Bytes of the path of a Unix socket, at most: ``sun_path`` of Linux holds 108 with its end."""
@@ -20,6 +26,7 @@ ROOM = LONGEST_SOCKET - len(_BELOW)
 OBJECT_STORE_BYTES = 100 * 2**20
 """Ray's shared memory: what trials and the driver send each other is small."""
 
+_LOOPBACK_TIMEOUT_S = 5.0
 _TOKEN, _TOKEN_PATH = "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 
 
@@ -61,15 +68,40 @@ def ray_folder(environment: Mapping[str, str] = os.environ) -> Path:
 
 
 def can_be_written(folder: Path) -> bool:
-    """Whether this user may write into a folder, or make it."""
-    place = existing_part(folder)
-    return place.is_dir() and os.access(place, os.W_OK | os.X_OK)
+    """Whether this user may write into a folder, or make it. It is tried: rights alone do not say so."""
+    try:
+        with tempfile.TemporaryFile(dir=existing_part(folder)):
+            return True
+    except OSError:
+        return False
 
 
 def existing_part(path: Path) -> Path:
     """The longest part of a path that exists, as far as this user may look."""
     whole = path.absolute()
     return next(p for p in (whole, *whole.parents) if os.path.exists(p))  # noqa: PTH110 - this one never raises
+
+
+def loopback_problem() -> str | None:
+    """What keeps processes of this machine from reaching each other, or ``None``.
+
+    A network namespace begins with its loopback interface down; Ray would wait for its own server.
+    """
+    try:
+        with (
+            socket.create_server(("127.0.0.1", 0)) as server,
+            socket.create_connection(server.getsockname(), timeout=_LOOPBACK_TIMEOUT_S),
+        ):
+            return None
+    except OSError as err:
+        return f"127.0.0.1 cannot be reached: {first_line(err)}; bring the loopback interface up: ip link set lo up"
+
+
+def shell_problem(environment: Mapping[str, str] = os.environ) -> str | None:
+    """What keeps Ray from starting a worker with an environment of its own, or ``None``; it would try for ever."""
+    if shutil.which("bash", path=environment.get("PATH", "")):
+        return None
+    return "bash is not on PATH, and Ray starts workers through it; install bash, or add its folder to PATH"
 
 
 def token_file(environment: Mapping[str, str] = os.environ) -> Path:
@@ -95,6 +127,24 @@ def own_token(environment: MutableMapping[str, str] = os.environ) -> Iterator[No
         yield
     finally:
         environment.pop(_TOKEN, None)
+
+
+def is_utf8(encoding: str) -> bool:
+    """Whether an encoding is UTF-8, by whatever name."""
+    return codecs.lookup(encoding).name == "utf-8"
+
+
+def begin_in_utf8() -> None:
+    """Begin this process anew in Python's UTF-8 mode where the locale is another one.
+
+    Only so do libraries read their own files: torch opens templates that are UTF-8 by the locale. What is shown keeps
+    the terminal's encoding, with escapes for signs that it has not.
+    """
+    if sys.flags.ignore_environment or is_utf8(locale.getpreferredencoding(False)):
+        return
+    os.environ["PYTHONUTF8"] = "1"
+    os.environ.setdefault("PYTHONIOENCODING", f"{sys.stdout.encoding}:backslashreplace")
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - no shell is wanted
 
 
 def without_carriage_returns(environment: MutableMapping[str, str] = os.environ) -> list[str]:

@@ -68,7 +68,14 @@ from tuning.resources import (
 from tuning.run import Run, load_run
 from tuning.shared_folder import QUESTION, refuse_unshared
 from tuning.space import bind, corner_proposals
-from tuning.surroundings import OBJECT_STORE_BYTES, home, own_token, ray_folder
+from tuning.surroundings import (
+    OBJECT_STORE_BYTES,
+    home,
+    loopback_problem,
+    own_token,
+    ray_folder,
+    shell_problem,
+)
 from tuning.trainable import UnlearningTrial, placement, start_rank
 from tuning.validate import late_guard
 
@@ -647,9 +654,16 @@ def _ray(spec: SweepSpec, launch: Launch) -> Iterator[_Plan]:
 
 
 def _start_ray(spec: SweepSpec) -> Cluster:
-    """Start a Ray of this sweep's own on this machine, whatever other Ray there is."""
+    """Start a Ray of this sweep's own on this machine, whatever other Ray there is.
+
+    Raises:
+        UserError: If not even one trial fits, or Ray would wait for ever.
+    """
     cluster = Cluster.this_machine()
     concurrent_trials(with_gpus(spec, cluster, None).resources, cluster)  # refuses before Ray
+    problem = loopback_problem() or shell_problem()
+    if problem is not None:
+        raise UserError(f"this machine: {problem}")
     ray.init(
         address="local",
         num_cpus=int(cluster.cpus),

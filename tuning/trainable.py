@@ -251,6 +251,7 @@ def start_rank(
             "env_vars": {
                 "OMP_NUM_THREADS": threads,  # before torch starts: two busy pools stall each other
                 "MKL_NUM_THREADS": threads,
+                "PYTHONUTF8": "1",  # libraries read their own files by the locale
                 "TOKENIZERS_PARALLELISM": "false",
                 "HF_HUB_DISABLE_PROGRESS_BARS": "1",
                 "TRANSFORMERS_VERBOSITY": "error",

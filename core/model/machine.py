@@ -14,6 +14,8 @@ _GIB = 2**30
 _TOOL_TIMEOUT_S = 20.0
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 """Environment variable that says which GPUs a process sees."""
+INTERFACES = "GLOO_SOCKET_IFNAME"
+"""Environment variable with the network interfaces that ranks on CPUs talk through."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +58,13 @@ def free_memory_gib(root: Path = Path("/")) -> float:
     free = float(psutil.virtual_memory().available) / _GIB
     left = container_limits(root).memory_gib
     return free if left is None else min(free, left)
+
+
+def unknown_interfaces(environment: Mapping[str, str] | None = None) -> list[str]:
+    """Network interfaces that ``GLOO_SOCKET_IFNAME`` names and this machine has not."""
+    names = (os.environ if environment is None else environment).get(INTERFACES, "").split(",")
+    present = psutil.net_if_addrs()
+    return [name for name in names if name and name not in present]
 
 
 def container_limits(root: Path = Path("/")) -> Limits:

@@ -18,9 +18,10 @@ def cache_root() -> Path:
         UserError: If the variable is absent and this user has no home folder, as in some containers.
     """
     given = os.environ.get(CACHE_VARIABLE)
-    if not given and not Path(platformdirs.user_cache_dir()).is_absolute():
+    try:
+        return Path(given or platformdirs.user_cache_dir("unlearn-tune")).absolute()
+    except RuntimeError as err:
         raise UserError(
             f"{CACHE_VARIABLE}: the cache lies in the home folder unless this variable names another, and user "
             f"{os.getuid()} has none; set it to a folder that can be written"
-        )
-    return Path(given or platformdirs.user_cache_dir("unlearn-tune")).absolute()
+        ) from err

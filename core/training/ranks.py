@@ -19,6 +19,8 @@ from torch import Tensor
 from torch._C._distributed_c10d import TCPStore
 
 from core.config import EngineConfig
+from core.errors import UserError
+from core.model.machine import INTERFACES, unknown_interfaces
 from core.store.durable import commit
 
 TIMEOUT = timedelta(minutes=10)
@@ -198,8 +200,20 @@ def join(
         local_rank: Number on this machine; 0 where each process sees only its own GPU.
         timeout: Deadline of a collective, in which all ranks are expected to come at once; :meth:`Group.wait`
             has none while all ranks live.
+
+    Raises:
+        UserError: If ``GLOO_SOCKET_IFNAME`` names a network interface that this machine has not.
     """
+    unknown = unknown_interfaces()
+    if unknown:
+        raise UserError(
+            f"{INTERFACES}: must name network interfaces of this machine, got {', '.join(unknown)}; unset it, or "
+            "let `unlearn-tune doctor` list them"
+        )
     local = rank if local_rank is None else local_rank
+    os.environ.pop(
+        "OMPI_COMM_WORLD_LOCAL_RANK", None
+    )  # of a launcher around us; DeepSpeed would insist on it
     os.environ.update(
         RANK=str(rank),
         WORLD_SIZE=str(size),
