@@ -12,7 +12,7 @@ from core.model.packaged import PACKAGED_MODELS, cached_folder
 from core.store.place import CACHE_VARIABLE, cache_root
 from tuning.environment_checks import Check, environment_checks
 from tuning.resources import Cluster, free_disk_gib
-from tuning.surroundings import token_file
+from tuning.surroundings import can_be_written, token_file
 
 _FAMILY = {
     "torch": "2.11",
@@ -36,6 +36,7 @@ def examine() -> list[Check]:
         _devices(),
         _memory(),
         *environment_checks(),
+        _runs(Path("runs")),
         _disk("run folder", Path("runs")),
         *_cache(),
         _ray_token(),
@@ -93,6 +94,13 @@ def _disk(name: str, path: Path) -> Check:
             f"disk ({name})", "warn", found, f"free {_NEEDED_DISK_GIB:g} GiB, or use another disk"
         )
     return Check(f"disk ({name})", "ok", found)
+
+
+def _runs(path: Path) -> Check:
+    if can_be_written(path):
+        return Check("run folder", "ok", str(path.absolute()))
+    found = f"{path.absolute()} cannot be written"
+    return Check("run folder", "error", found, "start from a folder that can be written")
 
 
 def _writable(path: Path) -> Check:

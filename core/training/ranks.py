@@ -211,9 +211,8 @@ def join(
             "let `unlearn-tune doctor` list them"
         )
     local = rank if local_rank is None else local_rank
-    os.environ.pop(
-        "OMPI_COMM_WORLD_LOCAL_RANK", None
-    )  # of a launcher around us; DeepSpeed would insist on it
+    # of a launcher around this process; DeepSpeed would insist on it
+    os.environ.pop("OMPI_COMM_WORLD_LOCAL_RANK", None)
     os.environ.update(
         RANK=str(rank),
         WORLD_SIZE=str(size),

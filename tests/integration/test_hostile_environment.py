@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from command_line import ROOT
 
 from tuning.run import load_run
 
@@ -110,3 +111,35 @@ def test_a_sweep_runs_where_everything_is_in_the_way(
     assert sorted(p.name for p in tmp_path.iterdir()) == (
         ["cache", "extensions", "home", "runs", "sweep.yaml", "tools"]
     )
+
+
+OWN_RAY = """
+import sys
+from pathlib import Path
+import ray
+from core.errors import UserError
+from tuning import run_sweep
+from tuning.files import load_sweep
+ray.init(address="local", num_cpus=1, include_dashboard=False, logging_level="ERROR")
+try:
+    run_sweep(load_sweep(Path(sys.argv[1])), Path("run"))
+except UserError as err:
+    print(err)
+print(ray.is_initialized(), Path("run").exists())
+"""
+
+
+def test_a_ray_of_the_same_process_is_neither_used_nor_ended(tmp_path: Path) -> None:
+    """As in a notebook, where somebody has called ``ray.init`` before."""
+    done = subprocess.run(
+        [sys.executable, "-c", OWN_RAY, str(ROOT / "search_spaces" / "demo.yaml")],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    )
+    refusal, left = done.stdout.splitlines()[-2:]
+    assert refusal.startswith("this process has a Ray already") and "ray.shutdown()" in refusal
+    assert left == "True False"

@@ -129,13 +129,13 @@ def test_without_a_home_doctor_says_where_the_cache_may_lie(tmp_path: Path) -> N
     assert checks["home"]["status"] == "warn"
 
 
-def test_what_ray_would_wait_for_is_an_error(tmp_path: Path) -> None:
-    """A network namespace whose loopback is down, an interface that is not there, and no bash."""
+def test_what_ray_would_wait_for_is_an_error() -> None:
+    """A network namespace whose loopback is down, an interface that is not there, no bash, and no place for runs."""
     unshare = shutil.which("unshare")
     assert unshare
     done = subprocess.run(
         [unshare, "--net", sys.executable, "-m", "tuning.cli", "doctor", "--json"],
-        cwd=tmp_path,
+        cwd="/proc/self",
         env=os.environ
         | {"PATH": "/nowhere", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
         capture_output=True,
@@ -145,6 +145,7 @@ def test_what_ray_would_wait_for_is_an_error(tmp_path: Path) -> None:
     assert done.returncode == 2, done.stderr
     checks = {check["name"]: check for check in json.loads(done.stdout)}
     for name, found, fix in (
+        ("run folder", "runs cannot be written", "start from a folder"),
         ("network", "127.0.0.1 cannot be reached", "ip link set lo up"),
         ("shell", "bash is not on PATH", "install bash"),
     ):
