@@ -1,4 +1,4 @@
-# Needs Python 3.11 or 3.12, make and a C++ compiler. Everything else goes into .venv.
+# Needs Python 3.11 or 3.12, and make. Everything else goes into .venv.
 
 VENV := .venv
 BIN := $(VENV)/bin

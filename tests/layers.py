@@ -101,7 +101,7 @@ TUNING: Layers = {
         "tuning/space.py",
         "tuning/strict_yaml.py",
     ),
-    "machines": ("tuning/cluster.py", "tuning/resources.py"),
+    "machines": ("tuning/cluster.py", "tuning/resources.py", "tuning/surroundings.py"),
     "judgement": (
         "tuning/copies.py",
         "tuning/objective.py",
@@ -126,6 +126,7 @@ TUNING: Layers = {
         "tuning/cached.py",
         "tuning/doctor.py",
         "tuning/dry_run.py",
+        "tuning/environment_checks.py",
         "tuning/evaluate.py",
         "tuning/foresight.py",
         "tuning/prepare.py",

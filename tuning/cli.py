@@ -4,6 +4,7 @@ Nothing heavy is imported at the top: ``--help``, ``status``, ``best`` and ``val
 """
 
 import errno
+import io
 import json
 import os
 import sys
@@ -19,6 +20,7 @@ from core.errors import ConfigError, UserError
 from core.store.durable import commit_json, finite
 from tuning.config import RUN_NAME, SweepSpec
 from tuning.files import load_sweep, read_yaml
+from tuning.surroundings import begin_in_utf8, without_carriage_returns
 
 if TYPE_CHECKING:
     from tuning.events import Watcher
@@ -46,6 +48,13 @@ def main() -> None:
     # Threads that wait leave their core to whom they wait for; spinning takes tenfold on a busy machine. Read once,
     # when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    begin_in_utf8()
+    without_carriage_returns()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(
+            stream, io.TextIOWrapper
+        ):  # a sign that the terminal has not is no reason to end
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except UserError as err:

@@ -316,6 +316,15 @@ class SweepSpec(Section):
         return value
 
     @model_validator(mode="after")
+    def _cuda_has_a_gpu(self) -> Self:
+        if self.engine.get("device") == "cuda" and self.resources.gpus_per_rank == 0:
+            raise ValueError(
+                "resources.gpus_per_rank: engine.device: cuda needs a GPU or a share of one for each rank, got "
+                "gpus_per_rank=0; leave it at auto, or take engine.device: auto"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _sampler_fits(self) -> Self:
         problems = []
         if self.sampler.name == "grid":

@@ -1,18 +1,18 @@
 """Is this machine ready? One line for each thing, with a fix."""
 
 import os
-import shutil
 import stat
 import sys
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal
 
+from core.errors import UserError
 from core.model.machine import free_memory_gib
 from core.model.packaged import PACKAGED_MODELS, cached_folder
 from core.store.place import CACHE_VARIABLE, cache_root
+from tuning.environment_checks import Check, environment_checks
 from tuning.resources import Cluster, free_disk_gib
+from tuning.surroundings import can_be_written, token_file
 
 _FAMILY = {
     "torch": "2.11",
@@ -28,29 +28,30 @@ _NEEDED_DISK_GIB = 5.0
 _NEEDED_MEMORY_GIB = 6.0
 
 
-@dataclass(frozen=True)
-class Check:
-    """One thing that was looked at."""
-
-    name: str
-    status: Literal["ok", "warn", "error"]
-    found: str
-    fix: str = ""
-
-
 def examine() -> list[Check]:
     """Look at everything."""
     return [
         _python(),
         *(_package(name, lowest) for name, lowest in _FAMILY.items()),
-        _compiler(),
         _devices(),
         _memory(),
+        *environment_checks(),
+        _runs(Path("runs")),
         _disk("run folder", Path("runs")),
-        _disk("cache", cache_root()),
-        _writable(cache_root()),
-        *(_packaged_model(name) for name in PACKAGED_MODELS),
+        *_cache(),
         _ray_token(),
+    ]
+
+
+def _cache() -> list[Check]:
+    try:
+        root = cache_root()
+    except UserError as err:
+        return [Check("cache folder", "error", "none", str(err))]
+    return [
+        _disk("cache", root),
+        _writable(root),
+        *(_packaged_model(name) for name in PACKAGED_MODELS),
     ]
 
 
@@ -67,18 +68,6 @@ def _package(name: str, lowest: str) -> Check:
     if parts < [int(p) for p in lowest.split(".")]:
         return Check(name, "error", found, f"at least {lowest} is needed: run `make setup`")
     return Check(name, "ok", found)
-
-
-def _compiler() -> Check:
-    found = shutil.which("c++") or shutil.which("g++")
-    if found is None:
-        return Check(
-            "compiler",
-            "error",
-            "no C++ compiler",
-            "install g++: DeepSpeed compiles a small part once",
-        )
-    return Check("compiler", "ok", found)
 
 
 def _devices() -> Check:
@@ -105,6 +94,13 @@ def _disk(name: str, path: Path) -> Check:
             f"disk ({name})", "warn", found, f"free {_NEEDED_DISK_GIB:g} GiB, or use another disk"
         )
     return Check(f"disk ({name})", "ok", found)
+
+
+def _runs(path: Path) -> Check:
+    if can_be_written(path):
+        return Check("run folder", "ok", str(path.absolute()))
+    found = f"{path.absolute()} cannot be written"
+    return Check("run folder", "error", found, "start from a folder that can be written")
 
 
 def _writable(path: Path) -> Check:
@@ -137,8 +133,8 @@ def _packaged_model(name: str) -> Check:
 
 
 def _ray_token() -> Check:
-    token = Path("~/.ray/auth_token").expanduser()
-    if not token.exists():
+    token = token_file()
+    if not os.access(token, os.R_OK):
         return Check("ray token", "ok", "none yet; Ray makes one when it first needs it")
     if stat.S_IMODE(token.stat().st_mode) & 0o077:
         return Check("ray token", "warn", f"{token} can be read by others", f"chmod 600 {token}")

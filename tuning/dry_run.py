@@ -162,6 +162,11 @@ def _data_lines(counts: dict[str, Counts] | None) -> list[str]:
 
 
 def _needs_lines(spec: SweepSpec, run_dir: Path, needs: Estimate) -> list[str]:
+    missing = [] if needs.lacking is None else [f"warning: not on this machine: {needs.lacking}"]
+    return [*missing, *_known_needs_lines(spec, run_dir, needs)]
+
+
+def _known_needs_lines(spec: SweepSpec, run_dir: Path, needs: Estimate) -> list[str]:
     if needs.parameters is None or needs.disk_gib is None or needs.time_s is None:
         return ["memory, disk and time: not known before the model is on this machine"]
     low, high = needs.time_s

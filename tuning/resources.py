@@ -3,7 +3,7 @@
 import math
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,16 @@ import yaml
 
 from core.config import TrialConfig
 from core.errors import UserError
-from core.model.machine import free_cpus, free_memory_gib, visible_gpus
+from core.model.machine import (
+    free_cpus,
+    free_memory_gib,
+    installed_gpus,
+    shown_in_words,
+    visible_gpus,
+)
 from tuning.config import ResourcesSpec, SweepSpec
 from tuning.space import bind, corner_proposals
+from tuning.surroundings import existing_part
 
 RANK_MEMORY_GIB = 3.0
 """Memory that is counted for a rank whose model or data are not on this machine."""
@@ -33,6 +40,7 @@ class Cluster:
         memory_gib: Memory that is free; ``None`` where that is not known (a cluster).
         gpu_memory_gib: Memory of the smallest GPU; ``None`` where that is not known.
         called: What it is called in messages.
+        gpus_because: What shows fewer GPUs than the machine has; empty if nothing does.
     """
 
     cpus: float
@@ -40,11 +48,13 @@ class Cluster:
     memory_gib: float | None = None
     gpu_memory_gib: float | None = None
     called: str = "this machine"
+    gpus_because: str = ""
 
     @classmethod
     def this_machine(cls, root: Path = Path("/")) -> "Cluster":
         """Cores and memory within this container's limits, and the GPUs that the environment shows."""
-        gpus = visible_gpus()
+        installed = installed_gpus(root)
+        gpus = visible_gpus(found=installed)
         memories = [gpu.memory_gib for gpu in gpus]
         known = [m for m in memories if m is not None]
         return cls(
@@ -52,6 +62,7 @@ class Cluster:
             gpus=len(gpus),
             memory_gib=free_memory_gib(root),
             gpu_memory_gib=min(known) if known and len(known) == len(memories) else None,
+            gpus_because=shown_in_words(installed),
         )
 
     @classmethod
@@ -144,19 +155,47 @@ def with_gpus(spec: SweepSpec, cluster: Cluster, needs: Needs | None) -> SweepSp
 
     0 without a GPU, or where ``engine.device`` is ``cpu``. Else the share of a GPU that the estimate needs, in
     hundredths and at most 1; a whole one where a trial has several ranks, of which no two may share a GPU, or
-    where the estimate or the GPU's memory is not known.
+    where the estimate or the GPU's memory is not known, or ``engine.device`` is ``cuda`` and there is no GPU.
     """
     resources = spec.resources
     if resources.gpus_per_rank != "auto":
         return spec
-    share = 1.0
-    if cluster.gpus == 0 or spec.engine.get("device") == "cpu":
+    share, device = 1.0, spec.engine.get("device", "auto")
+    if device == "cpu" or (device == "auto" and cluster.gpus == 0):
         share = 0.0
     elif resources.ranks_per_trial == 1 and needs is not None and cluster.gpu_memory_gib:
         whole = GPU_SPARE * needs.on_gpu / cluster.gpu_memory_gib
         share = min(1.0, math.ceil(round(100 * whole, 6)) / 100)
     changed = resources.model_copy(update={"gpus_per_rank": share})
     return spec.model_copy(update={"resources": changed})
+
+
+def lacking(resources: ResourcesSpec, cluster: Cluster) -> str | None:
+    """Why not even one trial finds its cores and GPUs, with what to do, or ``None``."""
+    ranks = resources.ranks_per_trial
+    cpus, gpus = ranks * resources.cpus_per_rank, ranks * resources.n_gpus
+    if cpus <= cluster.cpus and gpus <= cluster.gpus:
+        return None
+    hidden = f" ({cluster.gpus_because})" if gpus > cluster.gpus and cluster.gpus_because else ""
+    return (
+        f"resources: a trial needs {cpus} CPUs and {gpus:g} GPUs "
+        f"({ranks} ranks x {resources.cpus_per_rank} CPUs, {resources.n_gpus:g} "
+        f"GPUs), but only {cluster.cpus:g} CPUs and {cluster.gpus:g} GPUs are there{hidden}; lower "
+        "resources.ranks_per_trial, cpus_per_rank or gpus_per_rank, or give --address of a cluster that has them"
+    )
+
+
+def with_room(cluster: Cluster, resources: ResourcesSpec) -> Cluster:
+    """The cluster with at least the cores and GPUs of one trial: to look ahead where the sweep will not run."""
+    if lacking(resources, cluster) is None:
+        return cluster
+    ranks = resources.ranks_per_trial
+    return replace(
+        cluster,
+        cpus=max(cluster.cpus, ranks * resources.cpus_per_rank),
+        gpus=max(cluster.gpus, ranks * resources.n_gpus),
+        called="a machine with room for one trial",
+    )
 
 
 def concurrent_trials(
@@ -188,13 +227,9 @@ def concurrent_trials(
         because = f"{cluster.gpus:g} GPUs of {cluster.called}, {resources.n_gpus:g} for a rank"
         fits.append(Fitting(trials=int(cluster.gpus / gpus + 1e-9), because=because))
     fitting = min(fits, key=lambda fit: fit.trials)
-    if fitting.trials < 1 and not may_grow:
-        raise UserError(
-            f"resources: a trial needs {cpus} CPUs and {gpus:g} GPUs "
-            f"({ranks} ranks x {resources.cpus_per_rank} CPUs, {resources.n_gpus:g} "
-            f"GPUs), but only {cluster.cpus:g} CPUs and {cluster.gpus:g} GPUs are there; lower "
-            "resources.ranks_per_trial, cpus_per_rank or gpus_per_rank"
-        )
+    lack = lacking(resources, cluster)
+    if lack is not None and not may_grow:
+        raise UserError(lack)
     asked = resources.max_concurrent
     if asked != "auto":
         largest = asked if may_grow else min(asked, max(1, fitting.trials))
@@ -312,6 +347,8 @@ class Estimate:
         memory_gib: Memory of all trials at the same time, and the driver.
         disk_gib: Adapters of all trials and the shared artifacts.
         time_s: Seconds if no trial is stopped early, and if half of the steps are saved.
+        lacking: What keeps a single trial from running here, as the sweep would say it; the rest is then of a
+            machine that has just room for one.
     """
 
     concurrent: int
@@ -325,14 +362,12 @@ class Estimate:
     memory_gib: float | None = None
     disk_gib: float | None = None
     time_s: tuple[float, float] | None = None
+    lacking: str | None = None
 
 
 def free_disk_gib(path: Path) -> float:
     """Free space where ``path`` is, or will be."""
-    existing = path
-    while not existing.exists():
-        existing = existing.parent
-    return shutil.disk_usage(existing).free / 2**30
+    return shutil.disk_usage(existing_part(path)).free / 2**30
 
 
 def estimate(
@@ -353,8 +388,9 @@ def estimate(
         needs: What a rank needs of memory, where that is known.
         seconds_per_step: Of one optimiser step with its probe, where it is known.
     """
-    running = at_the_same_time(spec, cluster, needs, slots=asked_slots(spec))
-    known: dict[str, Any] = {}
+    room = with_room(cluster, spec.resources)
+    running = at_the_same_time(spec, room, needs, slots=asked_slots(spec))
+    known: dict[str, Any] = {"lacking": lacking(spec.resources, cluster)}
     if shape is not None:
         rank = largest_rank(spec)
         is_full = spec.adapter.get("kind") == "full"

@@ -11,7 +11,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -70,14 +70,23 @@ from tuning.resources import (
 from tuning.run import Run, load_run
 from tuning.shared_folder import QUESTION, refuse_unshared
 from tuning.space import bind, corner_proposals
+from tuning.surroundings import (
+    OBJECT_STORE_BYTES,
+    home,
+    loopback_problem,
+    own_token,
+    ray_folder,
+    shell_problem,
+)
 from tuning.trainable import UnlearningTrial, placement
 from tuning.validate import late_guard
 
 _PACKAGES = ("unlearn-tune", "torch", "ray", "optuna", "deepspeed", "peft", "transformers")
-_OBJECT_STORE_BYTES = 100 * 2**20
 _KNOCK_TIMEOUT_S = 5.0
-_CLUSTER_FILE = Path("~/ray_bootstrap_config.yaml").expanduser()
+_CLUSTER_FILE = home() / "ray_bootstrap_config.yaml"
 """Where ``ray up`` leaves the cluster file on the head."""
+_QUIET: Mapping[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+"""How Ray is told to keep its log to itself."""
 _A_GLANCE = 0.01
 """Share of a GPU that a look at it takes."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -576,8 +585,13 @@ def _ray(spec: SweepSpec, launch: Launch) -> Iterator[_Plan]:
     """A Ray to run on, and what runs on it.
 
     Raises:
-        UserError: If the cluster does not answer, or not even one trial fits.
+        UserError: If this process has a Ray already, the cluster does not answer, or not even one trial fits.
     """
+    if ray.is_initialized():
+        raise UserError(
+            "this process has a Ray already, and a sweep makes or joins its own; call ray.shutdown() first, and "
+            "give the address of a cluster that is to be used"
+        )
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # ours also takes SIGTERM
     os.environ["TUNE_FORCE_TRIAL_CLEANUP_S"] = "60"
@@ -585,38 +599,54 @@ def _ray(spec: SweepSpec, launch: Launch) -> Iterator[_Plan]:
         10**9
     )  # snapshots of all trials; nobody reads them
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
-    common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     is_far = launch.address is not None
-    if launch.address is None:
-        cluster = Cluster.this_machine()
-        concurrent_trials(with_gpus(spec, cluster, None).resources, cluster)  # refuses before Ray
-        ray.init(
-            address="local",
-            num_cpus=int(cluster.cpus),
-            num_gpus=int(cluster.gpus),
-            include_dashboard=False,
-            object_store_memory=_OBJECT_STORE_BYTES,
-            **common,
-        )
-    else:
-        try:
-            _knock(launch.address)
-            ray.init(address=launch.address, runtime_env=_code(), **common)
-        except (OSError, ValueError, RuntimeError) as err:
-            raise UserError(
-                f"--address {launch.address}: the cluster does not answer: {first_line(err)}; check the address, "
-                "that `ray status` works there, and that the authentication token is the cluster's"
-            ) from err
-        cluster = _largest_cluster()
-    try:
+    with ExitStack() as settled:
+        if launch.address is None:
+            settled.enter_context(own_token())
+        settled.callback(ray.shutdown)
+        cluster = _start_ray(spec) if launch.address is None else _join_ray(launch.address)
         needs, gpu_memory_gib = _looked_at(spec, cluster, is_far=is_far)
         if cluster.gpu_memory_gib is None:
             cluster = replace(cluster, gpu_memory_gib=gpu_memory_gib)
         spec = with_gpus(spec, cluster, needs)
         running = at_the_same_time(spec, cluster, needs, slots=asked_slots(spec), may_grow=is_far)
         yield _Plan(spec=spec, running=running, needs=needs, cluster=cluster, is_far=is_far)
-    finally:
-        ray.shutdown()
+
+
+def _start_ray(spec: SweepSpec) -> Cluster:
+    """Start a Ray of this sweep's own on this machine, whatever other Ray there is.
+
+    Raises:
+        UserError: If not even one trial fits, or Ray would wait for ever.
+    """
+    cluster = Cluster.this_machine()
+    concurrent_trials(with_gpus(spec, cluster, None).resources, cluster)  # refuses before Ray
+    problem = loopback_problem() or shell_problem()
+    if problem is not None:
+        raise UserError(f"this machine: {problem}")
+    ray.init(
+        address="local",
+        num_cpus=int(cluster.cpus),
+        num_gpus=int(cluster.gpus),
+        include_dashboard=False,
+        object_store_memory=OBJECT_STORE_BYTES,
+        _temp_dir=str(ray_folder()),
+        **_QUIET,
+    )
+    return cluster
+
+
+def _join_ray(address: str) -> Cluster:
+    """Join the cluster at an address."""
+    try:
+        _knock(address)
+        ray.init(address=address, runtime_env=_code(), **_QUIET)
+    except (OSError, ValueError, RuntimeError) as err:
+        raise UserError(
+            f"--address {address}: the cluster does not answer: {first_line(err)}; check the address, "
+            "that `ray status` works there, and that the authentication token is the cluster's"
+        ) from err
+    return _largest_cluster()
 
 
 def _largest_cluster() -> Cluster:

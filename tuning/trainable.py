@@ -252,6 +252,7 @@ def start_rank(
                 "OMP_NUM_THREADS": threads,  # before torch starts: two busy pools stall each other
                 "MKL_NUM_THREADS": threads,
                 "OMP_WAIT_POLICY": "PASSIVE",  # a thread that waits leaves its core to whom it waits for
+                "PYTHONUTF8": "1",  # libraries read their own files by the locale
                 "TOKENIZERS_PARALLELISM": "false",
                 "HF_HUB_DISABLE_PROGRESS_BARS": "1",
                 "TRANSFORMERS_VERBOSITY": "error",

@@ -206,7 +206,10 @@ def resolve_device(engine: EngineConfig) -> torch.device:
     if engine.device == "cpu" or (engine.device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise ModelError("engine.device: cuda is asked for, but torch sees no CUDA device here")
+        raise ModelError(
+            "engine.device: cuda is asked for, but torch sees no CUDA device here; take auto or cpu, or let "
+            "`unlearn-tune doctor` say why"
+        )
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
 
 

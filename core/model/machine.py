@@ -4,12 +4,18 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 _GIB = 2**30
+_TOOL_TIMEOUT_S = 20.0
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+"""Environment variable that says which GPUs a process sees."""
+INTERFACES = "GLOO_SOCKET_IFNAME"
+"""Environment variable with the network interfaces that ranks on CPUs talk through."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +58,13 @@ def free_memory_gib(root: Path = Path("/")) -> float:
     free = float(psutil.virtual_memory().available) / _GIB
     left = container_limits(root).memory_gib
     return free if left is None else min(free, left)
+
+
+def unknown_interfaces(environment: Mapping[str, str] | None = None) -> list[str]:
+    """Network interfaces that ``GLOO_SOCKET_IFNAME`` names and this machine has not."""
+    names = (os.environ if environment is None else environment).get(INTERFACES, "").split(",")
+    present = psutil.net_if_addrs()
+    return [name for name in names if name and name not in present]
 
 
 def container_limits(root: Path = Path("/")) -> Limits:
@@ -155,14 +168,15 @@ def visible_gpus(
     """GPUs that ``CUDA_VISIBLE_DEVICES`` shows to this process.
 
     As CUDA reads it: absent, all; empty, none; numbers, or names of GPUs or their beginnings, up to the
-    first that does not exist. A name of a part of a GPU (``MIG-...``) counts as one whose memory is not known.
+    first that does not exist. A name of a part of a GPU (``MIG-...``), or of a GPU where the driver's tool is
+    absent and no name is known, counts as one whose memory is not known.
 
     Args:
         environment: This process's if absent.
         found: The GPUs of the machine; looked for if absent.
     """
     present = installed_gpus() if found is None else list(found)
-    wanted = (os.environ if environment is None else environment).get("CUDA_VISIBLE_DEVICES")
+    wanted = (os.environ if environment is None else environment).get(VISIBLE)
     if wanted is None:
         return present
     shown: list[Gpu] = []
@@ -174,33 +188,55 @@ def visible_gpus(
     return shown
 
 
+def shown_in_words(found: Sequence[Gpu], environment: Mapping[str, str] | None = None) -> str:
+    """What ``CUDA_VISIBLE_DEVICES`` leaves of the machine's GPUs; empty where it shows them all."""
+    shown = visible_gpus(environment, found)
+    if len(shown) >= len(found):
+        return ""
+    wanted = (os.environ if environment is None else environment)[VISIBLE]
+    return f"{VISIBLE}={wanted!r} shows {len(shown)} of {len(found)}"
+
+
 def _named(name: str, present: Sequence[Gpu]) -> Gpu | None:
     if name.isdigit():
         return next((gpu for gpu in present if gpu.index == int(name)), None)
+    is_nameless = bool(present) and not any(gpu.uuid for gpu in present)
     if name.startswith("MIG-") and present:
         return Gpu(index=-1, uuid=name)
     if name.startswith("GPU-"):
-        return next((g for g in present if g.uuid.startswith(name)), None)
+        return next(
+            (g for g in present if g.uuid.startswith(name)),
+            Gpu(index=-1, uuid=name) if is_nameless else None,
+        )
     return None
 
 
-def installed_gpus() -> list[Gpu]:
-    """GPUs that the driver lists, with their memory where its tool ``nvidia-smi`` is there. Loads no torch."""
-    devices = sorted(int(p.name.removeprefix("nvidia")) for p in Path("/dev").glob("nvidia[0-9]*"))
+def installed_gpus(root: Path = Path("/")) -> list[Gpu]:
+    """GPUs that the driver lists, with their memory where its tool ``nvidia-smi`` is there. Loads no torch.
+
+    Args:
+        root: Where ``dev`` lies. A container that was given the third GPU has a device ``nvidia2`` alone, which is
+            number 0 to CUDA; Linux on Windows has no such device, but ``dxg``.
+    """
+    n_devices = sum(1 for _ in (root / "dev").glob("nvidia[0-9]*"))
     tool = shutil.which("nvidia-smi")
-    if tool is not None and devices:
+    if tool is not None and (n_devices or (root / "dev/dxg").exists()):
         query = [tool, "--query-gpu=index,uuid,memory.total", "--format=csv,noheader,nounits"]
-        done = subprocess.run(query, capture_output=True, text=True, check=False)
-        if done.returncode == 0 and done.stdout.strip():
-            return listed_gpus(done.stdout)
-    return [Gpu(index=i) for i in devices]
+        with suppress(OSError, subprocess.TimeoutExpired):  # a driver that hangs is as none
+            done = subprocess.run(
+                query, capture_output=True, text=True, check=False, timeout=_TOOL_TIMEOUT_S
+            )
+            if done.returncode == 0 and (found := listed_gpus(done.stdout)):
+                return found
+    return [Gpu(index=i) for i in range(n_devices)]
 
 
 def listed_gpus(text: str) -> list[Gpu]:
-    """GPUs from ``nvidia-smi``'s lines ``index, uuid, MiB``."""
+    """GPUs from ``nvidia-smi``'s lines ``index, uuid, MiB``; other lines, such as of a GPU that is lost, are none."""
     found = []
-    for line in text.strip().splitlines():
-        index, uuid, memory = (part.strip() for part in line.split(","))
-        size = int(memory) / 1024 if memory.isdigit() else None
-        found.append(Gpu(index=int(index), uuid=uuid, memory_gib=size))
+    for line in text.splitlines():
+        parts = [part.strip() for part in line.split(",")]
+        if len(parts) == 3 and parts[0].isdigit():
+            size = int(parts[2]) / 1024 if parts[2].isdigit() else None
+            found.append(Gpu(index=int(parts[0]), uuid=parts[1], memory_gib=size))
     return found

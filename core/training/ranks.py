@@ -19,6 +19,8 @@ from torch import Tensor
 from torch._C._distributed_c10d import TCPStore
 
 from core.config import EngineConfig
+from core.errors import UserError
+from core.model.machine import INTERFACES, unknown_interfaces
 from core.store.durable import commit
 
 TIMEOUT = timedelta(minutes=10)
@@ -198,8 +200,19 @@ def join(
         local_rank: Number on this machine; 0 where each process sees only its own GPU.
         timeout: Deadline of a collective, in which all ranks are expected to come at once; :meth:`Group.wait`
             has none while all ranks live.
+
+    Raises:
+        UserError: If ``GLOO_SOCKET_IFNAME`` names a network interface that this machine has not.
     """
+    unknown = unknown_interfaces()
+    if unknown:
+        raise UserError(
+            f"{INTERFACES}: must name network interfaces of this machine, got {', '.join(unknown)}; unset it, or "
+            "let `unlearn-tune doctor` list them"
+        )
     local = rank if local_rank is None else local_rank
+    # of a launcher around this process; DeepSpeed would insist on it
+    os.environ.pop("OMPI_COMM_WORLD_LOCAL_RANK", None)
     os.environ.update(
         RANK=str(rank),
         WORLD_SIZE=str(size),
@@ -222,22 +235,12 @@ def join(
             world_size=size,
             timeout=timeout,
         )
-        with redirect_stdout(sys.stderr):  # it prints what it compiles; stdout is for results
+        with redirect_stdout(sys.stderr):  # stdout is for results
             deepspeed().init_distributed(dist_backend="nccl" if use_cuda else "gloo", verbose=False)
         dist.barrier()
-        _release_shared_memory(rank, host, port)
     if size == 1:
         return Group(rank=rank, size=size)
     return Group(rank=rank, size=size, patience=Patience(rank, size, host, port, silence=timeout))
-
-
-def _release_shared_memory(rank: int, host: str, port: int) -> None:
-    """Take the name from DeepSpeed's CPU buffer, which every rank has mapped by now.
-
-    It would stay in memory, 66 MiB a rank, after the process: DeepSpeed never removes it.
-    """
-    name = f"deepspeed_allreduce_buffer_{os.getuid()}_{host}_{port}_{rank}"
-    (Path("/dev/shm") / name).unlink(missing_ok=True)  # noqa: S108 - where POSIX names live
 
 
 @lru_cache
@@ -253,9 +256,14 @@ def join_alone(engine: EngineConfig) -> tuple[Group, Rendezvous]:
 
 
 def deepspeed() -> Any:
-    """The library, imported late: it looks at the environment that :func:`join` prepares."""
+    """The library, imported late: it looks at the environment that :func:`join` prepares. It compiles nothing.
+
+    On a CPU it would build an operator that sums over ranks in its inference, which nothing here does: that needs
+    a compiler, waits for ever at a lock that a killed process left, and takes 66 MiB of shared memory a rank.
+    """
     import deepspeed
 
+    deepspeed.ops.__compatible_ops__ = {}  # of its operators, those that may be built
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     return deepspeed
 

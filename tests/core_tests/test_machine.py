@@ -10,8 +10,10 @@ from core.model.machine import (
     container_limits,
     free_cpus,
     free_memory_gib,
+    installed_gpus,
     listed_gpus,
     oom_kills,
+    shown_in_words,
     visible_gpus,
 )
 
@@ -177,6 +179,68 @@ def test_the_environment_says_which_gpus_count(
     environment: Mapping[str, str], shown: list[int]
 ) -> None:
     assert [gpu.index for gpu in visible_gpus(environment, GPUS)] == shown
+
+
+def test_a_name_counts_as_one_gpu_where_the_drivers_tool_is_absent() -> None:
+    nameless = [Gpu(index=0), Gpu(index=1)]
+    assert visible_gpus({"CUDA_VISIBLE_DEVICES": "GPU-c"}, nameless) == [
+        Gpu(index=-1, uuid="GPU-c")
+    ]
+    assert visible_gpus({"CUDA_VISIBLE_DEVICES": "GPU-x"}, GPUS) == []
+
+
+def devices(folder: Path, *names: str) -> Path:
+    """A folder that stands for ``/``, with these devices."""
+    (folder / "dev").mkdir()
+    for name in names:
+        (folder / "dev" / name).touch()
+    return folder
+
+
+def tool(folder: Path, script: str) -> Path:
+    """A folder with an ``nvidia-smi`` that does this."""
+    path = folder / "tools" / "nvidia-smi"
+    path.parent.mkdir()
+    path.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+    path.chmod(0o755)
+    return path.parent
+
+
+LISTED = "echo '0, GPU-a, 24576'"
+
+
+@pytest.mark.parametrize(
+    ("names", "script", "expected"),
+    [
+        pytest.param(["nvidia0"], LISTED, [Gpu(index=0, uuid="GPU-a", memory_gib=24.0)], id="listed"),
+        pytest.param(["nvidia2"], "exit 9", [Gpu(index=0)], id="a-container-was-given-the-third"),
+        pytest.param(["nvidia0", "nvidia1"], "echo No devices", [Gpu(index=0), Gpu(index=1)], id="no-lines"),
+        pytest.param(["dxg"], LISTED, [Gpu(index=0, uuid="GPU-a", memory_gib=24.0)], id="linux-on-windows"),
+        pytest.param(["dxg"], "exit 9", [], id="linux-on-windows-without-gpu"),
+        pytest.param(["nvidiactl"], LISTED, [], id="no-device"),
+    ],
+)  # fmt: skip
+def test_gpus_are_counted_as_cuda_counts_them(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    names: list[str],
+    script: str,
+    expected: list[Gpu],
+) -> None:
+    monkeypatch.setenv("PATH", str(tool(tmp_path, script)))
+    assert installed_gpus(devices(tmp_path, *names)) == expected
+
+
+def test_a_gpu_that_is_lost_does_not_hide_the_others() -> None:
+    text = "Unable to determine the device handle for GPU0: Unknown Error\n1, GPU-b, 81559\n"
+    assert [gpu.index for gpu in listed_gpus(text)] == [1]
+
+
+def test_what_the_environment_hides_is_said() -> None:
+    assert shown_in_words(GPUS, {}) == ""
+    assert shown_in_words(GPUS, {"CUDA_VISIBLE_DEVICES": "3,2,1,0"}) == ""
+    said = shown_in_words(GPUS, {"CUDA_VISIBLE_DEVICES": "2,7"})
+    assert said == "CUDA_VISIBLE_DEVICES='2,7' shows 1 of 4"
 
 
 def test_the_tools_lines_are_read_in_gib() -> None:

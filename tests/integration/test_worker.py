@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import random
 import string
 import subprocess
@@ -18,8 +19,8 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from core.config import TrialConfig
-from core.errors import DataError, NothingToForgetError
+from core.config import EngineConfig, TrialConfig
+from core.errors import DataError, NothingToForgetError, UserError
 from core.measuring.baselines import baseline_sums
 from core.measuring.meter import Meter
 from core.measuring.reporting import GuardReporter
@@ -309,24 +310,44 @@ def test_what_is_shared_is_found_again(make_trial: TrialMaker, artifact_cache: P
     assert sorted(artifact_cache.rglob("*")) == before
 
 
-SHARED_MEMORY = """
+JOINING = """
 import os
 from pathlib import Path
 from core.config import EngineConfig
 from core.training.ranks import join_alone
-group, meeting = join_alone(EngineConfig(device="cpu"))
-mapped = Path("/proc/self/maps").read_text(encoding="utf-8")
-assert f"_{meeting.port}_0 (deleted)" in mapped, "DeepSpeed maps no buffer: this test checks nothing"
-print(sorted(p.name for p in Path("/dev/shm").glob(f"*_{meeting.port}_0")))
+join_alone(EngineConfig(device="cpu"))
+maps = Path("/proc/self/maps").read_text(encoding="utf-8")
+print(sorted(line.split()[-1] for line in maps.splitlines() if "deepspeed" in line.rpartition("/")[2]))
 """
 
 
-def test_a_process_leaves_nothing_in_shared_memory() -> None:
-    """DeepSpeed's CPU buffer of 66 MiB a rank would stay after the process, and memory fill up."""
+def test_deepspeed_compiles_nothing_and_takes_no_shared_memory(tmp_path: Path) -> None:
+    """Without a compiler, and where a killed process left a lock that a compilation would wait at for ever."""
+    lock = tmp_path / "deepspeed_shm_comm" / "lock"
+    lock.parent.mkdir()
+    lock.touch()
+    launcher = {
+        "OMPI_COMM_WORLD_LOCAL_RANK": "3",
+        "LOCAL_RANK": "3",
+        "RANK": "3",
+        "WORLD_SIZE": "8",
+    }
     done = subprocess.run(
-        [sys.executable, "-c", SHARED_MEMORY], capture_output=True, text=True, check=True
+        [sys.executable, "-c", JOINING],
+        env=os.environ | launcher | {"PATH": "/nowhere", "TORCH_EXTENSIONS_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=True,
     )
     assert done.stdout.splitlines()[-1] == "[]"
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["deepspeed_shm_comm", "lock"]
+
+
+def test_an_interface_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo,eth77")
+    with pytest.raises(UserError, match=r"GLOO_SOCKET_IFNAME: .*, got eth77; unset it"):
+        join_alone(EngineConfig(device="cpu"))
 
 
 # Ends

@@ -139,3 +139,18 @@ def test_dry_run_proposes_what_the_sweep_would(tune: Command, tiny_sweep: dict[s
         ]
         != json.loads(first)["samples"]
     )
+
+
+def test_a_dry_run_looks_ahead_where_no_gpu_is(tune: Command, tiny_sweep: dict[str, Any]) -> None:
+    """On the login node of a cluster, of a sweep that will have GPUs."""
+    tiny_sweep = changed(tiny_sweep, "engine", {"device": "cuda"})
+    file = write(changed(tiny_sweep, "resources", {"gpus_per_rank": 1.0, "cpus_per_rank": 64}))
+    done = tune("sweep", file, "--dry-run", "--json")
+    needs = done.json["estimate"]
+    assert (needs["concurrent"], needs["gpus_per_rank"]) == (1, 1.0)
+    assert needs["because"].endswith("of a machine with room for one trial")
+    assert "a trial needs 64 CPUs and 1 GPUs" in needs["lacking"]
+    shown = tune("sweep", file, "--dry-run")
+    assert shown.status == 0
+    assert "warning: not on this machine: resources: a trial needs 64 CPUs and 1 GPUs" in shown.out
+    is_refused(tune("sweep", file), "a trial needs 64 CPUs and 1 GPUs", after_it_began=True)

@@ -12,10 +12,12 @@ from tuning.resources import (
     Cluster,
     Needs,
     concurrent_trials,
+    lacking,
     largest_of,
     largest_trials,
     read_largest,
     with_gpus,
+    with_room,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -175,3 +177,45 @@ def test_ranks_that_cannot_meet_on_a_gpu_are_accepted(gpus: float) -> None:
 def test_the_largest_rank_stands_for_the_space() -> None:
     (trial,) = largest_trials(spec_of())
     assert trial.adapter.rank == 16
+
+
+def test_cuda_without_a_gpu_is_refused_when_the_file_is_read() -> None:
+    (found,) = problems({"engine.device": "cuda", "resources.gpus_per_rank": 0})
+    assert "resources.gpus_per_rank: engine.device: cuda needs a GPU" in found
+    assert "got gpus_per_rank=0; leave it at auto" in found
+
+
+def test_cuda_asks_for_a_gpu_where_there_is_none() -> None:
+    spec = with_gpus(spec_of({"engine.device": "cuda"}), Cluster(cpus=4, gpus=0), NEEDS)
+    assert spec.resources.gpus_per_rank == 1.0
+    none = Cluster(cpus=4, gpus=0, gpus_because="CUDA_VISIBLE_DEVICES='' shows 0 of 8")
+    hidden = r"0 GPUs are there \(CUDA_VISIBLE_DEVICES='' shows 0 of 8\); lower .* --address"
+    with pytest.raises(UserError, match=hidden):
+        concurrent_trials(spec.resources, none)
+
+
+def test_looking_ahead_takes_a_machine_with_room_for_one_trial() -> None:
+    asked = ResourcesSpec(ranks_per_trial=2, gpus_per_rank=1.0, cpus_per_rank=4)
+    here = Cluster(cpus=2, gpus=0, memory_gib=9.5)
+    assert lacking(asked, here) is not None
+    room = with_room(here, asked)
+    assert (room.cpus, room.gpus, lacking(asked, room)) == (8, 2.0, None)
+    assert concurrent_trials(asked, room).trials == 1
+    enough = Cluster(cpus=64, gpus=8)
+    assert with_room(enough, asked) is enough
+
+
+@pytest.mark.parametrize(
+    ("shown", "gpus"), [("", 0), ("1", 1), ("0,1", 2), ("1\r", 1)], ids=["none", "one", "all", "line-end"]
+)  # fmt: skip
+def test_this_machine_has_the_gpus_that_the_environment_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shown: str, gpus: int
+) -> None:
+    (tmp_path / "dev").mkdir()
+    for name in ("nvidia0", "nvidia1"):
+        (tmp_path / "dev" / name).touch()
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
+    found = Cluster.this_machine(tmp_path)
+    assert found.gpus == gpus
+    assert bool(found.gpus_because) == (gpus < 2)
