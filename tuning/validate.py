@@ -3,9 +3,8 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from core.config import DataConfig, ModelConfig, SelectionConfig, SourceConfig, parse_trial
+from core.config import ModelConfig, SelectionConfig, SourceConfig, parse_trial
 from core.data.sources import source_problem
-from core.data.splits import ROLES
 from core.errors import ConfigError
 from core.model.source import problem
 from tuning.config import SweepSpec
@@ -35,7 +34,7 @@ def validate_file(path: Path) -> str:
     trial = parse_trial(values, where=str(path))
     if trial.selection.horizon_problem:
         raise ConfigError(str(path), [f"selection.past_target: {trial.selection.horizon_problem}"])
-    _refuse_absent(_sources(trial.data), trial.model, str(path))
+    _refuse_absent(trial.data.sources, trial.model, str(path))
     return "\n".join([f"{path}: a valid trial", *_warned(trial.selection)])
 
 
@@ -83,11 +82,7 @@ def refuse_missing(spec: SweepSpec, *, where: str) -> None:
     Raises:
         ConfigError: With every problem at once.
     """
-    _refuse_absent(_sources(spec.trial_data()), spec.trial_model(), where)
-
-
-def _sources(data: DataConfig) -> dict[str, SourceConfig]:
-    return {role: getattr(data, role) for role in ROLES}
+    _refuse_absent(spec.trial_data().sources, spec.trial_model(), where)
 
 
 def _refuse_absent(sources: Mapping[str, SourceConfig], model: ModelConfig, where: str) -> None:

@@ -127,11 +127,12 @@ def best_table(run: Run, *, top: int) -> Group:
         "! breaks a constraint   ^ breaks one on the reporting split   a to b: 95 % interval"
     )
     target = (
-        f"untouched model: forget accuracy {base['forget_accuracy']:.3f}, target "
-        f"{base['target_accuracy']:.3f} (approximate set {base['approximate_accuracy']:.3f})"
+        f"untouched model: forget accuracy {base['forget_accuracy']:.3f}, target {base['target_accuracy']:.3f}"
         if base
         else ""
     )
+    if "approximate_accuracy" in base:
+        target += f" (approximate set {base['approximate_accuracy']:.3f})"
     return Group(table, Text(legend, style="dim"), Text(target, style="dim"))
 
 
