@@ -97,6 +97,7 @@ TUNING: Layers = {
     "sweep file": (
         "tuning/config.py",
         "tuning/files.py",
+        "tuning/pinning.py",
         "tuning/points.py",
         "tuning/space.py",
         "tuning/strict_yaml.py",

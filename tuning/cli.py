@@ -84,7 +84,7 @@ def sweep(
     ] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Replace a fixed value: key=value, dotted key."),
+        typer.Option("--set", help="Fix a value, also of a searched field: key=value, dotted key."),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option(help="Show space, samples and estimates; start nothing.")
