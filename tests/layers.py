@@ -112,6 +112,7 @@ TUNING: Layers = {
     ),
     "wording": ("tuning/data_words.py", "tuning/time_left.py", "tuning/wording.py"),
     "records": (
+        "tuning/extending.py",
         "tuning/ranking.py",
         "tuning/records.py",
         "tuning/results.py",
