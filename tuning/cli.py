@@ -347,7 +347,9 @@ def evaluate(
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(help="Sources by role, or a sweep file; shipped sets if absent."),
+        typer.Option(
+            help="Sources by role, a sweep or trial file, or a run folder; shipped sets if absent."
+        ),
     ] = None,
     retain_only: Annotated[
         str | None, typer.Option(help="A model that never saw the forget set.", metavar="MODEL")
