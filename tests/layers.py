@@ -110,7 +110,12 @@ TUNING: Layers = {
         "tuning/pruning.py",
         "tuning/samplers.py",
     ),
-    "wording": ("tuning/data_words.py", "tuning/time_left.py", "tuning/wording.py"),
+    "wording": (
+        "tuning/data_words.py",
+        "tuning/rendering.py",
+        "tuning/time_left.py",
+        "tuning/wording.py",
+    ),
     "records": (
         "tuning/extending.py",
         "tuning/ranking.py",
