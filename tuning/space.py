@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticUndefined
 
 from core.config import TrialConfig, describe_problems, parse_trial
+from core.config.elsewhere import ELSEWHERE
 from core.config.method import FORGET_LOSS_FACTS, RETAIN_LOSS_FACTS, LossFacts
 from core.errors import ConfigError
 from tuning.config import FIXED_SECTIONS, Choice, Dimension, SweepSpec
@@ -186,7 +187,9 @@ def _dimension_problems(
     name: str, dimension: Dimension, fields: Mapping[str, tuple[Any, list[Any]]]
 ) -> list[str]:
     if name not in fields:
-        return [f"space.{name}: is no searchable field of a trial; {nearest(name, fields)}"]
+        last = name.rpartition(".")[2]
+        ours = f"here it is {ELSEWHERE[last]}" if last in ELSEWHERE else nearest(name, fields)
+        return [f"space.{name}: is no searchable field of a trial; {ours}"]
     annotation, limits = fields[name]
     literals = get_args(annotation) if get_origin(annotation) is Literal else None
     place = f"space.{name}"

@@ -19,10 +19,9 @@ UNCHOSEN = "has no chat template, so auto asks it as 'PROMPT'"
 
 def splits(**parts: tuple[str, str]) -> TokenSplits:
     encode = byte_tokenizer()
-    rows = {}
+    rows: dict[str, tuple[TokenRow, ...]] = {}
     for part, (context, counted) in parts.items():
-        ids = [encode(text)["input_ids"] for text in (context, counted)] if context else [[], []]
-        ids[1] = encode(counted)["input_ids"]
+        ids = [encode(text)["input_ids"] if text else [] for text in (context, counted)]
         rows[part] = (TokenRow((*ids[0], *ids[1]), len(ids[0])),)
     return TokenSplits(parts=rows, identity={})
 
