@@ -14,7 +14,7 @@ from core.config.elsewhere import ELSEWHERE
 from tuning.config import SweepSpec
 from tuning.space import leaf_fields
 
-README = Path(__file__).resolve().parents[2] / "search_spaces" / "README.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "names.md"
 
 
 def field_of(words: str) -> str:
@@ -33,10 +33,10 @@ def test_it_leads_to_a_field_that_there_is(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ELSEWHERE)
-def test_the_page_on_sweep_files_says_the_same(name: str) -> None:
+def test_the_page_of_names_says_the_same(name: str) -> None:
     ours = ELSEWHERE[name]
     row = rf"\| [^|]*`{re.escape(name)}`[^|]* \| `{field_of(ours)}`{re.escape(ours[len(field_of(ours)) :])} \|"
-    assert re.search(row, README.read_text(encoding="utf-8"))
+    assert re.search(row, PAGE.read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize(
