@@ -186,7 +186,7 @@ def bounds(trial: TrialConfig) -> Largest:
 
 def is_here(data: DataConfig) -> bool:
     """Whether all rows can be read without a download."""
-    sources = (data.forget, data.retain, data.approximate, data.general)
+    sources = data.sources.values()
     return all(s.source.startswith("embedded:") or Path(s.source).exists() for s in sources)
 
 

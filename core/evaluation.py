@@ -20,7 +20,15 @@ from core.model.loading import LoadedModel, load_model
 from core.model.source import locate
 from core.store.artifacts import content_key
 from core.store.durable import finite
-from core.suites import SUITES, AuditOptions, EvaluationData, EvaluationRows, Subject, SuiteInput
+from core.suites import (
+    SUITES,
+    AuditOptions,
+    EvaluationData,
+    EvaluationRows,
+    Pace,
+    Subject,
+    SuiteInput,
+)
 from core.training.adapter import load_adapter
 from core.training.full_parameters import is_model_folder
 
@@ -68,7 +76,7 @@ def evaluate(request: EvaluationRequest, *, tell: Callable[[str], None]) -> dict
 
     Args:
         request: What is evaluated.
-        tell: Takes a line when a suite begins.
+        tell: Takes a line when a suite begins, and every few seconds while it works.
 
     Returns:
         What goes into the file: ``model``, ``adapter``, ``retain_only``, ``initial``, ``suites`` (name to
@@ -86,7 +94,8 @@ def evaluate(request: EvaluationRequest, *, tell: Callable[[str], None]) -> dict
     refuse_missing_models(request, names)
     refuse_unreadable_rows(data)
     model = load_model(ModelConfig(source=request.model), request.engine, field="MODEL")
-    subject = _subject(model, request)
+    pace = Pace(tell)
+    subject = _subject(model, request, pace)
     rows = EvaluationRows(
         data,
         model.tokenizer,
@@ -94,19 +103,20 @@ def evaluate(request: EvaluationRequest, *, tell: Callable[[str], None]) -> dict
         limit=request.limit,
     )
     initial = request.initial or (request.model if request.adapter is not None else None)
-    load_retain_only = _loader("--retain-only", request.retain_only, request, model)
+    load_retain_only = _loader("--retain-only", request.retain_only, request, model, pace)
     given = SuiteInput(
         subject,
         rows,
         options=request.options,
         limit=request.limit,
         retain_only=None if load_retain_only is None else load_retain_only(),
-        load_initial=_loader("--initial", initial, request, model),
+        load_initial=_loader("--initial", initial, request, model, pace),
     )
     found = {}
     notice: str | None = None
     for name in names:
         tell(f"suite {name}")
+        pace.suite = name
         findings = SUITES[name].run(given)
         if notice is None:
             notice = _wording_notice(request, data, rows, model)
@@ -252,7 +262,11 @@ def refuse_missing_models(request: EvaluationRequest, names: Sequence[str]) -> N
 
 
 def _loader(
-    option: str, source: str | None, request: EvaluationRequest, like: LoadedModel
+    option: str,
+    source: str | None,
+    request: EvaluationRequest,
+    like: LoadedModel,
+    pace: Pace,
 ) -> Callable[[], Subject] | None:
     if source is None:
         return None
@@ -264,14 +278,14 @@ def _loader(
                 f"{option}: {source!r} knows {vocabulary_size(model.network)} token ids and MODEL "
                 f"{vocabulary_size(like.network)}; the two must share a tokenizer"
             )
-        return Subject(model, name=source, batch_size=request.batch_size)
+        return Subject(model, name=source, batch_size=request.batch_size, pace=pace)
 
     return load
 
 
-def _subject(model: LoadedModel, request: EvaluationRequest) -> Subject:
+def _subject(model: LoadedModel, request: EvaluationRequest, pace: Pace) -> Subject:
     if request.adapter is None:
-        return Subject(model, name=request.model, batch_size=request.batch_size)
+        return Subject(model, name=request.model, batch_size=request.batch_size, pace=pace)
     try:
         network = load_adapter(model.network, request.adapter)
     except (ValueError, RuntimeError, OSError) as err:
@@ -285,6 +299,7 @@ def _subject(model: LoadedModel, request: EvaluationRequest) -> Subject:
         batch_size=request.batch_size,
         network=network.requires_grad_(False),
         has_adapter=True,
+        pace=pace,
     )
 
 

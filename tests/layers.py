@@ -97,6 +97,7 @@ TUNING: Layers = {
     "sweep file": (
         "tuning/config.py",
         "tuning/files.py",
+        "tuning/pinning.py",
         "tuning/points.py",
         "tuning/space.py",
         "tuning/strict_yaml.py",
@@ -109,8 +110,14 @@ TUNING: Layers = {
         "tuning/pruning.py",
         "tuning/samplers.py",
     ),
-    "wording": ("tuning/data_words.py", "tuning/time_left.py", "tuning/wording.py"),
+    "wording": (
+        "tuning/data_words.py",
+        "tuning/rendering.py",
+        "tuning/time_left.py",
+        "tuning/wording.py",
+    ),
     "records": (
+        "tuning/extending.py",
         "tuning/ranking.py",
         "tuning/records.py",
         "tuning/results.py",

@@ -97,7 +97,7 @@ def sweep(
     ] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Replace a fixed value: key=value, dotted key."),
+        typer.Option("--set", help="Fix a value, also of a searched field: key=value, dotted key."),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option(help="Show space, samples and estimates; start nothing.")
@@ -128,7 +128,8 @@ def sweep(
     _say(f"run folder: {run_dir}   go on after a stop with: unlearn-tune resume {run_dir}")
 
     def go(watcher: "Watcher") -> "Run":
-        return run_sweep(loaded, run_dir, launch=Launch(address=address), watcher=watcher)
+        launch = Launch(address=address)
+        return run_sweep(loaded, run_dir, file=spec, launch=launch, watcher=watcher)
 
     _drive(go, loaded, run_dir, target=loaded.budget.trials, done=0, as_json=as_json)
 
@@ -141,26 +142,31 @@ def resume(
     ] = None,
     spec: Annotated[
         Path | None,
-        typer.Option(help="Sweep file to compare with the run's; refused if it changed."),
+        typer.Option(
+            help="Sweep file to compare with the run's; refused if it changed, but for more budget.trials."
+        ),
     ] = None,
     address: Annotated[str | None, typer.Option(help="Address of an existing Ray cluster.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="End with `best` as JSON.")] = False,
 ) -> None:
     """Go on exactly where a sweep stopped; with more trials, extend it."""
+    from tuning.extending import asked_trials, remarks
     from tuning.run import load_run
 
     found = load_run(run)
+    now = load_sweep(spec) if spec else None
     from tuning.sweep import Launch, resume_sweep
 
     done = sum(t.state in ("COMPLETE", "PRUNED", "FAIL") for t in found.trials)
-
-    now = load_sweep(spec) if spec else None
+    target = asked_trials(found, trials=trials, spec=now) or found.target
+    for line in remarks(found, trials=trials, spec=now):
+        _say(line)
 
     def go(watcher: "Watcher") -> "Run":
         launch = Launch(address=address)
         return resume_sweep(run, trials=trials, spec=now, launch=launch, watcher=watcher)
 
-    _drive(go, found.spec, run, target=trials or found.target, done=done, as_json=as_json)
+    _drive(go, found.spec, run, target=target, done=done, as_json=as_json)
 
 
 @app.command(epilog=_examples("status runs/demo", "status runs/demo --json"))
@@ -354,7 +360,9 @@ def evaluate(
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(help="Sources by role, or a sweep file; shipped sets if absent."),
+        typer.Option(
+            help="Sources by role, a sweep or trial file, or a run folder; shipped sets if absent."
+        ),
     ] = None,
     retain_only: Annotated[
         str | None, typer.Option(help="A model that never saw the forget set.", metavar="MODEL")

@@ -1,6 +1,7 @@
 """``sweep --dry-run``: the resolved space, sample configurations, and what the sweep will need."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ from core.config import DataConfig, ModelConfig, SourceConfig
 from core.data.benchmarks import NAMED
 from core.data.counts import Counts
 from core.errors import ModelError
+from core.model.source import locate
 from tuning.config import SweepSpec
 from tuning.data_words import count_lines, data_warnings
 from tuning.foresight import foresee
 from tuning.proposals import next_proposal, starting_points
+from tuning.rendering import RenderedRow, rendered_lines, rendered_rows
 from tuning.resources import (
     Cluster,
     Estimate,
@@ -48,7 +51,8 @@ def show_dry_run(spec: SweepSpec, run_dir: Path, *, as_json: bool) -> None:
     sweep = with_gpus(spec, here, memory)
     seconds = None if shape is None else seconds_per_step(sweep, shape["parameters"])
     needs = estimate(sweep, here, shape=shape, needs=memory, seconds_per_step=seconds)
-    counts = data_counts(spec, shape)
+    data = read_data(spec, shape)
+    counts = None if data is None else data.counts
     limits = foresee(
         spec, n_parameters=None if shape is None else shape["parameters"], counts=counts
     )
@@ -61,6 +65,8 @@ def show_dry_run(spec: SweepSpec, run_dir: Path, *, as_json: bool) -> None:
             "limits": limits.plain,
             "spec": spec.plain(),
             "data_counts": None if counts is None else {k: vars(v) for k, v in counts.items()},
+            "rows": None if data is None else {k: vars(v) for k, v in data.rows.items()},
+            "wording": None if data is None else data.wording,
         }
         print(json.dumps(record, indent=1))  # noqa: T201
         return
@@ -81,8 +87,8 @@ def show_dry_run(spec: SweepSpec, run_dir: Path, *, as_json: bool) -> None:
     console.print(f"{len(samples)} sample configurations (start_from first):")
     for sample in samples:
         console.print("  " + parameters(sample), highlight=False)
-    for line in (*limits.lines, *_data_lines(counts), *_needs_lines(spec, run_dir, needs)):
-        console.print(line, highlight=False, soft_wrap=True)
+    for line in (*limits.lines, *_data_lines(data), *_needs_lines(spec, run_dir, needs)):
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
 def sample_proposals(spec: SweepSpec, *, count: int = SAMPLES) -> list[dict[str, Any]]:
@@ -108,28 +114,60 @@ def model_shape(spec: SweepSpec) -> dict[str, int] | None:
         return None
 
 
-def data_counts(spec: SweepSpec, shape: dict[str, int] | None) -> dict[str, Counts] | None:
-    """What the sweep reads and leaves out, by part; ``None`` if tokenizer or data are not on this machine.
+@dataclass(frozen=True, kw_only=True)
+class ReadData:
+    """What a dry run says of the rows.
+
+    Attributes:
+        counts: What was read for each part, and what of it is left out.
+        rows: A row of each role as the model reads it.
+        wording: What a person should know of how prompts are written, if anything.
+    """
+
+    counts: dict[str, Counts]
+    rows: dict[str, RenderedRow]
+    wording: str | None
+
+    @property
+    def lines(self) -> list[str]:
+        """For a person."""
+        warned = [*data_warnings(self.counts), *filter(None, [self.wording])]
+        return [
+            *(f"data, {line}" for line in count_lines(self.counts)),
+            *rendered_lines(self.rows),
+            *(f"warning: {text}" for text in warned),
+        ]
+
+
+def read_data(spec: SweepSpec, shape: dict[str, int] | None) -> ReadData | None:
+    """Read, tokenise and split the data as the sweep will; ``None`` if tokenizer or data are not on this machine.
 
     Raises:
-        DataError: As the sweep would.
+        DataError: If the data is there and cannot be read or split.
     """
     from core.data.splits import split_data
+    from core.data.taught import wording_notice
     from core.model.loading import local_tokenizer
 
-    data = DataConfig.model_validate(spec.data)
+    data, model = DataConfig.model_validate(spec.data), ModelConfig.model_validate(spec.model)
     if not is_model_here(spec) or any(
-        source.mirror is None and _is_of_hub(source)
-        for _, source in data
-        if isinstance(source, SourceConfig)
+        source.mirror is None and _is_of_hub(source) for source in data.sources.values()
     ):
         return None
     try:
-        tokenizer = local_tokenizer(ModelConfig.model_validate(spec.model))
+        tokenizer = local_tokenizer(model)
     except ModelError:
         return None
     vocabulary = None if shape is None else shape["vocabulary"]
-    return split_data(data, tokenizer, vocabulary=vocabulary).counts
+    splits = split_data(data, tokenizer, vocabulary=vocabulary)
+    wording = wording_notice(
+        data,
+        tokenizer,
+        (row for part in splits.parts.values() for row in part),
+        source=model.source,
+        location=locate(model)[0],
+    )
+    return ReadData(counts=splits.counts, rows=rendered_rows(splits, tokenizer), wording=wording)
 
 
 def _is_of_hub(source: SourceConfig) -> bool:
@@ -154,11 +192,10 @@ def seconds_per_step(spec: SweepSpec, n_parameters: int) -> float:
     return flops / (_FLOPS_PER_CORE * spec.resources.cpus_per_rank * ranks)
 
 
-def _data_lines(counts: dict[str, Counts] | None) -> list[str]:
-    if counts is None:
+def _data_lines(data: ReadData | None) -> list[str]:
+    if data is None:
         return ["data: not counted before tokenizer and data are on this machine"]
-    lines = [f"data, {line}" for line in count_lines(counts)]
-    return lines + [f"warning: {text}" for text in data_warnings(counts)]
+    return data.lines
 
 
 def _needs_lines(spec: SweepSpec, run_dir: Path, needs: Estimate) -> list[str]:

@@ -11,23 +11,31 @@ from rich.text import Text
 from core.errors import ConfigError, UserError
 from core.suites.evaluation_rows import EvaluationData, parse_data
 from tuning.data_words import count_words, read_counts
-from tuning.files import read_yaml
+from tuning.files import anchored, read_yaml
+from tuning.records import SPEC_FILE
 from tuning.wording import score
 
 
 def read_data(path: Path) -> EvaluationData:
     """Rows by role from a file: a mapping of roles, or the ``data`` section of a sweep or trial file.
 
+    Args:
+        path: The file, or a run folder, whose ``spec.yaml`` is read. Relative paths in it are relative to it, if
+            they are there.
+
     Raises:
         ConfigError: With every problem at once.
     """
-    values = read_yaml(path)
+    if path.is_dir() and (path / SPEC_FILE).is_file():
+        path = path / SPEC_FILE
+    values, place = read_yaml(path), str(path)
+    if isinstance(values.get("sweep"), Mapping):  # what a run keeps of its sweep
+        values, place = values["sweep"], f"{place}, sweep"
     if "data" not in values:
-        return parse_data(values, where=str(path))
-    section = values["data"]
-    if not isinstance(section, Mapping):
-        raise ConfigError(str(path), [f"data: must be a mapping of roles, got {section!r}"])
-    return parse_data(section, where=f"{path}, data")
+        return parse_data(anchored({"data": values}, path.parent)["data"], where=place)
+    if not isinstance(values["data"], Mapping):
+        raise ConfigError(place, [f"data: must be a mapping of roles, got {values['data']!r}"])
+    return parse_data(anchored(values, path.parent)["data"], where=f"{place}, data")
 
 
 def refuse_output(path: Path) -> None:

@@ -16,6 +16,7 @@ from core.config import describe_problems
 from core.errors import ConfigError
 from tuning import strict_yaml
 from tuning.config import SweepSpec
+from tuning.pinning import pin
 from tuning.space import problems_apart, space_problems
 
 MAX_FILE_BYTES = 1 << 20
@@ -42,7 +43,8 @@ def load_sweep(path: Path, *, overrides: Mapping[str, Any] | None = None) -> Swe
 def read_specification(path: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Values of a sweep or preparation file with ``overrides``, all paths absolute.
 
-    Relative paths in the file are relative to it, those of ``--set`` to the current folder.
+    Relative paths in the file are relative to it, those of ``--set`` to the current folder. A searched field that is
+    overridden is not searched any more, see :func:`tuning.pinning.pin`.
 
     Raises:
         ConfigError: If the file is no mapping, or an override runs through a value.
@@ -52,6 +54,7 @@ def read_specification(path: Path, overrides: Mapping[str, Any]) -> dict[str, An
         is_path = key.rpartition(".")[2] in _PATH_KEYS and isinstance(value, str)
         here = is_path and ":" not in value and Path(value).exists()
         set_dotted(values, key, str(Path(value).resolve()) if here else value, where=str(path))
+        pin(values, key, value, where=str(path))
     return values
 
 
@@ -108,7 +111,11 @@ def set_dotted(values: dict[str, Any], key: str, value: Any, *, where: str) -> N
     head, _, rest = key.partition(".")
     if head == "space" and rest:
         raise ConfigError(
-            where, [f"--set {key}: change the search space in the file, not by --set"]
+            where,
+            [
+                f"--set {key}: change ranges in the file, not by --set; to fix a searched field, leave out `space.`: "
+                f"--set {rest}=..."
+            ],
         )
     *parents, last = key.split(".")
     place = values

@@ -113,6 +113,7 @@ class RunFacts:
         report_baseline: The same on the reporting split.
         versions: Of our packages and Python.
         created: UTC time; ``None`` if it was not recorded.
+        file: The sweep file that it began with; empty if it was not recorded.
         scale: On which scale damage to retained text is counted, and why; empty if the file names it.
         warnings: What a person should know of the limits.
     """
@@ -124,6 +125,7 @@ class RunFacts:
     report_baseline: Mapping[str, float] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     created: str | None = None
+    file: str = ""
     scale: str = ""
     warnings: Sequence[str] = field(default_factory=list)
 
@@ -135,6 +137,7 @@ class RunFacts:
             **{name: values.get(name) or {} for name in groups},
             data_counts=read_counts(values.get("data_counts")),
             created=values.get("created"),
+            file=str(values.get("file") or ""),
             scale=str(values.get("scale") or ""),
             warnings=[str(warning) for warning in values.get("warnings") or ()],
         )

@@ -38,15 +38,16 @@ class Savings:
 
 
 def counts(run: Run) -> dict[str, int]:
-    """Trials by state, in the words of ``status``."""
+    """Trials by state, in the words of ``status``; ``interrupted`` are those that no driver runs any more."""
     by_state = Counter(t.state for t in run.trials)
     waiting = max(0, run.target - len(run.trials)) + by_state["WAITING"]
     return {
         "complete": by_state["COMPLETE"],
         "pruned": by_state["PRUNED"],
         "failed": by_state["FAIL"],
-        "running": by_state["RUNNING"],
+        "running": by_state["RUNNING"] if run.is_driven else 0,
         "waiting": waiting,
+        "interrupted": 0 if run.is_driven else by_state["RUNNING"],
     }
 
 
@@ -69,7 +70,8 @@ def eta_s(run: Run) -> float | None:
     durations = [t.duration_s for t in run.trials if t.duration_s]
     c = counts(run)
     at_once = max(1, run.driver.concurrent or 1)
-    return time_left_s(durations, waiting=c["waiting"], running=c["running"], at_once=at_once)
+    begun = c["running"] + c["interrupted"]
+    return time_left_s(durations, waiting=c["waiting"], running=begun, at_once=at_once)
 
 
 def doubts(run: Run) -> list[str]:

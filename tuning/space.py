@@ -6,7 +6,7 @@ is checked here, without torch, Ray or Optuna.
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any, Literal, get_args, get_origin
 
@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticUndefined
 
 from core.config import TrialConfig, describe_problems, parse_trial
+from core.config.elsewhere import ELSEWHERE
 from core.config.method import FORGET_LOSS_FACTS, RETAIN_LOSS_FACTS, LossFacts
 from core.errors import ConfigError
 from tuning.config import FIXED_SECTIONS, Choice, Dimension, SweepSpec
@@ -23,6 +24,9 @@ _BOUND_INTEGERS = 64
 
 Proposal = Mapping[str, Choice]
 """Dotted path to value: what a sampler proposes."""
+
+_MAY_BE_ALL_SEARCHED = ("method", "optimizer")
+"""Sections of a trial that have required fields, and that a sweep file may leave out."""
 
 _SEARCHABLE_SECTIONS = ("method", "optimizer", "adapter", "fisher", "batch", "seed")
 
@@ -106,7 +110,7 @@ def corner_proposals(spec: SweepSpec, *, limit: int = 64) -> Iterator[dict[str, 
 
 def space_problems(spec: SweepSpec) -> list[str]:
     """Everything wrong with fixed values, space, conditions and starting points, one line each."""
-    problems = _fixed_problems(spec.fixed_values())
+    problems = _fixed_problems(spec.fixed_values(), spec.space)
     fields = searchable_fields()
     for name, dimension in spec.space.items():
         problems += _dimension_problems(name, dimension, fields)
@@ -134,9 +138,11 @@ def space_problems(spec: SweepSpec) -> list[str]:
 
 def problems_apart(values: Mapping[str, Any]) -> list[str]:
     """What is wrong with fixed values and single ranges of a file that is no sweep for other reasons."""
-    problems = _fixed_problems(values)
-    fields, space = searchable_fields(), values.get("space")
-    for name, range_ in space.items() if isinstance(space, Mapping) else ():
+    given = values.get("space")
+    space: Mapping[Any, Any] = given if isinstance(given, Mapping) else {}
+    problems = _fixed_problems(values, space)
+    fields = searchable_fields()
+    for name, range_ in space.items():
         try:
             problems += _dimension_problems(str(name), Dimension.model_validate(range_), fields)
         except ValidationError:
@@ -144,8 +150,9 @@ def problems_apart(values: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def _fixed_problems(values: Mapping[str, Any]) -> list[str]:
+def _fixed_problems(values: Mapping[str, Any], searched: Collection[Any]) -> list[str]:
     given = {n: values[n] for n in FIXED_SECTIONS if isinstance(values.get(n), Mapping)}
+    given |= {n: {} for n in _MAY_BE_ALL_SEARCHED if values.get(n) is None}
     try:
         TrialConfig.model_validate(given)
     except ValidationError as err:
@@ -153,14 +160,16 @@ def _fixed_problems(values: Mapping[str, Any]) -> list[str]:
         return [
             line
             for problem, line in lines
-            if problem["type"] != "missing" or not _may_be_searched(problem["loc"], given)
+            if problem["type"] != "missing" or not _is_elsewhere(problem["loc"], given, searched)
         ]
     return []
 
 
-def _may_be_searched(absent: tuple[int | str, ...], given: Mapping[str, Any]) -> bool:
-    """Whether a field that is not among the fixed values can come from elsewhere."""
-    return absent[0] not in given or ".".join(map(str, absent)) in searchable_fields()
+def _is_elsewhere(
+    absent: tuple[int | str, ...], given: Mapping[str, Any], searched: Collection[Any]
+) -> bool:
+    """Whether a field that is not among the fixed values is searched, or its whole section named or made elsewhere."""
+    return absent[0] not in given or ".".join(map(str, absent)) in searched
 
 
 def nearest(name: str, known: Mapping[str, Any]) -> str:
@@ -178,7 +187,9 @@ def _dimension_problems(
     name: str, dimension: Dimension, fields: Mapping[str, tuple[Any, list[Any]]]
 ) -> list[str]:
     if name not in fields:
-        return [f"space.{name}: is no searchable field of a trial; {nearest(name, fields)}"]
+        last = name.rpartition(".")[2]
+        ours = f"here it is {ELSEWHERE[last]}" if last in ELSEWHERE else nearest(name, fields)
+        return [f"space.{name}: is no searchable field of a trial; {ours}"]
     annotation, limits = fields[name]
     literals = get_args(annotation) if get_origin(annotation) is Literal else None
     place = f"space.{name}"

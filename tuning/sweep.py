@@ -40,6 +40,7 @@ from tuning.bridge import (
 from tuning.config import SweepSpec, specification_changes
 from tuning.data_words import data_warnings
 from tuning.events import EventLog, Prepared, Silent, Warned, Watcher
+from tuning.extending import asked_trials
 from tuning.finalists import report_finalists
 from tuning.handing_out import HandedOut, PreparedFiles, hand_out
 from tuning.ledger import Ledger
@@ -120,9 +121,21 @@ class Launch:
 
 
 def run_sweep(
-    spec: SweepSpec, run_dir: Path, *, launch: Launch | None = None, watcher: Watcher | None = None
+    spec: SweepSpec,
+    run_dir: Path,
+    *,
+    file: Path | None = None,
+    launch: Launch | None = None,
+    watcher: Watcher | None = None,
 ) -> Run:
     """Run a sweep in a new run folder.
+
+    Args:
+        spec: The sweep.
+        run_dir: The run folder.
+        file: The sweep file that ``spec`` was read from, to be recorded.
+        launch: How to meet Ray.
+        watcher: Who is shown what happens.
 
     Raises:
         UserError: If the run exists, or model, data or resources are not as the file says.
@@ -139,6 +152,7 @@ def run_sweep(
                 plan.tell(watcher)
                 refuse_unshared(run_dir)
                 spec, facts, prepared = _prepare(plan.spec, watcher, threads=plan.threads)
+                facts = replace(facts, file="" if file is None else str(file.resolve()))
                 commit_yaml(run_dir / records.SPEC_FILE, {"sweep": spec.plain(), **asdict(facts)})
                 ledger = Ledger(run_dir, spec, create=True)
                 with _driver_log(run_dir):
@@ -162,7 +176,8 @@ def resume_sweep(
     Args:
         run_dir: The run folder.
         trials: New number of trials of the whole sweep; as before if absent.
-        spec: The sweep file as it is now, to be compared with the run's; not compared if absent.
+        spec: The sweep file as it is now, to be compared with the run's; not compared if absent. A larger number of
+            trials than the run aims at is taken from it.
         launch: How to meet Ray.
         watcher: Who is shown what happens.
 
@@ -174,6 +189,7 @@ def resume_sweep(
     run = load_run(run_dir)
     if spec is not None:
         refuse_changed(spec, run)
+    trials = asked_trials(run, trials=trials, spec=spec)
     begun = sum(bool(t.params) for t in run.trials)
     if trials is not None and trials < begun:
         raise UserError(

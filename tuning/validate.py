@@ -13,7 +13,6 @@ from core.config import (
 )
 from core.data.inspection import inspect_sources, size_problems
 from core.data.sources import source_problem
-from core.data.splits import ROLES
 from core.errors import ConfigError
 from core.model.source import problem
 from tuning.config import SweepSpec
@@ -43,7 +42,7 @@ def validate_file(path: Path) -> str:
     trial = parse_trial(values, where=str(path))
     if trial.selection.horizon_problem:
         raise ConfigError(str(path), [f"selection.past_target: {trial.selection.horizon_problem}"])
-    _refuse_absent(_sources(trial.data), trial.model, str(path))
+    _refuse_absent(trial.data.sources, trial.model, str(path))
     notes = _refuse_unfit(trial.data, [trial], where=str(path))
     return "\n".join([f"{path}: a valid trial", *_warned(trial.selection), *notes])
 
@@ -98,7 +97,7 @@ def refuse_missing(spec: SweepSpec, *, where: str) -> list[str]:
     Raises:
         ConfigError: With every problem at once.
     """
-    _refuse_absent(_sources(spec.trial_data()), spec.trial_model(), where)
+    _refuse_absent(spec.trial_data().sources, spec.trial_model(), where)
     trials = [bind(spec, proposal, where=where) for proposal in corner_proposals(spec)]
     return _refuse_unfit(spec.trial_data(), trials, where=where)
 
@@ -112,7 +111,7 @@ def _refuse_unfit(data: DataConfig, trials: Sequence[TrialConfig], *, where: str
     Raises:
         ConfigError: With every problem at once.
     """
-    found = inspect_sources(_sources(data))
+    found = inspect_sources(data.sources)
     step_rows = {role: min(_step_rows(t, role) for t in trials) for role in ("retain", "general")}
     problems = [*found.problems, *size_problems(data, found.rows, step_rows=step_rows)]
     if problems:
@@ -130,10 +129,6 @@ def _step_rows(trial: TrialConfig, role: str) -> int:
     ):
         return 0
     return trial.batch_plan().global_batch_size
-
-
-def _sources(data: DataConfig) -> dict[str, SourceConfig]:
-    return {role: getattr(data, role) for role in ROLES}
 
 
 def _refuse_absent(sources: Mapping[str, SourceConfig], model: ModelConfig, where: str) -> None:

@@ -43,7 +43,7 @@ def status_text(run: Run) -> str:
     c, saved, first = counts(run), savings(run), best(run.trials)
     lines = [
         f"{run.name}: {run.state}, {c['complete'] + c['pruned'] + c['failed']} of {run.target} trials "
-        f"({c['complete']} complete, {c['pruned']} pruned, {c['failed']} failed, {c['running']} running, "
+        f"({c['complete']} complete, {c['pruned']} pruned, {c['failed']} failed, {_not_ended(run)}, "
         f"{c['waiting']} waiting)",
         savings_text(run),
     ]
@@ -62,6 +62,12 @@ def status_text(run: Run) -> str:
     elif run.state == "interrupted":
         lines.append(f"go on with: unlearn-tune resume {run.path}")
     return "\n".join(line for line in lines if line or saved)
+
+
+def _not_ended(run: Run) -> str:
+    """Trials that have begun and not ended, in words."""
+    c = counts(run)
+    return f"{c['running']} running" if run.is_driven else f"{c['interrupted']} interrupted"
 
 
 def savings_text(run: Run) -> str:
@@ -127,11 +133,12 @@ def best_table(run: Run, *, top: int) -> Group:
         "! breaks a constraint   ^ breaks one on the reporting split   a to b: 95 % interval"
     )
     target = (
-        f"untouched model: forget accuracy {base['forget_accuracy']:.3f}, target "
-        f"{base['target_accuracy']:.3f} (approximate set {base['approximate_accuracy']:.3f})"
+        f"untouched model: forget accuracy {base['forget_accuracy']:.3f}, target {base['target_accuracy']:.3f}"
         if base
         else ""
     )
+    if "approximate_accuracy" in base:
+        target += f" (approximate set {base['approximate_accuracy']:.3f})"
     return Group(table, Text(legend, style="dim"), Text(target, style="dim"))
 
 
@@ -142,12 +149,14 @@ def trial_text(run: Run, trial: TrialRecord) -> Group:
         "startup": f"{run.spec.sampler.name}, before its model is fitted",
         "sampler": f"{run.spec.sampler.name}, fitted to the trials before",
     }.get(trial.proposed_by or "", "unknown")
+    has_stopped = trial.state == "RUNNING" and not run.is_driven
     lines = [
-        f"trial {trial.number} of {run.name}: {trial.state}",
+        f"trial {trial.number} of {run.name}: {'interrupted' if has_stopped else trial.state}",
         f"proposed by: {proposed}",
         f"attempts: {trial.attempt}"
         + (f", {duration(trial.duration_s)}" if trial.duration_s else ""),
-        f"why it ended: {trial.stopped_by or '-'}: {trial.reason or 'it has not'}",
+        f"why it ended: {trial.stopped_by or '-'}: "
+        + (trial.reason or "it has not" + ("; its driver has, and resume runs it" * has_stopped)),
         "parameters:",
         *(f"  {name} = {value}" for name, value in trial.params.items()),
     ]

@@ -159,8 +159,9 @@ class DataConfig(Prompting):
     """What must go; trained on and judged whole."""
     retain: SourceConfig
     """Text of the same domain that must stay; split into train, probe and report parts."""
-    approximate: SourceConfig
-    """Text of the forget set's kind that the model never saw; its level is the target of forgetting."""
+    approximate: SourceConfig | None = None
+    """Text of the forget set's kind that the model never saw; its level is the target of forgetting. May be absent
+    only where ``model.retain_only`` gives the target."""
     general: SourceConfig
     """Ordinary text of other domains; split into train, probe and report parts."""
     probe_rows: PartRows = PartRows(retain=32, general=32)
@@ -174,6 +175,11 @@ class DataConfig(Prompting):
     """Rows of the report parts; neither losses nor probes see them, finalists are reported on them."""
     split_seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Seed of the splits; separate from the trial's seed, so that repeats over seeds share the splits."""
+
+    @property
+    def sources(self) -> dict[str, SourceConfig]:
+        """The roles that are there, in a fixed order."""
+        return {name: value for name, value in self if isinstance(value, SourceConfig)}
 
 
 class PreparationData(Prompting):

@@ -7,6 +7,8 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from core.config.elsewhere import ELSEWHERE
+
 
 def describe_problems(err: ValidationError, model: type[BaseModel]) -> list[str]:
     """One line for each problem pydantic found: the field as the user wrote it, the rule, the value."""
@@ -34,7 +36,9 @@ def describe_problems(err: ValidationError, model: type[BaseModel]) -> list[str]
 
 
 def _suggestion(place: tuple[int | str, ...], model: type[BaseModel]) -> str:
-    """The nearest valid key beside the unknown last part of ``place``."""
+    """What the unknown last part of ``place`` is called here, or the nearest valid key beside it."""
+    if place[-1] in ELSEWHERE:
+        return f"here it is {ELSEWHERE[str(place[-1])]}."
     known = _keys_at(model, place[:-1])
     near = get_close_matches(str(place[-1]), known, n=1, cutoff=0.6)
     if near:

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from core.config.adapter import AdapterConfig, FisherConfig
 from core.config.data import DataConfig
@@ -48,6 +49,20 @@ class TrialConfig(Section):
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _names_a_target(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Named beside all other problems; the rules above run inside, for this one is defined after them."""
+        if not _lacks_a_target(values):
+            return handler(values)
+        absent = InitErrorDetails(type=_NO_TARGET, loc=("data", "approximate"), input=values)
+        try:
+            handler(values)
+        except ValidationError as err:
+            others = [_as_found(problem) for problem in err.errors()]
+            raise ValidationError.from_exception_data(err.title, [*others, absent]) from err
+        raise ValidationError.from_exception_data(cls.__name__, [absent])
 
     def _combination_problems(self) -> list[str]:
         """What losses need, and what the full-parameter kind and partitioned weights rule out."""
@@ -139,6 +154,29 @@ class TrialConfig(Section):
             assert n_forget is not None  # only the worker plans such a batch
             batch = batch.model_copy(update={"global_batch_size": n_forget})
         return BatchPlan.derive(batch, ranks=self.engine.ranks)
+
+
+_NO_TARGET = PydanticCustomError(
+    "no_target",
+    "required, but absent, for nothing else says where forgetting aims; add text of the forget set's kind that the "
+    "model never saw, or name a model that never saw the forget set as model.retain_only",
+)
+
+
+def _lacks_a_target(values: Any) -> bool:
+    """Whether neither an approximate set nor a retain-only model is named."""
+    if not isinstance(values, Mapping) or not isinstance(values.get("data"), Mapping):
+        return False
+    model = values.get("model")
+    has_other = isinstance(model, Mapping) and model.get("retain_only") is not None
+    return not has_other and values["data"].get("approximate") is None
+
+
+def _as_found(problem: ErrorDetails) -> InitErrorDetails:
+    """A problem as pydantic is told of it."""
+    return InitErrorDetails(
+        type=problem["type"], loc=problem["loc"], input=problem["input"], ctx=problem.get("ctx", {})
+    )
 
 
 def parse_trial(values: Mapping[str, Any], *, where: str) -> TrialConfig:

@@ -18,6 +18,9 @@ from core.seeding import derive_seed
 
 ROLES = ("forget", "retain", "approximate", "general")
 
+_CUT = ("retain", "approximate", "general")
+"""Roles that are split; the forget set is trained on and judged whole."""
+
 Document = list[TokenisedRow]
 """What is never split: a row of a source, with all that share a row of token ids with it."""
 
@@ -45,13 +48,13 @@ def split_data(config: DataConfig, tokenizer: Any, *, vocabulary: int | None = N
     rows = {
         role: [
             tokenise_row(row, tokenizer, config=config, role=role, vocabulary=limit)
-            for row in read_rows(getattr(config, role), role=role)
+            for row in read_rows(source, role=role)
         ]
-        for role in ROLES
+        for role, source in config.sources.items()
     }
     refuse_overlap(rows)
     parts: dict[str, Sequence[TokenisedRow]] = {"forget": rows["forget"]}
-    for role in ("retain", "approximate", "general"):
+    for role in (role for role in _CUT if role in rows):
         parts |= _cut(role, usable(rows[role], role=role), config)
     usable(rows["forget"], role="forget")
     kept = {name: _distinct(part) for name, part in parts.items()}

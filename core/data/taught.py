@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from core.config.prompting import Prompting
+from core.config.prompting import PLAIN_TEMPLATE, Prompting
 from core.data.prompts import asked, uses_chat_template
 from core.data.tokens import TokenRow
 from core.store.durable import commit_json
@@ -32,7 +32,8 @@ def wording_notice(
 
     A prepared model's folder says what it was taught. Any other model with a chat template was taught that,
     as far as one can tell; a wording that occurs in what the template writes (``[INST]`` of Llama-2's) is no
-    other one. Of a model without either nothing is known. Rows without prompts are asked in no wording.
+    other one. Of a model without either nothing is known; that it is asked in a wording which nobody chose is spoken
+    of. Rows without prompts are asked in no wording.
 
     Args:
         prompting: How it is asked.
@@ -48,12 +49,22 @@ def wording_notice(
     if record.is_file():
         taught = asked(_PROBE, tokenizer, _read(record))
         return None if now == taught else _notice(source, f"was taught prompts as {taught!r}", now)
-    without_template = getattr(tokenizer, "chat_template", None) is None
-    if without_template or uses_chat_template(prompting, tokenizer):
+    if getattr(tokenizer, "chat_template", None) is None:
+        is_unchosen = prompting.prompt_format == "auto" and prompting.template == PLAIN_TEMPLATE
+        return _unchosen(source, now) if is_unchosen else None
+    if uses_chat_template(prompting, tokenizer):
         return None
     taught, words = asked(_PROBE, tokenizer, Prompting()), str(now).strip()
     is_template_s = taught is None or (words in taught and words != _PROBE)
     return None if is_template_s else _notice(source, "has a chat template", now)
+
+
+def _unchosen(source: str, now: str | None) -> str:
+    return (
+        f"data.prompt_format: the tokenizer of {source} has no chat template, so auto asks it as {now!r}, followed by "
+        "a space and the answer; if it was taught another wording, write that as plain_template, or take a family's by "
+        "prompt_format; if it was taught this one, say so with prompt_format: plain"
+    )
 
 
 def _read(path: Path) -> Prompting:

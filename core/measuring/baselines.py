@@ -56,7 +56,8 @@ def baseline_sums(
     where there is one, else those of the whole approximate set, of its probe and its report part, under the
     target model. A level of all of them is a third less uncertain than of a half; the reporting split then
     has no target of its own. ``unseen`` are the approximate set's rows, under ``model.retain_only`` where there
-    is one.
+    is one; without an approximate set the forget set's under that model, to which they are text of the same kind
+    that it never saw.
 
     Raises:
         ModelError: If a level is not finite.
@@ -83,7 +84,11 @@ def _refuse_nothing_to_forget(config: TrialConfig, warm: Warm, levels: Levels) -
     other = (
         "its own under model.retain_only" if config.model.retain_only else "the approximate set's"
     )
-    advice = "choose text that the model has memorised, and an approximate set of the same kind that it has not"
+    advice = "choose text that the model has memorised" + (
+        ""
+        if config.model.retain_only
+        else ", and an approximate set of the same kind that it has not"
+    )
     if target.nll - forget.nll < MIN_GAP_NATS:
         raise NothingToForgetError(
             f"data.forget: there is nothing to forget: its cross-entropy {forget.nll:.3f} must lie at least "
@@ -122,7 +127,9 @@ def _refuse_undefined(config: TrialConfig, levels: Levels, part: str) -> None:
 
 def _baseline(config: TrialConfig, warm: Warm, part: str) -> dict[str, Sums]:
     model, data = warm.model(config), warm.data(config)
-    parts = {"forget": ("forget",), "approximate": ("approximate_probe", "approximate_report")}
+    parts: dict[str, tuple[str, ...]] = {"forget": ("forget",)}
+    if config.data.approximate is not None:
+        parts["approximate"] = ("approximate_probe", "approximate_report")
     parts |= {name: (f"{name}_{part}",) for name in ("retain", "general")}
     meter = Meter(model, Group(rank=0, size=1), batch_size=config.batch.probe_batch_size)
 
@@ -136,7 +143,7 @@ def _baseline(config: TrialConfig, warm: Warm, part: str) -> dict[str, Sums]:
     if source is None:
         return found | dict.fromkeys(("target", "unseen"), found["approximate"])
     other = _RetainOnly(config, model)
-    for name, role in (("target", "forget"), ("unseen", "approximate")):
+    for name, role in rows_beside(config).items():
         rows = [row for of_part in parts[role] for row in data[of_part]]
 
         def measure_other(rows: Sequence[TokenRow] = rows) -> Sums:
@@ -145,6 +152,12 @@ def _baseline(config: TrialConfig, warm: Warm, part: str) -> dict[str, Sums]:
         key = _key(model, {of_part: data.identity[of_part] for of_part in parts[role]})
         found[name] = _kept(key | {"model": retain_only_identity(config.model)}, measure_other)
     return found
+
+
+def rows_beside(config: TrialConfig) -> dict[str, str]:
+    """Whose rows ``target`` and ``unseen`` are, which are measured before unlearning only."""
+    unseen = "forget" if config.data.approximate is None else "approximate"
+    return {"target": unseen if config.model.retain_only is None else "forget", "unseen": unseen}
 
 
 class _RetainOnly:

@@ -1,7 +1,7 @@
 """Measure rows under a model: in batches by length, dealt out over the ranks."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -64,14 +64,24 @@ class Meter:
         return self._mean(sums)
 
     def row_values(
-        self, forward: Forward, rows: Sequence[TokenRow], metrics: Sequence[str]
+        self,
+        forward: Forward,
+        rows: Sequence[TokenRow],
+        metrics: Sequence[str],
+        *,
+        done: Callable[[int], None] | None = None,
     ) -> dict[str, list[float]]:
-        """Metrics of each row, in the order of the rows; NaN for the rows that other ranks measure."""
+        """Metrics of each row, in the order of the rows; NaN for the rows that other ranks measure.
+
+        ``done`` is called with the number of rows of each batch that was measured.
+        """
         values = {name: [math.nan] * len(rows) for name in metrics}
         for places, found in self._measured(forward, rows, metrics):
             for name in metrics:
                 for place, value in zip(places, found[name].tolist(), strict=True):
                     values[name][place] = value
+            if done is not None:
+                done(len(places))
         return values
 
     def mean_extraction_likelihood(
@@ -116,8 +126,14 @@ class Meter:
         return float(total / count)
 
 
-def extraction_likelihoods(network: Any, rows: Sequence[TokenRow], *, n: int) -> list[float]:
-    """EL_n of each row; NaN where it has not more than ``n`` tokens."""
+def extraction_likelihoods(
+    network: Any,
+    rows: Sequence[TokenRow],
+    *,
+    n: int,
+    done: Callable[[int], None] | None = None,
+) -> list[float]:
+    """EL_n of each row; NaN where it has not more than ``n`` tokens. ``done`` is called with 1 for each other row."""
     found = [math.nan] * len(rows)
     long = [i for i, row in enumerate(rows) if len(row.ids) > n]
     if not long:
@@ -127,4 +143,6 @@ def extraction_likelihoods(network: Any, rows: Sequence[TokenRow], *, n: int) ->
     continued = suffix_continuations(network, sequences, min_length=n, batch_size=size)
     for i, generated in zip(long, continued, strict=True):
         found[i] = extraction_likelihood(generated, rows[i].ids, n=n)
+        if done is not None:
+            done(1)
     return found

@@ -10,7 +10,7 @@ from torch import nn
 from core.config import ConstraintMetric, SelectionConfig, TrialConfig
 from core.data.tokens import TokenSplits
 from core.errors import ModelError
-from core.measuring.baselines import baseline_strength, baseline_sums
+from core.measuring.baselines import baseline_strength, baseline_sums, rows_beside
 from core.measuring.calibration import Calibration, Scaled
 from core.measuring.extent import Extent
 from core.measuring.landing import landing_factor, share_of_the_path
@@ -58,7 +58,8 @@ class Probing:
         data: Rows.
         part: ``probe`` or ``report``.
         before: Row sums under the target model; see :func:`~core.measuring.baselines.baseline_sums`.
-        rows_of: Set that the rows of ``before["target"]`` are of, ``approximate`` or ``forget``.
+        rows_of: Set that the rows of ``before["target"]`` and ``before["unseen"]`` are of, ``approximate`` or
+            ``forget``.
         calibration: Comparison at equal utility, where there is one.
         extent: How much a probe reads.
     """
@@ -273,10 +274,7 @@ def probing(config: TrialConfig, warm: Warm, group: Group, *, part: ProbedPart) 
         data=data,
         part=part,
         before=before,
-        rows_of={
-            "target": "approximate" if config.model.retain_only is None else "forget",
-            "unseen": "approximate",
-        },
+        rows_of=rows_beside(config),
         calibration=calibration,
         extent=Extent.of(selection, on_gpu=warm.model(config).device.type == "cuda"),
     )

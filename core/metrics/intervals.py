@@ -100,7 +100,7 @@ def intervals(
             ``unseen``, rows of the retain set's kind that the model never saw.
         rows_of: Set that the rows are of what is measured before only: ``target`` has those of the
             ``approximate`` set, or of ``forget`` where they are the forget set's under a retain-only model;
-            ``unseen`` those of the ``approximate`` set.
+            ``unseen`` those of the ``approximate`` set, or where there is none of ``forget``, too.
             What has the same rows is drawn together.
         worst_of: Metrics of :data:`DIFFERENCES` whose largest damage has an interval, too, as
             :data:`WORST_DAMAGE`: in each replicate the largest, of ``retain_utility`` the fall below 1.

@@ -102,7 +102,8 @@ def retain_forgetting(now: float, before: float, unseen: float) -> float | None:
     Args:
         now: r, the retain set's level under the model being unlearned.
         before: r0, under the target model.
-        unseen: u, the approximate set's level under the target model, or under a retain-only model.
+        unseen: u, the approximate set's level under the target model, or under a retain-only model; without an
+            approximate set the forget set's under the latter.
 
     Returns:
         The share; NaN if ``now`` is not finite; ``None`` if ``unseen`` lies less than

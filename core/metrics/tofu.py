@@ -28,6 +28,9 @@ UTILITY_PARTS = tuple(
 LOG10_P_FLOOR = -20.0
 """Where the log of the p-value is clipped: complete separation gets there from 36 rows a side on."""
 
+FEWEST_ROWS = 40
+"""Rows of TOFU's smallest forget set, forget01: on fewer, forget quality hardly tells models apart."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ForgetQuality:
@@ -259,6 +262,30 @@ def forget_quality(unlearned_ratios: Tensor, retain_only_ratios: Tensor) -> Forg
     return ForgetQuality(
         p_value=p_value, statistic=float(test.statistic), log10_p=max(LOG10_P_FLOOR, log10_p)
     )
+
+
+def tolerated_distance(n_rows: int, *, level: float = 0.05) -> float:
+    """The largest statistic of :func:`forget_quality` that still passes for no difference.
+
+    Args:
+        n_rows: Rows a side.
+        level: p-values above it pass.
+
+    Returns:
+        D in ``(0, 1]``; 1 where even separate sets pass, as of 3 rows and fewer. About 1.36 times the square root of
+        2 / n for many rows.
+
+    Raises:
+        ValueError: If there is no row.
+    """
+    if n_rows < 1:
+        raise ValueError(f"n_rows must be at least 1, got {n_rows}")
+    ranks = torch.arange(n_rows, dtype=torch.float64)
+    # moved by k - 1/2 places, the ranks have D = k / n to those that stay
+    passing = (
+        k for k in range(n_rows, 1, -1) if forget_quality(ranks, ranks + k - 0.5).p_value > level
+    )
+    return next(passing, 1) / n_rows
 
 
 def _require_log_probs(right_B: Tensor, wrong_BK: Tensor) -> None:

@@ -9,6 +9,7 @@ from core.suites.fluency_suite import fluency
 from core.suites.memorization_suite import memorization
 from core.suites.mia_suite import mia
 from core.suites.muse_suite import muse
+from core.suites.pace import Pace
 from core.suites.probes_suite import probes
 from core.suites.subject import Subject
 from core.suites.suite import AuditOptions, Findings, Suite, SuiteInput
@@ -94,6 +95,7 @@ __all__ = [
     "EvaluationRows",
     "Example",
     "Findings",
+    "Pace",
     "Subject",
     "Suite",
     "SuiteInput",

@@ -20,6 +20,7 @@ from core.metrics.memorization import (
 from core.model.decoding import generate
 from core.model.loading import LoadedModel, forward_of
 from core.suites.evaluation_rows import Example
+from core.suites.pace import Pace
 from core.training.ranks import Group
 
 ANSWER_TOKENS = 200
@@ -52,8 +53,10 @@ class Subject:
         batch_size: int,
         network: nn.Module | None = None,
         has_adapter: bool = False,
+        pace: Pace | None = None,
     ) -> None:
         """Nothing is computed yet; ``network`` is the one to look at, if not the model's own."""
+        self._pace = pace or Pace()
         self.name, self.model, self.batch_size = name, model, batch_size
         self.network = model.network if network is None else network
         self._has_adapter = has_adapter
@@ -63,7 +66,9 @@ class Subject:
 
     def other(self, network: nn.Module, *, name: str) -> "Subject":
         """Another network of this architecture, without an adapter, under the same conditions."""
-        return Subject(self.model, name=name, batch_size=self.batch_size, network=network)
+        return Subject(
+            self.model, name=name, batch_size=self.batch_size, network=network, pace=self._pace
+        )
 
     def merged_copy(self, dtype: torch.dtype) -> nn.Module:
         """A copy of the network with the adapter, where there is one, added to its weights in float32."""
@@ -83,12 +88,16 @@ class Subject:
         known = self._read.setdefault(tuple(rows), {})
         missing = [name for name in names if name not in known]
         if missing:
-            known |= self._meter.row_values(forward_of(self.network), rows, missing)
+            with self._pace.stage("rows read", len(rows), of=self.name) as done:
+                forward = forward_of(self.network)
+                known |= self._meter.row_values(forward, rows, missing, done=done)
         return {name: known[name] for name in names}
 
     def extraction_likelihoods(self, rows: Sequence[TokenRow], *, n: int) -> list[float]:
         """EL_n of each row; NaN where it has not more than ``n`` tokens."""
-        return extraction_likelihoods(self.network, rows, n=n)
+        n_long = sum(len(row.ids) > n for row in rows)
+        with self._pace.stage("rows continued everywhere", n_long, of=self.name) as done:
+            return extraction_likelihoods(self.network, rows, n=n, done=done)
 
     def continuations(
         self,
@@ -139,7 +148,10 @@ class Subject:
         self, rows: Sequence[TokenRow], *, size: int | None = None
     ) -> Iterator[tuple[list[int], Batch]]:
         """Batches by length, so that little is padding, with the places of their rows."""
-        return self._meter.batches(rows, size=size)
+        with self._pace.stage("rows differentiated", len(rows), of=self.name) as done:
+            for places, batch in self._meter.batches(rows, size=size):
+                yield places, batch
+                done(len(places))
 
     def _greedy(
         self, prompts: Sequence[tuple[int, ...]], *, max_new_tokens: int
@@ -149,14 +161,29 @@ class Subject:
         room = self._positions - max(map(len, prompts))
         key = (tuple(prompts), max(1, min(max_new_tokens, room)))
         if key not in self._written:
-            self._written[key] = generate(
-                self.network,
-                prompts,
-                max_new_tokens=key[1],
-                stop_ids=self._stop_ids,
-                batch_size=self.batch_size,
-            )
+            self._written[key] = self._decoded_by_length(prompts, max_new_tokens=key[1])
         return self._written[key]
+
+    def _decoded_by_length(
+        self, prompts: Sequence[tuple[int, ...]], *, max_new_tokens: int
+    ) -> list[list[int]]:
+        """Greedy answers, batch by batch, so that one can tell how far it is."""
+        answers: list[list[int]] = [[] for _ in prompts]
+        by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        with self._pace.stage("answers written", len(prompts), of=self.name) as done:
+            for start in range(0, len(prompts), self.batch_size):
+                chosen = by_length[start : start + self.batch_size]
+                written = generate(
+                    self.network,
+                    [prompts[i] for i in chosen],
+                    max_new_tokens=max_new_tokens,
+                    stop_ids=self._stop_ids,
+                    batch_size=self.batch_size,
+                )
+                for i, answer in zip(chosen, written, strict=True):
+                    answers[i] = answer
+                done(len(chosen))
+        return answers
 
     @property
     def _positions(self) -> int:

@@ -22,10 +22,12 @@ from core.metrics.composites import (
 )
 from core.metrics.memorization import rouge_l
 from core.metrics.tofu import (
+    FEWEST_ROWS,
     forget_quality,
     forget_truth_score,
     model_utility,
     normalised_probability,
+    tolerated_distance,
     truth_preference,
     truth_ratio,
     utility_truth_score,
@@ -78,7 +80,9 @@ def tofu(given: SuiteInput) -> Findings:
     metrics |= _quality(columns, unseen)
     composites, notes = _composites(given, metrics, columns)
     return Findings(
-        metrics=metrics | composites, samples=samples + more, notes=(f"{_BOTH_MEANS}", *notes)
+        metrics=metrics | composites,
+        samples=samples + more,
+        notes=(_BOTH_MEANS, *_caution(len(forget.examples)), *notes),
     )
 
 
@@ -213,6 +217,16 @@ def _quality(
         "forget_quality_statistic": found.statistic,
         "forget_quality_log10_p": found.log10_p,
     }
+
+
+def _caution(n_rows: int) -> list[str]:
+    """What to say of a forget quality of few rows: that it is large says little, and how little."""
+    if n_rows >= FEWEST_ROWS:
+        return []
+    return [
+        f"forget_quality: of {n_rows} rows it says little, for a statistic of up to {tolerated_distance(n_rows):.2f} "
+        f"still gives more than 0.05; TOFU's sets have {FEWEST_ROWS} rows and more"
+    ]
 
 
 def _composites(

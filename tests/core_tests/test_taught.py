@@ -75,6 +75,28 @@ def test_a_model_with_a_chat_template_that_is_asked_plainly_is_spoken_of(
 
 
 @pytest.mark.parametrize(
+    ("prompting", "is_said"),
+    [
+        pytest.param({}, True, id="nothing"),
+        pytest.param({"prompt_format": "plain"}, False, id="the-format"),
+        pytest.param({"plain_template": "Say: {prompt} "}, False, id="the-template"),
+        pytest.param({"prompt_format": "phi"}, False, id="a-family"),
+    ],
+)
+def test_without_a_chat_template_a_wording_that_nobody_chose_is_spoken_of(
+    prompting: Mapping[str, Any], is_said: bool
+) -> None:
+    found = notice(prompting, chat_template=None)
+    assert (found is not None) is is_said
+    if found is not None:
+        assert found.startswith(
+            "data.prompt_format: the tokenizer of hub:a/model has no chat template, so auto asks it as 'PROMPT'"
+        )
+        assert "write that as plain_template" in found and "prompt_format: plain" in found
+    assert notice(prompting, chat_template=None, rows=DOCUMENTS) is None
+
+
+@pytest.mark.parametrize(
     "options",
     [
         pytest.param({"prompting": {}}, id="auto"),

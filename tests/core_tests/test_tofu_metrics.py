@@ -18,6 +18,7 @@ from core.metrics.tofu import (
     forget_truth_score,
     model_utility,
     normalised_probability,
+    tolerated_distance,
     truth_preference,
     truth_ratio,
     utility_truth_score,
@@ -104,6 +105,23 @@ def test_model_utility_is_nine_over_the_sum_of_inverses() -> None:
 @pytest.mark.parametrize("name", UTILITY_PARTS)
 def test_any_part_that_is_zero_makes_model_utility_zero(name: str) -> None:
     assert model_utility(dict.fromkeys(UTILITY_PARTS, 1.0) | {name: 0.0}) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "expected"),
+    [
+        pytest.param(3, 1.0, id="2-of-20-orders-are-apart"),
+        pytest.param(4, 0.75, id="2-of-70-orders-are-apart"),
+        pytest.param(400, 0.095, id="below-1.36-times-the-root-of-2-over-n"),
+    ],
+)
+def test_the_distance_that_few_rows_cannot_tell_from_none(n_rows: int, expected: float) -> None:
+    assert tolerated_distance(n_rows) == expected
+
+
+def test_no_rows_tolerate_nothing() -> None:
+    with pytest.raises(ValueError, match="n_rows must be at least 1, got 0"):
+        tolerated_distance(0)
 
 
 def test_the_same_ratios_have_full_forget_quality() -> None:

@@ -16,11 +16,12 @@ from core.data.batches import collate
 from core.errors import DataError, ModelError
 from core.losses import kl_loss, sequence_nll
 from core.losses.alignment import counted_logits
+from core.measuring.baselines import baseline_levels
 from core.measuring.selection import Probe
 from core.model.loading import weights_checksum
 from core.store.durable import read_lines
 from core.training.full_parameters import is_model_folder
-from core.training.ranks import join_alone
+from core.training.ranks import Group, join_alone
 from core.training.reference import Reference
 from core.training.warm import Warm
 from core.worker import probes, report_measurement
@@ -323,8 +324,9 @@ def test_a_trial_that_overshot_is_judged_where_it_lies_on_target(
     assert last.intervals["unscaled_forget_closure"][1] < low
 
 
+@pytest.mark.parametrize("has_approximate", [True, False], ids=["approximate", "none"])
 def test_a_retain_only_model_is_the_target(
-    make_trial: TrialMaker, warm: Warm, tiny_model: Path, tmp_path: Path
+    make_trial: TrialMaker, tiny_model: Path, tmp_path: Path, has_approximate: bool
 ) -> None:
     torch.manual_seed(1)
     settings = transformers.AutoConfig.from_pretrained(tiny_model)
@@ -334,10 +336,15 @@ def test_a_retain_only_model_is_the_target(
         tmp_path / "never-saw-it"
     )
     folder = tmp_path / "run"
-    config = make_trial({"model.retain_only": str(tmp_path / "never-saw-it")})
-    run(config, Warm(), folder)
+    changes = {} if has_approximate else {"data.approximate": None}
+    config = make_trial({"model.retain_only": str(tmp_path / "never-saw-it")} | changes)
+    warm = Warm()
+    last = run(config, warm, folder)[-1]
     first = read_lines(folder / "history.jsonl")[0]
     assert first["target_nll"] == pytest.approx(math.log(settings.vocab_size), rel=0.1)
+    levels = baseline_levels(config, warm, Group(rank=0, size=1), part="probe")
+    assert (levels["unseen"] == levels["target"]) is not has_approximate
+    assert set(last.intervals) >= {"forget_closure", "retain_drop", "retain_forgetting"}
 
 
 @pytest.mark.parametrize("kind", ["lora", "full"])

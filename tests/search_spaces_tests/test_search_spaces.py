@@ -261,12 +261,16 @@ def named_keys() -> set[str]:
     return found
 
 
+ELSEWHERE = ("engine.ranks", "engine.threads", "data.approximate")
+"""What a sweep names in ``resources``, and a role that may be absent: its keys are those of every role."""
+
+
 def keys_of_a_file() -> set[str]:
     """Every key that a sweep file may hold: fields of a trial, and the sweep's own."""
     trial = {
         re.sub(r"^data\.(forget|retain|approximate|general)\.", "data.ROLE.", path)
         for path in leaf_fields(TrialConfig)
-        if not path.startswith("selection.") and path not in ("engine.ranks", "engine.threads")
+        if not path.startswith("selection.") and path not in ELSEWHERE
     }
     sweep = {
         "schema" if path == "schema_version" else path

@@ -110,8 +110,12 @@ def test_resources_that_are_not_there_are_refused(
         pytest.param("=3", "--set: key=value is expected, got '=3'", id="no-key"),
         pytest.param("adapter.rank=[1", "--set adapter.rank: 1 problem", id="no-yaml"),
         pytest.param("budget.trails=1", "did you mean 'trials'?", id="unknown"),
-        pytest.param("space.adapter.rank=4", "change the search space in the file", id="space"),
-        pytest.param("adapter.rank=8", "space.adapter.rank: is also fixed", id="searched"),
+        pytest.param(
+            "space.adapter.rank=4",
+            "change ranges in the file, not by --set; to fix a searched field, leave out `space.`: --set adapter.rank=",
+            id="space",
+        ),
+        pytest.param("adapter.rank=0", "adapter.rank: Input should be greater", id="searched"),
     ],
 )
 def test_a_wrong_override_is_refused(

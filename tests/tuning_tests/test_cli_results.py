@@ -24,7 +24,7 @@ def test_status_says_how_it_stands(tune: Command, sample_run: Run) -> None:
     done = tune("status", sample_run.path)
     assert (done.status, done.err) == (0, "")
     assert (
-        "sample: done, 8 of 10 trials (5 complete, 2 pruned, 1 failed, 1 running, 1 waiting)"
+        "sample: done, 8 of 10 trials (5 complete, 2 pruned, 1 failed, 1 interrupted, 1 waiting)"
         in done.out
     )
     assert "3 by the retain guard, 1 past the target; 13 of 42 steps saved (31%)" in done.out
@@ -88,7 +88,7 @@ def test_show_says_everything_about_a_trial(tune: Command, sample_run: Run) -> N
         pytest.param("best", "trial 0 of sample: COMPLETE", id="best"),
         pytest.param("4", "non_finite: ", id="diverged"),
         pytest.param("5", "CUDA out of memory", id="failed"),
-        pytest.param("8", "it has not", id="running"),
+        pytest.param("8", "it has not; its driver has, and resume runs it", id="interrupted"),
     ],
 )
 def test_show_takes_every_kind_of_trial(

@@ -162,9 +162,16 @@ def test_counts_by_state(sample_run: Run) -> None:
         "complete": 5,
         "pruned": 2,
         "failed": 1,
-        "running": 1,
+        "running": 0,
         "waiting": 1,
+        "interrupted": 1,
     }
+
+
+def test_a_trial_runs_only_while_a_driver_does(sample_run: Run) -> None:
+    driven = counts(replace(sample_run, is_driven=True))
+    assert (driven["running"], driven["interrupted"]) == (1, 0)
+    assert sum(driven.values()) == sum(counts(sample_run).values()) == sample_run.target
 
 
 def test_a_trial_that_waits_in_the_ledger_is_counted_once(sample_run: Run) -> None:
@@ -256,7 +263,14 @@ def test_status_json_has_its_binding_shape(sample_run: Run) -> None:
         "eta_s",
     ]
     assert (shown["run"], shown["state"], shown["target"]) == ("sample", "done", 10)
-    assert list(shown["counts"]) == ["complete", "pruned", "failed", "running", "waiting"]
+    assert list(shown["counts"]) == [
+        "complete",
+        "pruned",
+        "failed",
+        "running",
+        "waiting",
+        "interrupted",
+    ]
     assert shown["guard"] == {
         "stopped": 3,
         "past_target": 1,
@@ -287,7 +301,8 @@ def test_a_run_without_notes_falls_back_to_its_file(build_run: Callable[..., Run
     run = build_run(scripts=(), notes={})
     shown = status_json(run)
     assert (shown["state"], shown["target"], shown["elapsed_s"]) == ("interrupted", 10, None)
-    assert shown["counts"] == {"complete": 0, "pruned": 0, "failed": 0, "running": 0, "waiting": 10}
+    assert {name for name, n in shown["counts"].items() if n} == {"waiting"}
+    assert shown["counts"]["waiting"] == 10
 
 
 def test_a_dataframe_has_a_row_for_each_trial(sample_run: Run) -> None:

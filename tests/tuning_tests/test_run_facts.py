@@ -40,6 +40,7 @@ def test_the_names_in_spec_yaml_are_kept() -> None:
         "report_baseline",
         "versions",
         "created",
+        "file",
         "scale",
         "warnings",
     ]

@@ -177,6 +177,26 @@ def test_problems_of_the_space_are_named_together() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"method.forget_los": "npo"}, {"budjet": {}}], ids=["of-a-trial", "of-the-sweep"]
+)
+def test_an_unknown_key_hides_no_absent_one(wrong: Mapping[str, Any]) -> None:
+    """Nor does it matter that what is absent might have been searched, or that its whole section is."""
+    changes = {"method": {}, "space": {"adapter.rank": {"categorical": [4, 8]} | WHY}}
+    text = "\n".join(problems(changes | dict(wrong)))
+    for part in (
+        f"{next(iter(wrong))}: unknown key",
+        "method.forget_loss: required, but absent",
+        "optimizer.learning_rate: required, but absent",
+    ):
+        assert part in text
+
+
+def test_what_is_searched_is_not_absent() -> None:
+    """The base file searches the learning rate; the section ``optimizer`` does not stand in it."""
+    assert [p.partition(": ")[0] for p in problems({"adapter": {"rnk": 4}})] == ["adapter.rnk"]
+
+
 def test_the_message_counts_and_lists_the_problems() -> None:
     with pytest.raises(ConfigError, match=re.escape("sweep.yaml: 2 problems\n  - budget.trials")):
         parse_sweep(values({"budget.trials": 0, "budget.max_steps": 0}), where="sweep.yaml")

@@ -37,7 +37,7 @@ KINDS: Final[Mapping[Kind, Style]] = {
     "infeasible": Style(label="COMPLETE, infeasible", color="#e69f00", marker="s", symbol="square"),
     "pruned": Style(label="PRUNED", color="#d55e00", marker="X", symbol="x"),
     "failed": Style(label="FAIL", color="#8a8f98", marker="d", symbol="diamond"),
-    "running": Style(label="RUNNING", color="#cc79a7", marker=".", symbol="circle-open"),
+    "running": Style(label="not ended", color="#cc79a7", marker=".", symbol="circle-open"),
 }
 ENDINGS: Final[Mapping[Ending, Style]] = {
     "budget": Style(label="budget reached", color="#2b83ba", marker=".", symbol="circle"),

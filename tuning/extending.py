@@ -1,0 +1,58 @@
+"""How many trials a resumed sweep is to reach, and what a person should know where a file says another number."""
+
+from pathlib import Path
+
+from core.errors import ConfigError
+from tuning.config import SweepSpec
+from tuning.files import load_sweep
+from tuning.run import Run
+
+
+def asked_trials(run: Run, *, trials: int | None, spec: SweepSpec | None) -> int | None:
+    """The new number of trials of the whole sweep; ``None`` if it stays.
+
+    Args:
+        run: The run.
+        trials: What ``--trials`` says.
+        spec: The sweep file as it is now, if it is given: a larger ``budget.trials`` than the run aims at counts.
+    """
+    if trials is not None or spec is None or spec.budget.trials <= run.target:
+        return trials
+    return spec.budget.trials
+
+
+def remarks(run: Run, *, trials: int | None, spec: SweepSpec | None) -> list[str]:
+    """What to say before a run goes on: where it goes, and which numbers of trials do not count.
+
+    Args:
+        run: The run as it lies there.
+        trials: What ``--trials`` says.
+        spec: The sweep file as it is now, if it is given.
+    """
+    asked = asked_trials(run, trials=trials, spec=spec)
+    if asked is not None:
+        return [f"{run.path}: goes on to {asked} trials (before: {run.target})"]
+    found = []
+    other = _changed_number(run, spec)
+    if other not in (None, run.target):
+        found.append(
+            f"{run.path}: goes on to {run.target} trials, not to the {other} that budget.trials of the sweep file is "
+            f"now; for these give --trials {other}"
+        )
+    n_ended = sum(t.state in ("COMPLETE", "PRUNED", "FAIL") for t in run.trials)
+    if n_ended >= run.target:
+        found.append(
+            f"{run.path}: all {run.target} trials have ended, so no more are tried; for more give --trials K"
+        )
+    return found
+
+
+def _changed_number(run: Run, spec: SweepSpec | None) -> int | None:
+    """``budget.trials`` of the sweep file as it is now, if that is known and not as the run began."""
+    if spec is None:
+        file = Path(run.facts.file)
+        try:
+            spec = load_sweep(file) if file.is_file() else run.spec
+        except ConfigError:
+            return None  # nobody asked for this file, so it need not be right
+    return None if spec.budget.trials == run.spec.budget.trials else spec.budget.trials
