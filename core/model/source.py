@@ -66,6 +66,14 @@ def locate(config: ModelConfig, *, field: str = "model.source") -> tuple[str, st
     return config.source, None
 
 
+def public_name(config: ModelConfig) -> str:
+    """What others know the model by: its hub id, ``package:NAME``, or the folder that the user gave.
+
+    Not the place that it is loaded from: that of a packaged model is the cache of one machine.
+    """
+    return config.source.removeprefix("hub:")
+
+
 CONTENT = "content-sha256:"
 """What the identity of a model folder begins with."""
 

@@ -19,13 +19,14 @@ from typing import Any, cast
 import peft
 import torch
 from peft.tuners import lora
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from core.store.durable import commit, commit_json
+from core.training.lora_format import CONFIG_FILE, WEIGHTS_FILE, SavedLora
 from core.training.trained import Gather
 
 ADAPTER = "default"
@@ -296,7 +297,7 @@ def save_adapter(
     base: str,
     transposed: bool = False,
 ) -> None:
-    """Commit a folder that stock ``PeftModel.from_pretrained(original, folder)`` loads.
+    """Commit a folder that stock ``PeftModel.from_pretrained(original, folder)`` loads, of old releases too.
 
     Args:
         folder: Where; files of an older adapter are replaced one by one, weights last.
@@ -308,21 +309,29 @@ def save_adapter(
     suffix = ".lora_A.weight"
     ranks = {len(t) for name, t in tensors.items() if name.endswith(suffix)}
     assert len(ranks) == 1
-    names = sorted(
+    names = [
         n.removesuffix(suffix).removeprefix("base_model.model.")
         for n in tensors
         if n.endswith(suffix)
-    )
-    config = _lora_config(names, rank=ranks.pop(), scaling=scaling)
-    config.base_model_name_or_path = base
-    config.inference_mode = True
-    config.fan_in_fan_out = transposed
-    plain = {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
-    commit_json(folder / "adapter_config.json", plain)
+    ]
+    rank, tensors = ranks.pop(), dict(tensors)
+    alpha = float(scaling * rank)
+    if (
+        not alpha.is_integer()
+    ):  # some readers take whole numbers only: the strength goes into the factors
+        alpha = float(rank)
+        tensors |= {n: t * scaling for n, t in tensors.items() if not n.endswith(suffix)}
+    saved = SavedLora(base=base, rank=rank, alpha=alpha, targets=names, is_transposed=transposed)
+    commit_json(folder / CONFIG_FILE, saved.as_json())
     commit(
-        folder / "adapter_model.safetensors",
-        lambda path: save_file(dict(tensors), path, metadata={"format": "pt"}),
+        folder / WEIGHTS_FILE,
+        lambda path: save_file(tensors, path, metadata={"format": "pt"}),
     )
+
+
+def read_adapter(folder: Path) -> dict[str, Tensor]:
+    """The factors of a saved adapter, by their names in the file."""
+    return dict(load_file(folder / WEIGHTS_FILE))
 
 
 def load_adapter(network: nn.Module, folder: Path) -> nn.Module:
@@ -334,7 +343,7 @@ def load_adapter(network: nn.Module, folder: Path) -> nn.Module:
 @contextmanager
 def scaled(model: nn.Module, factor: float) -> Iterator[None]:
     """Within the context every low-rank layer of ``model``, ours or stock PEFT's, counts ``factor`` times."""
-    layers = [m for m in model.modules() if isinstance(m, lora.Linear)]
+    layers = [m for m in model.modules() if isinstance(m, lora.LoraLayer)]
     before = [dict(layer.scaling) for layer in layers]
     for layer in layers:
         for name in layer.scaling:
