@@ -78,6 +78,11 @@ class TrialConfig(Section):
                 "engine.packing: packs adapters on one frozen model, and adapter.kind: full has none; leave it "
                 f"at 1, got {self.engine.packing}"
             )
+        if kind == "lora" and self.adapter.dropout and self.engine.packing != 1:
+            problems.append(
+                "adapter.dropout: what a trial drops would depend on the others of its pack; leave engine.packing at "
+                f"1, got {self.engine.packing}, or dropout at 0, got {self.adapter.dropout:g}"
+            )
         losses = (
             ("method.forget_loss", method.forget_loss, method.forget_facts),
             ("method.retain_loss", method.retain_loss, method.retain_facts),

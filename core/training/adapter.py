@@ -10,9 +10,10 @@ two nearly equal products are subtracted; and switching the adapter off gives th
 Ordinary LoRA is the case B0 = 0.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,6 +27,7 @@ from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from core.store.durable import commit, commit_json
+from core.training.dropout import InputDropout
 from core.training.lora_format import CONFIG_FILE, WEIGHTS_FILE, SavedLora
 from core.training.trained import Gather
 
@@ -46,6 +48,7 @@ class DifferenceLinear(lora.Linear):
     initial_a: Tensor
     initial_b: Tensor | None
     taps: "list[tuple[Tensor, Tensor]] | None" = None
+    dropped: Callable[[Tensor], Tensor] = staticmethod(lambda x: x)
 
     @property
     def moved_a(self) -> nn.Linear:
@@ -68,10 +71,11 @@ class DifferenceLinear(lora.Linear):
             increment.to(dtype)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """``W x + s [(B0 + dB) dA + dB A0] x``."""
+        """``W x + s [(B0 + dB) dA + dB A0] x``, where some of the second ``x`` may be dropped."""
         result = cast(Tensor, self.base_layer(x, *args, **kwargs))
         if self.disable_adapters:
             return result
+        x = self.dropped(x)
         scaling = float(self.scaling[ADAPTER])
         if self.taps is None and not hasattr(self.moved_a.weight, "ds_id"):  # whole on this rank
             moved_both = (self.moved_a.weight, self.moved_b.weight)
@@ -157,15 +161,19 @@ class DifferenceAdapter:
         rank: int,
         scaling: float,
         dtype: torch.dtype,
+        dropout: InputDropout | None = None,
     ) -> None:
         """Attach increments to the named layers of ``network``."""
         self.rank, self.scaling = rank, scaling
+        self._dropout = dropout
         self._targets = list(factors)
         config = _lora_config(self._targets, rank=rank, scaling=scaling)
         config._register_custom_module({nn.Linear: DifferenceLinear, Conv1D: DifferenceLinear})
         self.model = peft.get_peft_model(network, config, autocast_adapter_dtype=False).eval()
         for name, layer in self._layers():
             layer.set_initial(factors[name], dtype)
+            if dropout is not None:
+                layer.dropped = partial(dropout, layer=name)
 
     def _layers(self) -> Iterator[tuple[str, DifferenceLinear]]:
         for name, module in self.model.named_modules():
@@ -198,6 +206,10 @@ class DifferenceAdapter:
         finally:
             for layer in layers:
                 layer._disable_adapters = False
+
+    def dropping(self, *number: int) -> AbstractContextManager[None]:
+        """Within the context inputs are dropped as they are in the pass of that number."""
+        return nullcontext() if self._dropout is None else self._dropout.during(*number)
 
     def scaled(self, factor: float) -> AbstractContextManager[None]:
         """Within the context the trained difference counts ``factor`` times."""
