@@ -42,6 +42,7 @@ CORE: Layers = {
         "core/model/layers.py",
         "core/model/loading.py",
         "core/model/memory.py",
+        "core/model/quantised.py",
         "core/model/reading.py",
     ),
     "seams of training": (
