@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.config import METRICS, ConstraintConfig
+from core.config import METRICS, ConstraintConfig, Quantisation
 from core.training.lora_format import VLLM_RANKS, SavedLora
 from tuning.data_words import count_lines, data_warnings
 from tuning.ranking import best
@@ -16,6 +16,10 @@ from tuning.wording import between, decimals, measured
 
 _CARD_METRICS = ("forget_nll", "forget_accuracy", "forget_closure")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HELD: Mapping[Quantisation, str] = {
+    "none": "",
+    "nf4": ", with its linear layers in 4 bits (nf4) during the trial; the numbers below are of it so",
+}
 _WHOLE = (
     "A model whose weights were trained to forget a set of texts. "
     "`AutoModelForCausalLM.from_pretrained(folder)` loads it."
@@ -115,7 +119,7 @@ tags: [unlearning, {tag}]
 
 {_WHOLE if saved is None else _adapter_use(saved, base, trial_rank)}
 
-- Base model: `{base}` ({identity})
+- Base model: `{base}` ({identity}){_HELD[run.spec.trial_model().quantisation]}
 - Forget set: `{forget}`
 - Step {trial.step}; stopped by {trial.stopped_by}: {trial.reason}
 - Versions: {versions}
