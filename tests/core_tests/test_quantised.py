@@ -21,10 +21,10 @@ from core.model.quantised import dequantised, differentiable_weight, is_quantise
 from core.store import artifacts
 from core.training.adapter import DifferenceAdapter, InitialFactors, load_adapter
 from core.training.importance import importance_sums
-from core.training.ranks import Group
+from core.training.ranks import Group, join_alone
 from core.training.trained import float32_on_cpu
 from core.training.warm import Warm
-from core.worker import probes, report_measurement
+from core.worker import SideBySide, probes, report_measurement
 
 TrialMaker = Callable[..., TrialConfig]
 ENGINE = EngineConfig(dtype="fp32", device="cpu")
@@ -177,6 +177,32 @@ def test_a_trial_forgets_on_four_bits(
     )
     gaps = [abs(measured.metrics["forget_nll"] - metrics["forget_nll"]) for metrics in found]
     assert min(gaps) < 1e-3
+
+
+@needs_package
+@pytest.mark.integration
+def test_trials_in_a_pack_end_on_four_bits_where_they_end_alone(make_trial: TrialMaker) -> None:
+    free = NF4 | {"selection.max_steps": 2, "selection.past_target": None}
+    configs = [make_trial(free | {"adapter.rank": r, "method.adapter_init": "svd"}) for r in (2, 4)]
+    group, _meeting = join_alone(configs[0].engine)
+    pack = SideBySide(configs, n_slots=2, group=group, warm=Warm())
+    seen: list[list[float]] = [[], []]
+    for slot, config in enumerate(configs):
+        pack.begin(slot, config)
+    going = {0, 1}
+    while going:
+        for slot in sorted(going):
+            probe = pack.go_on(slot)
+            if probe is not None:
+                seen[slot].append(probe.metrics["forget_nll"])
+                if probe.stopped_by is not None:
+                    pack.end(slot)
+                    going.remove(slot)
+        pack.step()
+    pack.close()
+    for config, found in zip(configs, seen, strict=True):
+        alone = [p.metrics["forget_nll"] for p in probes(config, warm=Warm())]
+        assert found == pytest.approx(alone, rel=0, abs=1e-4)
 
 
 @needs_package
