@@ -28,8 +28,8 @@ def difference(folder: Path, layer: str) -> torch.Tensor:
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     tensors = load_file(folder / "adapter_model.safetensors")
     name = f"base_model.model.{layer}"
-    product = tensors[f"{name}.lora_B.weight"] @ tensors[f"{name}.lora_A.weight"]
-    return product * config["lora_alpha"] / config["r"]
+    product: torch.Tensor = tensors[f"{name}.lora_B.weight"] @ tensors[f"{name}.lora_A.weight"]
+    return product * float(config["lora_alpha"] / config["r"])
 
 
 def test_a_lower_rank_is_the_best_of_that_rank_and_its_loss_is_stated(
