@@ -1,5 +1,6 @@
 """What a trial needs on each rank, before it runs: from its own rows, steps, model, adapter and losses."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,8 +13,9 @@ from core.data.batches import rows_by_length
 from core.data.tokens import TokenSplits
 from core.losses import FORGET_LOSSES, RETAIN_LOSSES
 from core.metrics.probes import MEASURED
-from core.model.layers import linear_shape, resolve_targets
+from core.model.layers import linear_shape, output_layer, resolve_targets
 from core.model.loading import outlined_model
+from core.model.quantised import BYTES_PER_WEIGHT
 from core.training.memory import Pass, held_states, loss_width, n_roles, reading_width, traced
 from core.training.passes import MicroBatch
 from core.training.ranks import Group
@@ -122,8 +124,11 @@ def rank_memory(trial: TrialConfig, *, outlines: Warm | None = None, slots: int 
     states = held_states(
         frozen, trained, trial.engine, width=width, splits_frozen=trial.partitions == "base"
     )
+    saved = 0
+    if trial.model.quantisation != "none":
+        saved = quantisation_saves(model.network, width=width)
     return RankMemory(
-        weights=states.device,
+        weights=states.device - saved,
         offloaded=states.offloaded,
         activations=step.forward,
         step_logits=round(loss_width(method, dtype=model.dtype) * step.logits),
@@ -131,6 +136,21 @@ def rank_memory(trial: TrialConfig, *, outlines: Warm | None = None, slots: int 
         probe_logits=probe.reading + round(reading_width(dtype=model.dtype) * probe.logits),
         is_bound=largest.is_bound,
     )
+
+
+def quantisation_saves(network: nn.Module, *, width: int) -> int:
+    """Bytes that 4-bit linear layers save, but for one layer at a time as numbers; the output layer stays as it is.
+
+    Args:
+        network: The model as it is not quantised.
+        width: Bytes of its weights.
+    """
+    sizes = [
+        math.prod(linear_shape(module))
+        for module in network.modules()
+        if isinstance(module, nn.Linear) and module is not output_layer(network)
+    ]
+    return round((width - BYTES_PER_WEIGHT) * sum(sizes)) - width * max(sizes, default=0)
 
 
 def new_outlines() -> Warm:

@@ -18,7 +18,7 @@ from core.measuring.probing import Measurement, probing
 from core.measuring.reporting import Decision, Reporter
 from core.measuring.selection import Probe, best_probe, counted_share
 from core.metrics.probes import Levels
-from core.model.source import locate
+from core.model.source import public_name
 from core.store import artifacts
 from core.store.place import cache_root
 from core.training.adapter import load_adapter, scaled
@@ -187,7 +187,7 @@ def turns(
                 tensors = trained.exported(place.full_value)  # every rank takes part
                 if folder is not None and group.is_first:
                     factor = counted_share(history.best.metrics)
-                    base = locate(config.model)[0]
+                    base = public_name(config.model)
                     trained.save(folder / "adapter", tensors, base=base, factor=factor)
             history.commit(probe)
             if probe.stopped_by is not None:

@@ -43,6 +43,7 @@ DOORS: Mapping[str, frozenset[str]] = {
     "torch.distributed": frozenset({"core/training/ranks.py"}),
     "torch.multiprocessing": frozenset({"core/launch.py"}),
     "torch._C": frozenset({"core/training/ranks.py"}),
+    "bitsandbytes": frozenset({"core/model/quantised.py"}),
     "peft": frozenset({"core/training/adapter.py"}),
     "transformers": frozenset(
         {f"core/model/{n}.py" for n in ("attention", "loading", "layers", "gguf", "decoding")}

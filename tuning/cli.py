@@ -246,7 +246,9 @@ def show(
 
 
 @app.command(
-    epilog=_examples("export runs/demo --out best", "export runs/demo --trial 3 --out three")
+    epilog=_examples(
+        "export runs/demo --out best", "export runs/demo --trial 3 --rank 8 --out three"
+    )
 )
 def export(
     run: RunPath,
@@ -256,15 +258,31 @@ def export(
         str | None,
         typer.Option(help="Name or path of the original model to record in the adapter."),
     ] = None,
+    rank: Annotated[
+        int | None,
+        typer.Option(
+            help="Write the best approximation of this rank; needs model and data, to say what it costs.",
+            min=1,
+        ),
+    ] = None,
 ) -> None:
     """Write a PEFT folder that stock PeftModel.from_pretrained loads on the original model."""
-    from tuning.export import export_trial
+    from tuning.export import export_trial, refuse_folder
     from tuning.run import load_run
     from tuning.views import pick_trial
 
     found = load_run(run)
     record = pick_trial(found, trial)
-    export_trial(found, record, out, base=base)
+    if rank is None:
+        export_trial(found, record, out, base=base)
+    else:
+        from tuning.reduced import reduced_adapter
+
+        refuse_folder(out)  # before it is measured
+        with reduced_adapter(found, record, rank=rank) as reduced:
+            export_trial(found, record, out, base=base, reduced=reduced)
+        for line in (reduced.words, *(f"warning: {text}" for text in reduced.warnings)):
+            _say(line)
     _say(f"wrote trial {record.number} to {out}: adapter, model card, trial.yaml")
     _print(str(out))
 

@@ -5,7 +5,7 @@ they span (:mod:`tuning.space`).
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -140,3 +140,14 @@ def anchored(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
             if (folder / path).exists():
                 section[key] = str((folder / path).resolve())
     return dict(result)
+
+
+def paths_changed(values: Mapping[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
+    """``values`` with what stands in ``model`` and ``data`` where a path may stand replaced by ``change`` of it."""
+    result: dict[str, Any] = json.loads(json.dumps(values, default=str))
+    data = result.get("data")
+    for section in (result.get("model"), *(data.values() if isinstance(data, dict) else ())):
+        for key in _PATH_KEYS:
+            if isinstance(section, dict) and isinstance(section.get(key), str):
+                section[key] = change(section[key])
+    return result

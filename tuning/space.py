@@ -299,7 +299,8 @@ def _what_makes_it_work(name: str) -> dict[str, tuple[frozenset[str], str]]:
         needs["method.retain_loss"] = (losses, "other than 'none'")
     if section == "fisher":
         needs["method.adapter_init"] = (frozenset({"fila", "vila"}), "'fila' or 'vila'")
-    if section == "fisher" or name in ("adapter.rank", "adapter.scaling", "adapter.targets"):
+    of_adapters = ("adapter.rank", "adapter.scaling", "adapter.dropout", "adapter.targets")
+    if section == "fisher" or name in of_adapters:
         needs["adapter.kind"] = (frozenset({"lora"}), "'lora'")
     return needs
 

@@ -19,7 +19,7 @@ from core.config.metrics import (
     UtilityMetric,
     metric_facts,
 )
-from core.config.model import ModelConfig
+from core.config.model import ModelConfig, Quantisation
 from core.config.optimisation import (
     BatchConfig,
     BatchPlan,
@@ -67,6 +67,7 @@ __all__ = [
     "Positive",
     "PreparationConfig",
     "PreparationData",
+    "Quantisation",
     "RetainGuardConfig",
     "RowsPerProbe",
     "Section",

@@ -17,6 +17,9 @@ class AdapterConfig(Section):
     """Rank r of the trained factors."""
     scaling: Annotated[float, Field(gt=0.0, le=64.0)] = 2.0
     """Strength s = alpha / r, fixed apart from the rank so that rank is not confounded with step size."""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of its inputs that the adapter does not see in a training pass, drawn anew for each layer and pass, the
+    others scaled up; probes and what is saved see all. Not with ``engine.packing``."""
     targets: TargetGroup = "all"
     """Linear layers that carry an adapter, found by looking at the model: attention, MLP, or both."""
     layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None

@@ -40,6 +40,10 @@ class PreparationConfig(Section):
     @model_validator(mode="after")
     def _one_process_and_batches_of_rows(self) -> Self:
         problems = []
+        if self.model.quantisation != "none":
+            problems.append(
+                f"model.quantisation: all weights are trained here, got {self.model.quantisation}; leave it out"
+            )
         if self.engine.ranks != 1:
             problems.append(
                 f"engine.ranks: a model is prepared by one process, got {self.engine.ranks}"

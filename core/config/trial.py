@@ -93,6 +93,20 @@ class TrialConfig(Section):
                 "engine.packing: packs adapters on one frozen model, and adapter.kind: full has none; leave it "
                 f"at 1, got {self.engine.packing}"
             )
+        if self.model.quantisation != "none" and kind != "lora":
+            problems.append(
+                f"model.quantisation: weights of 4 bits cannot be trained, and adapter.kind: {kind} trains them; use "
+                f"adapter.kind: lora, or leave quantisation out, got {self.model.quantisation}"
+            )
+        if self.model.quantisation != "none" and self.engine.zero_stage == 3:
+            problems.append(
+                "engine.zero_stage: weights of 4 bits (model.quantisation) lie whole on each rank; at most 2, got 3"
+            )
+        if kind == "lora" and self.adapter.dropout and self.engine.packing != 1:
+            problems.append(
+                "adapter.dropout: what a trial drops would depend on the others of its pack; leave engine.packing at "
+                f"1, got {self.engine.packing}, or dropout at 0, got {self.adapter.dropout:g}"
+            )
         losses = (
             ("method.forget_loss", method.forget_loss, method.forget_facts),
             ("method.retain_loss", method.retain_loss, method.retain_facts),

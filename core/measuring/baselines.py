@@ -174,9 +174,8 @@ class _RetainOnly:
     def network(self) -> nn.Module:
         source = self._config.model.retain_only
         assert source is not None
-        other = load_model(
-            ModelConfig(source=source), self._config.engine, field="model.retain_only"
-        )
+        alike = ModelConfig(source=source, quantisation=self._config.model.quantisation)
+        other = load_model(alike, self._config.engine, field="model.retain_only")
         sizes = [vocabulary_size(m.network) for m in (self._model, other)]
         if sizes[0] != sizes[1] or self._model.tokenizer.get_vocab() != other.tokenizer.get_vocab():
             raise ModelError(
@@ -196,7 +195,7 @@ def _kept(key: Mapping[str, Any], measure: Callable[[], Sums]) -> Sums:
 def _key(model: LoadedModel, rows: Mapping[str, str]) -> dict[str, Any]:
     return {
         "model": model.identity,
-        "dtype": str(model.dtype),
+        "dtype": model.precision,
         "device": model.device.type,
         "rows": dict(rows),
     }

@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from core.config import TargetGroup
 from core.errors import ModelError
+from core.model.quantised import dequantised, is_quantised
 
 _GROUP_PATTERNS: Mapping[str, re.Pattern[str]] = {
     "attention": re.compile(r"(^|\.)[^.]*(attn|attention)[^.]*\."),
@@ -32,7 +33,7 @@ def resolve_targets(
     Raises:
         ModelError: If no layer matches, a layer is smaller than the rank, or a block does not exist.
     """
-    output = getattr(network, "get_output_embeddings", lambda: None)()
+    output = output_layer(network)
     linear = {
         name: module
         for name, module in network.named_modules()
@@ -56,6 +57,12 @@ def resolve_targets(
                 f"of shape {linear_shape(linear[name])}; use at most {smaller}, or other adapter.targets"
             )
     return names
+
+
+def output_layer(network: nn.Module) -> nn.Module | None:
+    """The layer that gives logits, which carries no adapter and is never quantised; ``None`` if there is none."""
+    found: nn.Module | None = getattr(network, "get_output_embeddings", lambda: None)()
+    return found
 
 
 def n_blocks(network: nn.Module) -> int:
@@ -168,12 +175,16 @@ def _within_blocks(network: nn.Module, names: Sequence[str], layers: Sequence[in
 def linear_shape(module: nn.Module) -> tuple[int, int]:
     """``(outputs, inputs)`` of a linear layer; also under ZeRO 3, where the weight itself is away."""
     weight = cast(nn.Parameter, module.weight)
+    if is_quantised(module):
+        return cast(int, module.out_features), cast(int, module.in_features)
     shape = tuple(getattr(weight, "ds_shape", weight.shape))
     return (shape[1], shape[0]) if isinstance(module, Conv1D) else (shape[0], shape[1])
 
 
 def dense_weight(module: nn.Module) -> Tensor:
-    """Weight as ``(outputs, inputs)``: GPT-2's Conv1D stores the transpose."""
+    """Weight as ``(outputs, inputs)``: GPT-2's Conv1D stores the transpose, a 4-bit layer codes."""
+    if is_quantised(module):
+        return dequantised(module)
     weight = cast(nn.Parameter, module.weight).detach()
     return weight.T if isinstance(module, Conv1D) else weight
 

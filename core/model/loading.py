@@ -13,11 +13,12 @@ import transformers
 from torch import Tensor, nn
 from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
-from core.config import EngineConfig, ModelConfig
+from core.config import EngineConfig, ModelConfig, Quantisation
 from core.errors import ModelError, first_line
 from core.model.layers import linear_shape, resolve_targets, vocabulary_size
+from core.model.quantised import keep_codes
 from core.model.reading import PADDED, Reader, reader_of
-from core.model.source import locate, model_identity
+from core.model.source import locate, missing_package, model_identity
 
 _CHECKSUM_CHUNK = 1 << 20  # words at a time: they and their places stay in a cache
 
@@ -33,6 +34,7 @@ class LoadedModel:
         dtype: Floating-point type of the weights.
         device: Where it lies.
         reader: How it reads rows.
+        quantisation: How the frozen linear layers are held.
     """
 
     network: nn.Module
@@ -41,6 +43,13 @@ class LoadedModel:
     dtype: torch.dtype
     device: torch.device
     reader: Reader = PADDED
+    quantisation: Quantisation = "none"
+
+    @property
+    def precision(self) -> str:
+        """What names the numbers that the weights are, beside :attr:`identity`: their type, and how they are held."""
+        held = "" if self.quantisation == "none" else f"+{self.quantisation}"
+        return f"{self.dtype}{held}"
 
 
 def load_model(
@@ -57,16 +66,19 @@ def load_model(
         ModelError: If the model is not found or cannot be read.
     """
     location, revision = locate(config, field=field)
+    missing = missing_package(config)
+    if missing is not None:
+        raise ModelError(missing)
     dtype, device = resolve_dtype(engine), resolve_device(engine)
     arguments = {"revision": revision, "trust_remote_code": False}
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(location, **arguments)
         network = transformers.AutoModelForCausalLM.from_pretrained(
-            location, dtype=dtype, use_safetensors=True, **arguments
+            location, dtype=dtype, use_safetensors=True, **_held(config, dtype, device), **arguments
         )
-    except (OSError, ValueError) as err:
+    except (OSError, ValueError, ImportError) as err:
         raise _not_loaded(config, err, field=field) from err
-    nn.Module.to(network, device).eval().requires_grad_(False)
+    keep_codes(nn.Module.to(network, device)).eval().requires_grad_(False)
     return LoadedModel(
         network=network,
         tokenizer=tokenizer,
@@ -74,7 +86,21 @@ def load_model(
         dtype=dtype,
         device=device,
         reader=reader_of(network, device),
+        quantisation=config.quantisation,
     )
+
+
+def _held(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+    """What transformers is told of how weights are held; quantised ones are made on their device."""
+    if config.quantisation == "none":
+        return {}
+    bits = transformers.BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=config.quantisation,
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+    return {"quantization_config": bits, "device_map": {"": str(device)}}
 
 
 def local_tokenizer(config: ModelConfig) -> Any:

@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 
 from core.config import ModelConfig
@@ -64,6 +65,24 @@ def locate(config: ModelConfig, *, field: str = "model.source") -> tuple[str, st
     if cache_root().resolve() in folder.resolve().parents:  # a link to what `prepare` trained
         upkeep.mark_used(folder.resolve())
     return config.source, None
+
+
+def missing_package(config: ModelConfig) -> str | None:
+    """What to install before the model can be loaded as it is asked for, or ``None``."""
+    if config.quantisation == "none" or find_spec("bitsandbytes") is not None:
+        return None
+    return (
+        f"model.quantisation: {config.quantisation} needs the package bitsandbytes, which is not installed here; "
+        'pip install "unlearn-tune[bitsandbytes]", or leave quantisation out'
+    )
+
+
+def public_name(config: ModelConfig) -> str:
+    """What others know the model by: its hub id, ``package:NAME``, or the folder that the user gave.
+
+    Not the place that it is loaded from: that of a packaged model is the cache of one machine.
+    """
+    return config.source.removeprefix("hub:")
 
 
 CONTENT = "content-sha256:"

@@ -10,22 +10,25 @@ two nearly equal products are subtracted; and switching the adapter off gives th
 Ordinary LoRA is the case B0 = 0.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import peft
 import torch
 from peft.tuners import lora
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from core.store.durable import commit, commit_json
+from core.training.dropout import InputDropout
+from core.training.lora_format import CONFIG_FILE, WEIGHTS_FILE, SavedLora
 from core.training.trained import Gather
 
 ADAPTER = "default"
@@ -45,6 +48,7 @@ class DifferenceLinear(lora.Linear):
     initial_a: Tensor
     initial_b: Tensor | None
     taps: "list[tuple[Tensor, Tensor]] | None" = None
+    dropped: Callable[[Tensor], Tensor] = staticmethod(lambda x: x)
 
     @property
     def moved_a(self) -> nn.Linear:
@@ -67,10 +71,11 @@ class DifferenceLinear(lora.Linear):
             increment.to(dtype)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """``W x + s [(B0 + dB) dA + dB A0] x``."""
+        """``W x + s [(B0 + dB) dA + dB A0] x``, where some of the second ``x`` may be dropped."""
         result = cast(Tensor, self.base_layer(x, *args, **kwargs))
         if self.disable_adapters:
             return result
+        x = self.dropped(x)
         scaling = float(self.scaling[ADAPTER])
         if self.taps is None and not hasattr(self.moved_a.weight, "ds_id"):  # whole on this rank
             moved_both = (self.moved_a.weight, self.moved_b.weight)
@@ -156,15 +161,19 @@ class DifferenceAdapter:
         rank: int,
         scaling: float,
         dtype: torch.dtype,
+        dropout: InputDropout | None = None,
     ) -> None:
         """Attach increments to the named layers of ``network``."""
         self.rank, self.scaling = rank, scaling
+        self._dropout = dropout
         self._targets = list(factors)
         config = _lora_config(self._targets, rank=rank, scaling=scaling)
         config._register_custom_module({nn.Linear: DifferenceLinear, Conv1D: DifferenceLinear})
         self.model = peft.get_peft_model(network, config, autocast_adapter_dtype=False).eval()
         for name, layer in self._layers():
             layer.set_initial(factors[name], dtype)
+            if dropout is not None:
+                layer.dropped = partial(dropout, layer=name)
 
     def _layers(self) -> Iterator[tuple[str, DifferenceLinear]]:
         for name, module in self.model.named_modules():
@@ -197,6 +206,10 @@ class DifferenceAdapter:
         finally:
             for layer in layers:
                 layer._disable_adapters = False
+
+    def dropping(self, *number: int) -> AbstractContextManager[None]:
+        """Within the context inputs are dropped as they are in the pass of that number."""
+        return nullcontext() if self._dropout is None else self._dropout.during(*number)
 
     def scaled(self, factor: float) -> AbstractContextManager[None]:
         """Within the context the trained difference counts ``factor`` times."""
@@ -296,7 +309,7 @@ def save_adapter(
     base: str,
     transposed: bool = False,
 ) -> None:
-    """Commit a folder that stock ``PeftModel.from_pretrained(original, folder)`` loads.
+    """Commit a folder that stock ``PeftModel.from_pretrained(original, folder)`` loads, of old releases too.
 
     Args:
         folder: Where; files of an older adapter are replaced one by one, weights last.
@@ -308,21 +321,29 @@ def save_adapter(
     suffix = ".lora_A.weight"
     ranks = {len(t) for name, t in tensors.items() if name.endswith(suffix)}
     assert len(ranks) == 1
-    names = sorted(
+    names = [
         n.removesuffix(suffix).removeprefix("base_model.model.")
         for n in tensors
         if n.endswith(suffix)
-    )
-    config = _lora_config(names, rank=ranks.pop(), scaling=scaling)
-    config.base_model_name_or_path = base
-    config.inference_mode = True
-    config.fan_in_fan_out = transposed
-    plain = {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
-    commit_json(folder / "adapter_config.json", plain)
+    ]
+    rank, tensors = ranks.pop(), dict(tensors)
+    alpha = float(scaling * rank)
+    if (
+        not alpha.is_integer()
+    ):  # some readers take whole numbers only: the strength goes into the factors
+        alpha = float(rank)
+        tensors |= {n: t * scaling for n, t in tensors.items() if not n.endswith(suffix)}
+    saved = SavedLora(base=base, rank=rank, alpha=alpha, targets=names, is_transposed=transposed)
+    commit_json(folder / CONFIG_FILE, saved.as_json())
     commit(
-        folder / "adapter_model.safetensors",
-        lambda path: save_file(dict(tensors), path, metadata={"format": "pt"}),
+        folder / WEIGHTS_FILE,
+        lambda path: save_file(tensors, path, metadata={"format": "pt"}),
     )
+
+
+def read_adapter(folder: Path) -> dict[str, Tensor]:
+    """The factors of a saved adapter, by their names in the file."""
+    return dict(load_file(folder / WEIGHTS_FILE))
 
 
 def load_adapter(network: nn.Module, folder: Path) -> nn.Module:
@@ -334,7 +355,7 @@ def load_adapter(network: nn.Module, folder: Path) -> nn.Module:
 @contextmanager
 def scaled(model: nn.Module, factor: float) -> Iterator[None]:
     """Within the context every low-rank layer of ``model``, ours or stock PEFT's, counts ``factor`` times."""
-    layers = [m for m in model.modules() if isinstance(m, lora.Linear)]
+    layers = [m for m in model.modules() if isinstance(m, lora.LoraLayer)]
     before = [dict(layer.scaling) for layer in layers]
     for layer in layers:
         for name in layer.scaling:

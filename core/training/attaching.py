@@ -7,6 +7,7 @@ from core.config import TrialConfig
 from core.data.tokens import TokenSplits
 from core.model.loading import LoadedModel
 from core.training.adapter import DifferenceAdapter, InitialFactors
+from core.training.dropout import InputDropout
 from core.training.full_parameters import FullParameters
 from core.training.initialisation import initial_factors
 from core.training.ranks import Group
@@ -38,6 +39,7 @@ def attach(
         rank=config.adapter.rank,
         scaling=config.adapter.scaling,
         dtype=model.dtype,
+        dropout=InputDropout(config.adapter.dropout, seed=config.seed),
     )
 
 

@@ -2,6 +2,7 @@
 
 import gc
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -57,10 +58,16 @@ class Engine:
         if engine.zero_stage == 0:
             client.state.clear()  # that step's moments, which would count as a first one
         self._stage, self._checkpoints = engine.zero_stage, engine.activation_checkpointing
-        self._step = 0
+        self._step = self._n_passes = 0
 
     def forward(self, parts: Sequence[Part]) -> list[Forwarded]:
-        """One pass over the rows of all parts together; see :func:`~core.training.reading.read_parts`."""
+        """One training pass over the rows of all parts together; see :func:`~core.training.reading.read_parts`."""
+        self._n_passes += 1
+        number = self._n_passes, int(self._engine.global_rank)
+
+        def dropping(positions: Sequence[int]) -> AbstractContextManager[None]:
+            return self._trained.dropping(*number)
+
         return read_parts(
             self._engine,
             parts,
@@ -69,6 +76,7 @@ class Engine:
             device=self._device,
             trained=self._trained,
             checkpoints=self._checkpoints,
+            dividing=dropping,
         )
 
     @property

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -43,6 +43,10 @@ class FullParameters:
     def tapped(self) -> Iterator[dict[str, list[tuple[Tensor, Tensor]]]]:
         """No adapter adds anything."""
         yield {}
+
+    def dropping(self, *number: int) -> AbstractContextManager[None]:
+        """Nothing is dropped."""
+        return nullcontext()
 
     @contextmanager
     def scaled(self, factor: float) -> Iterator[None]:

@@ -4,10 +4,12 @@ Fisher information of the weights is as large as the model in float32, twice. So
 layers are measured at a time, and what stays of them is one sum for each output row and floor.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +21,10 @@ from core.errors import DataError
 from core.fila import relative_floor, relative_importance
 from core.fisher import diagonal_fisher, layer_groups
 from core.losses import nll_loss
-from core.model.layers import dense_weight, oriented
+from core.model.layers import linear_shape, oriented
 from core.model.loading import LoadedModel
 from core.model.memory import free_bytes
+from core.model.quantised import differentiable_weight
 from core.seeding import derive_seed
 from core.store import artifacts
 from core.training.adapter import DifferenceAdapter, InitialFactors
@@ -115,7 +118,7 @@ def _weight_fisher(
     config: FisherConfig, model: LoadedModel, data: TokenSplits, layers: Layers, budget: int | None
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Name, diagonal Fisher of the forget and of the retain rows ``(O, I)`` of each layer, a few at a time."""
-    sizes = {name: dense_weight(layer).numel() for name, layer in layers.items()}
+    sizes = {name: math.prod(linear_shape(layer)) for name, layer in layers.items()}
     if budget is None:
         budget = int(SHARE_OF_FREE_MEMORY * free_bytes(model.device))
     left = budget - _WORK_BYTES * max(sizes.values())
@@ -188,7 +191,7 @@ def _random_adapter(config: TrialConfig, model: LoadedModel, layers: Layers) -> 
     adapter = DifferenceAdapter(
         model.network,
         {
-            name: InitialFactors(a=torch.zeros(rank, dense_weight(layer).shape[1]), b=None)
+            name: InitialFactors(a=torch.zeros(rank, linear_shape(layer)[1]), b=None)
             for name, layer in layers.items()
         },
         rank=rank,
@@ -207,7 +210,7 @@ def _fisher_key(
 ) -> dict[str, Any]:
     return {
         "model": model.identity,
-        "dtype": str(model.dtype),
+        "dtype": model.precision,
         "layers": list(layers),
         "forget": data.identity["forget"],
         "retain": data.identity["retain_train"],
@@ -268,15 +271,13 @@ def _weight_gradients(
     *,
     batch_size: int,
 ) -> Iterator[tuple[dict[str, Tensor], int]]:
-    weights = {name: cast(nn.Parameter, layer.weight) for name, layer in layers.items()}
-    for weight in weights.values():
-        weight.requires_grad_(True)
-    try:
+    with ExitStack() as differentiable:
+        weights = {
+            name: differentiable.enter_context(differentiable_weight(layer))
+            for name, layer in layers.items()
+        }
         for gradients, n_counted in _gradients(model, weights, rows, batch_size=batch_size):
             yield {name: oriented(layers[name], g) for name, g in gradients.items()}, n_counted
-    finally:
-        for weight in weights.values():
-            weight.requires_grad_(False)
 
 
 def _gradients(

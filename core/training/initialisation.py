@@ -76,7 +76,7 @@ def _decomposition(
     rank = decomposed_rank(config.adapter.rank)
     key = {
         "model": model.identity,
-        "dtype": str(model.dtype),
+        "dtype": model.precision,
         "layers": list(layers),
         "rank": rank,
         "weights": _weights_key(config, model, data, layers) if is_weighted else None,

@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -34,6 +34,7 @@ from core.model.loading import outlined_network
 from core.model.reading import Reader, may_read_end_to_end
 from core.training.adapter import DifferenceAdapter, InitialFactors
 from core.training.checkpointing import checkpointed
+from core.training.dropout import InputDropout
 from core.training.trained import LARGEST_BUCKET
 
 _SMALL_V, _SMALL_T = 1024, 9
@@ -232,9 +233,19 @@ def _traced(
         del logits
         tapped = attached is not None and "residuals" in needs
         taps: Any = attached.tapped() if tapped and attached is not None else nullcontext({})
-        again = partial(attending_by_row, trained, layout)
+
+        @contextmanager
+        def dropping() -> Iterator[None]:
+            with nullcontext() if attached is None else attached.dropping(0):
+                yield
+
+        @contextmanager
+        def again() -> Iterator[None]:
+            with attending_by_row(trained, layout), dropping():
+                yield
+
         keeping = checkpointed(trained, again=again) if checkpoints else nullcontext()
-        with Live(before) as live, taps as kept, keeping:
+        with Live(before) as live, taps as kept, dropping(), keeping:
             output = trained(**arguments, output_hidden_states="hidden" in needs)
             forward, logits = live.now - width, output.logits
             del output
@@ -267,7 +278,12 @@ def _attached(network: nn.Module, adapter: AdapterConfig, dtype: torch.dtype) ->
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return DifferenceAdapter(
-                network, factors, rank=adapter.rank, scaling=adapter.scaling, dtype=dtype
+                network,
+                factors,
+                rank=adapter.rank,
+                scaling=adapter.scaling,
+                dtype=dtype,
+                dropout=InputDropout(adapter.dropout, seed=0),
             )
 
 

@@ -8,7 +8,7 @@ engine of one trial, and nothing of the others.
 
 import gc
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -226,6 +226,7 @@ class Slot:
         """
         shape = self._pack.shape
         assert adapter.rank <= shape.rank  # a pack is made for its trials
+        assert adapter.dropout == 0.0  # a trial that drops inputs is refused one
         assert set(factors) <= set(shape.layers)
         self._names, self._adapter = tuple(factors), adapter
         self._optimizer, self._max_steps, self._n_steps = optimizer, max_steps, 0
@@ -280,6 +281,10 @@ class Slot:
     def tapped(self) -> AbstractContextManager[Taken]:
         """Within the context each pass leaves what adapters add, layer by layer."""
         return self._pack.tapped()
+
+    def dropping(self, *number: int) -> AbstractContextManager[None]:
+        """Nothing is dropped: a trial that drops inputs is in no pack."""
+        return nullcontext()
 
     @contextmanager
     def scaled(self, factor: float) -> Iterator[None]:

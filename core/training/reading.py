@@ -19,7 +19,7 @@ Taken = Mapping[str, list[tuple[Tensor, Tensor]]]
 """Layer name to what the adapter added to it, and its own output, at each pass."""
 
 Dividing = Callable[[Sequence[int]], AbstractContextManager[None]]
-"""A context in which a network knows how many positions of a pass each part has, in their order."""
+"""What a pass runs in, from how many of its positions each part has, in their order."""
 
 
 class Readable(Protocol):
@@ -62,7 +62,7 @@ def read_parts(
         device: Where it lies.
         trained: Gives what the parts want beside logits.
         checkpoints: Whether blocks keep their input only, and compute the rest again for the gradient.
-        dividing: What the pass runs in, told the positions of each part.
+        dividing: What the pass runs in, and blocks that are computed again, told the positions of each part.
     """
     layout = reader.lay([row for part in parts for row in part.rows], device)
     wanted = reduce(Wanted.and_also, (part.wanted for part in parts), Wanted())

@@ -87,7 +87,7 @@ class Reference:
             model = self._model
             key = {
                 "model": model.identity,
-                "dtype": str(model.dtype),
+                "dtype": model.precision,
                 "device": model.device.type,
                 "term": term,
             } | ({} if block is None else {"block": block})

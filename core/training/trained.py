@@ -30,6 +30,10 @@ class Trained(Protocol):
         """Within the context each forward pass leaves what the adapter adds, layer by layer."""
         ...
 
+    def dropping(self, *number: int) -> AbstractContextManager[None]:
+        """Within the context a forward pass drops what it drops in the training pass of that number."""
+        ...
+
     def scaled(self, factor: float) -> AbstractContextManager[None]:
         """Within the context the trained difference counts ``factor`` times."""
         ...

@@ -25,7 +25,15 @@ def exportable(sample_run: Run) -> Run:
         folder = sample_run.path / trial.adapter
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "adapter_model.safetensors").write_bytes(b"weights of %d" % trial.number)
-        config = {"peft_type": "LORA", "base_model_name_or_path": "/cache/smollm2"}
+        config = {  # as an earlier release wrote it: what PEFT says of itself, and the cache of a machine
+            "peft_type": "LORA",
+            "base_model_name_or_path": "/home/someone/.cache/models/smollm2-b179c9523d0e6a0f",
+            "r": 32,
+            "lora_alpha": 40,
+            "target_modules": ["model.layers.0.mlp.up_proj"],
+            "fan_in_fan_out": False,
+            "velora_config": None,
+        }
         (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
         made = bind(sample_run.spec, trial.params, where="test")
         commit_yaml(folder.parent / "trial.yaml", made.model_dump(mode="json"))
@@ -45,14 +53,14 @@ def test_export_writes_adapter_card_and_trial(tune: Command, exportable: Run) ->
     ]
     assert (out / "adapter_model.safetensors").read_bytes() == b"weights of 0"
     config = json.loads((out / "adapter_config.json").read_text(encoding="utf-8"))
-    assert config["base_model_name_or_path"] == "/cache/smollm2"
+    assert config["base_model_name_or_path"] == "package:smollm2"
+    assert (config["r"], config["lora_alpha"]) == (32, 40)
+    assert "velora_config" not in config
     card = (out / "README.md").read_text(encoding="utf-8")
     header = yaml.safe_load(card.split("---")[1])
-    assert header == {
-        "base_model": "/cache/smollm2",
-        "library_name": "peft",
-        "tags": ["unlearning", "lora"],
-    }
+    assert header == {"library_name": "peft", "tags": ["unlearning", "lora"]}
+    assert "Base model: `package:smollm2`" in card
+    assert "`--max-lora-rank 32` or more" in card
     assert "| retain drop (nats per token) | - | 0.060 | 0.050 |" in card
     for name in exportable.spec.space:
         assert f"`{name}`" in card
@@ -72,7 +80,51 @@ def test_export_records_another_base(tune: Command, exportable: Run) -> None:
     tune("export", exportable.path, "--out", "x", "--base", "org/model")
     config = json.loads(Path("x/adapter_config.json").read_text(encoding="utf-8"))
     assert config["base_model_name_or_path"] == "org/model"
-    assert "Base model: `org/model`" in Path("x/README.md").read_text(encoding="utf-8")
+    card = Path("x/README.md").read_text(encoding="utf-8")
+    assert "Base model: `org/model`" in card
+    assert yaml.safe_load(card.split("---")[1])["base_model"] == "org/model"
+
+
+def test_nothing_that_is_exported_names_a_place_of_the_machine(
+    tune: Command, exportable: Run, tmp_path: Path
+) -> None:
+    for trial in exportable.trials:
+        path = exportable.path / str(trial.adapter) / ".." / "trial.yaml"
+        if not path.is_file():
+            continue
+        values = read_yaml(path)
+        values["data"]["forget"]["source"] = str(tmp_path / "data" / "forget.jsonl")
+        values["model"]["retain_only"] = str(tmp_path.parent / "retain_only")
+        values["data"]["plain_template"] = "/ask {prompt}"
+        commit_yaml(path, values)
+    tune("export", exportable.path, "--out", "x")
+    for path in Path("x").iterdir():
+        assert str(tmp_path.parent).encode() not in path.read_bytes()
+        assert b"/home/" not in path.read_bytes()
+    found = read_yaml(Path("x/trial.yaml"))
+    assert found["data"]["forget"]["source"] == "data/forget.jsonl"
+    assert found["model"]["retain_only"] == "../retain_only"
+    assert found["data"]["plain_template"] == "/ask {prompt}"
+
+
+@pytest.mark.parametrize(
+    ("rank", "expected"),
+    [
+        pytest.param(32, "--rank: must be below the adapter's rank of 32, got 32", id="its-own"),
+        pytest.param(64, "got 64; leave --rank out to export it as it is", id="higher"),
+    ],
+)
+def test_a_rank_that_is_no_lower_is_refused(
+    tune: Command, exportable: Run, rank: int, expected: str
+) -> None:
+    is_refused(tune("export", exportable.path, "--out", "x", "--rank", rank), expected)
+    assert not Path("x").exists()
+
+
+def test_a_whole_model_has_no_rank(tune: Command, exportable: Run) -> None:
+    (exportable.path / str(exportable.trials[0].adapter) / "config.json").write_text("{}")
+    done = tune("export", exportable.path, "--out", "x", "--rank", 4)
+    is_refused(done, "--rank: trial 0 trained all weights and has no adapter; leave --rank out")
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from typing import Any
 from command_line import Command, changed, is_refused, write
 
 from core.data.counts import Counts
+from tuning.card import model_card
 from tuning.data_words import by_role, count_lines, count_words, data_warnings, read_counts
-from tuning.export import model_card
 from tuning.report import write_report
 from tuning.run import Run
 
@@ -155,13 +155,14 @@ def test_report_and_card_say_what_was_left_out(build_run: Callable[..., Run]) ->
     assert f"| data forget | {words} |" in markdown
     assert ONLY_BEGINNINGS in markdown
     assert ONLY_BEGINNINGS.replace("'", "&#39;") in html
-    card = model_card(run, run.trials[0], "base")
+    card = model_card(run, run.trials[0], "base", forget="f", saved=None, trial_rank=8)
     assert f"- {FORGET}\n- {APPROXIMATE}\n- {ONLY_BEGINNINGS}\n" in card
 
 
 def test_a_card_of_a_run_without_counts_does_not_claim_that_nothing_was_left_out(
     sample_run: Run,
 ) -> None:
-    card = model_card(sample_run, sample_run.trials[0], "base")
+    trial = sample_run.trials[0]
+    card = model_card(sample_run, trial, "base", forget="f", saved=None, trial_rank=8)
     assert "What was read and left out is not recorded." in card
     assert "nothing is left out" not in card

@@ -1,0 +1,74 @@
+"""The files of a saved adapter as their readers know them: stock PEFT of any age, and vLLM. Imports no torch."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""Values that vLLM takes for ``--max-lora-rank``; it refuses an adapter of a higher rank."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedLora:
+    """What ``adapter_config.json`` says of an ordinary LoRA.
+
+    Attributes:
+        base: What names the original model.
+        rank: Rank of its factors.
+        alpha: LoRA's alpha: its strength is alpha over the rank.
+        targets: Names of the layers that carry factors.
+        is_transposed: Whether these layers are GPT-2's Conv1D.
+    """
+
+    base: str
+    rank: int
+    alpha: float
+    targets: Sequence[str]
+    is_transposed: bool
+
+    @classmethod
+    def read(cls, folder: Path) -> "SavedLora":
+        """That of an adapter that we saved, in whatever release."""
+        found: Mapping[str, Any] = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        return cls(
+            base=str(found["base_model_name_or_path"]),
+            rank=int(found["r"]),
+            alpha=float(found["lora_alpha"]),
+            targets=tuple(found["target_modules"]),
+            is_transposed=bool(found["fan_in_fan_out"]),
+        )
+
+    @property
+    def scaling(self) -> float:
+        """Strength s of the product of the factors."""
+        return self.alpha / self.rank
+
+    @property
+    def max_lora_rank(self) -> int | None:
+        """What vLLM's ``--max-lora-rank`` must be at least; ``None`` if no value is enough."""
+        return next((known for known in VLLM_RANKS if known >= self.rank), None)
+
+    def as_json(self) -> dict[str, Any]:
+        """The file: fields that each PEFT since 0.7 knows, and no others.
+
+        What PEFT itself writes names every option of its release, and older ones complain of those they do
+        not know; each field left out has, in every release, the default of an ordinary LoRA.
+        """
+        return {
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": self.base,
+            "inference_mode": True,
+            "r": self.rank,
+            "lora_alpha": int(self.alpha) if self.alpha.is_integer() else self.alpha,
+            "lora_dropout": 0.0,
+            "target_modules": sorted(self.targets),
+            "bias": "none",
+            "fan_in_fan_out": self.is_transposed,
+            "init_lora_weights": True,
+            "modules_to_save": None,
+        }
