@@ -5,6 +5,7 @@ import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 
 from core.config import EngineConfig, ModelConfig, SourceConfig
 from core.data.taught import wording_notice
-from core.errors import DataError, ModelError, UserError, first_line
+from core.errors import DataError, ModelError, UserError, foreign, in_a_line
 from core.model.layers import vocabulary_size
 from core.model.loading import LoadedModel, load_model
 from core.model.source import locate
@@ -259,19 +260,21 @@ def _loader(
 def _subject(model: LoadedModel, request: EvaluationRequest) -> Subject:
     if request.adapter is None:
         return Subject(model, name=request.model, batch_size=request.batch_size)
-    try:
+    with foreign(partial(_not_fitting, request)):
         network = load_adapter(model.network, request.adapter)
-    except (ValueError, RuntimeError, OSError) as err:
-        raise ModelError(
-            f"--adapter: {str(request.adapter)!r} does not fit {request.model!r}: {first_line(err)}; give the model "
-            "that it was trained on"
-        ) from err
     return Subject(
         model,
         name=f"{request.model} with {request.adapter}",
         batch_size=request.batch_size,
         network=network.requires_grad_(False),
         has_adapter=True,
+    )
+
+
+def _not_fitting(request: EvaluationRequest, err: Exception) -> ModelError:
+    return ModelError(
+        f"--adapter: {str(request.adapter)!r} does not fit {request.model!r}: {in_a_line(err)}; give the model "
+        "that it was trained on"
     )
 
 

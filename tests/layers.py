@@ -12,7 +12,10 @@ CORE: Layers = {
     "files": (
         "core/store/__init__.py",
         "core/store/durable.py",
+        "core/store/locks.py",
         "core/store/place.py",
+        "core/store/refusal.py",
+        "core/store/texts.py",
         "core/store/upkeep.py",
     ),
     "configuration": ("core/config/*.py",),
@@ -109,7 +112,12 @@ TUNING: Layers = {
         "tuning/pruning.py",
         "tuning/samplers.py",
     ),
-    "wording": ("tuning/data_words.py", "tuning/time_left.py", "tuning/wording.py"),
+    "wording": (
+        "tuning/data_words.py",
+        "tuning/terminal.py",
+        "tuning/time_left.py",
+        "tuning/wording.py",
+    ),
     "records": (
         "tuning/ranking.py",
         "tuning/records.py",

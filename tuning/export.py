@@ -5,8 +5,9 @@ import shutil
 from pathlib import Path
 
 from core.config import METRICS
-from core.errors import UserError
+from core.errors import FileError, UserError
 from core.store.durable import commit_text, commit_yaml
+from core.store.texts import read_json
 from tuning.data_words import count_lines, data_warnings
 from tuning.files import read_yaml
 from tuning.ranking import best
@@ -60,9 +61,12 @@ def export_trial(run: Run, trial: TrialRecord, out: Path, *, base: str | None) -
 
 def _copy_adapter(source: Path, out: Path, base: str | None) -> str:
     """Copy PEFT's two files; gives the name of the original model that they record."""
+    config = read_json(source / "adapter_config.json")
+    if not isinstance(config, dict) or "base_model_name_or_path" not in config:
+        problem = "names no base model; restore the file from a copy"
+        raise FileError(str(source / "adapter_config.json"), problem)
     out.mkdir(parents=True)
     shutil.copyfile(source / "adapter_model.safetensors", out / "adapter_model.safetensors")
-    config = json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))
     if base is not None:
         config["base_model_name_or_path"] = base
     text = json.dumps(config, indent=1) + "\n"

@@ -6,6 +6,8 @@ later only the one that was written. Reading without Optuna is in :mod:`tuning.r
 """
 
 import errno
+import os
+import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -270,18 +272,31 @@ class Ledger:
                 )
 
 
-def _raise_disk_full(context: sqlalchemy.engine.ExceptionContext) -> None:
-    """Say in the system's own way what SQLite says in words."""
-    if "disk is full" in str(context.original_exception):
+_SYSTEM_ERRORS: Mapping[int, int] = {
+    sqlite3.SQLITE_FULL: errno.ENOSPC,
+    sqlite3.SQLITE_READONLY: errno.EROFS,
+    sqlite3.SQLITE_PERM: errno.EACCES,
+    sqlite3.SQLITE_CANTOPEN: errno.EACCES,
+    sqlite3.SQLITE_PROTOCOL: errno.ENOLCK,
+    sqlite3.SQLITE_IOERR: errno.EIO,
+}
+"""What SQLite says in a code of its own, and the system in another."""
+
+
+def _raise_as_system(context: sqlalchemy.engine.ExceptionContext) -> None:
+    """Say in the system's own way what SQLite says of a disk, so that it is told as any other write's error."""
+    err = context.original_exception
+    number = _SYSTEM_ERRORS.get(getattr(err, "sqlite_errorcode", 0) & 0xFF)
+    if number is not None:
         place = context.engine.url.database if context.engine is not None else None
-        raise OSError(errno.ENOSPC, "the disk is full", place)
+        raise OSError(number, f"{os.strerror(number)} (SQLite: {err})", place) from err
 
 
 def _storage(path: Path) -> optuna.storages.RDBStorage:
     storage = optuna.storages.RDBStorage(
         f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 60}}
     )
-    sqlalchemy.event.listen(storage.engine, "handle_error", _raise_disk_full)
+    sqlalchemy.event.listen(storage.engine, "handle_error", _raise_as_system)
     return storage
 
 

@@ -1,6 +1,5 @@
 """A sweep from its file to its finalists, and the resume of one: the whole story, top to bottom."""
 
-import fcntl
 import logging
 import math
 import os
@@ -13,6 +12,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -22,11 +22,12 @@ import ray
 from ray import tune
 
 from core.config import ModelConfig, TrialConfig
-from core.errors import UserError, first_line
+from core.errors import UserError, foreign, in_a_line
 from core.measuring.scale import RetainScale, ScaleMetric, limit_warnings
 from core.model.source import CONTENT, model_identity
 from core.store import upkeep
 from core.store.durable import commit_yaml
+from core.store.locks import try_lock
 from core.training.shared_work import one_for_each_work
 from tuning import records
 from tuning.bridge import (
@@ -528,17 +529,36 @@ def _a_rank(
     rank = start_rank(spec.resources)
     alone = spec.trial_engine().model_copy(update={"ranks": 1})
     try:
-        if handed_out is not None:
-            ray.get(rank.take.remote(handed_out))
-        host, port = ray.get(rank.open.remote(1))
-        ray.get(rank.join.remote(0, 1, host, port, alone))
-        yield lambda function, argument: ray.get(rank.call.remote(function, argument))
-    except ray.exceptions.RayTaskError as err:
-        if isinstance(err.cause, UserError):
-            raise err.cause from None
-        raise
+        with _their_own_errors():
+            if handed_out is not None:
+                ray.get(rank.take.remote(handed_out))
+            host, port = ray.get(rank.open.remote(1))
+            ray.get(rank.join.remote(0, 1, host, port, alone))
+            yield lambda function, argument: ray.get(rank.call.remote(function, argument))
     finally:
         ray.kill(rank)
+
+
+@contextmanager
+def _their_own_errors() -> Iterator[None]:
+    """Within the context an error of a process elsewhere is raised as itself, where a person can act on it.
+
+    Raises:
+        UserError: What a function raised there; or that the process, its node or its environment is gone.
+        OSError: What the system said there, of a folder or a limit.
+    """
+    try:
+        yield
+    except ray.exceptions.RayTaskError as err:
+        if isinstance(err.cause, UserError | OSError):
+            raise err.cause from None
+        raise
+    except ray.exceptions.RayError as err:
+        raise UserError(
+            f"a process that prepares or measures ended without a word: {in_a_line(err)}; most often the machine's "
+            "memory was not enough: take fewer trials at a time (resources.max_concurrent), a smaller model or "
+            "smaller batches, or free some memory"
+        ) from err
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -630,23 +650,19 @@ def _ray(spec: SweepSpec, launch: Launch) -> Iterator[_Plan]:
     if launch.address is None:
         cluster = Cluster.this_machine()
         concurrent_trials(with_gpus(spec, cluster, None).resources, cluster)  # refuses before Ray
-        ray.init(
-            address="local",
-            num_cpus=int(cluster.cpus),
-            num_gpus=int(cluster.gpus),
-            include_dashboard=False,
-            object_store_memory=_OBJECT_STORE_BYTES,
-            **common,
-        )
+        with foreign(_not_started):
+            ray.init(
+                address="local",
+                num_cpus=int(cluster.cpus),
+                num_gpus=int(cluster.gpus),
+                include_dashboard=False,
+                object_store_memory=_OBJECT_STORE_BYTES,
+                **common,
+            )
     else:
-        try:
+        with foreign(partial(_no_answer, launch.address)):
             _knock(launch.address)
             ray.init(address=launch.address, runtime_env=_code(), **common)
-        except (OSError, ValueError, RuntimeError) as err:
-            raise UserError(
-                f"--address {launch.address}: the cluster does not answer: {first_line(err)}; check the address, "
-                "that `ray status` works there, and that the authentication token is the cluster's"
-            ) from err
         cluster = _largest_cluster()
     try:
         needs, gpu_memory_gib = _looked_at(spec, cluster, is_far=is_far)
@@ -657,6 +673,21 @@ def _ray(spec: SweepSpec, launch: Launch) -> Iterator[_Plan]:
         yield _Plan(spec=spec, running=running, needs=needs, cluster=cluster, is_far=is_far)
     finally:
         ray.shutdown()
+
+
+def _not_started(err: Exception) -> UserError:
+    ray.shutdown()  # what half began
+    return UserError(
+        f"Ray does not start on this machine: {in_a_line(err)}; `unlearn-tune doctor` looks at what it needs, and "
+        "Ray's own words are in session_latest/logs of its temporary folder (/tmp/ray)"
+    )
+
+
+def _no_answer(address: str, err: Exception) -> UserError:
+    return UserError(
+        f"--address {address}: the cluster does not answer: {in_a_line(err)}; check the address, that `ray status` "
+        "works there, and that the authentication token is the cluster's"
+    )
 
 
 def _largest_cluster() -> Cluster:
@@ -688,7 +719,8 @@ def _looked_at(
     on_gpu_node = is_far and cluster.gpus > 0 and spec.engine.get("device") != "cpu"
     glance = _A_GLANCE if on_gpu_node else 0
     task = ray.remote(max_calls=1, num_cpus=1, num_gpus=glance)(_look)  # the process ends with it
-    found: tuple[Needs | None, float | None] = ray.get(task.remote(spec))
+    with _their_own_errors():
+        found: tuple[Needs | None, float | None] = ray.get(task.remote(spec))
     return found
 
 
@@ -720,13 +752,11 @@ def _lock(run_dir: Path) -> Iterator[None]:
         UserError: If another driver holds it.
     """
     with (run_dir / records.LOCK_FILE).open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as err:
+        if not try_lock(file):
             file.seek(0)
             raise UserError(
                 f"{run_dir}: another driver holds this run ({file.read().strip()}); wait for it, or stop it"
-            ) from err
+            )
         file.truncate(0)
         file.write(f"pid {os.getpid()} on {platform.node()} since {records.now()}\n")
         file.flush()

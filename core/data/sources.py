@@ -1,6 +1,5 @@
 """Read rows: embedded files, JSON Lines, Parquet, plain text, token ids, benchmarks by name, hub data sets."""
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,7 +12,8 @@ from typing import Any
 from core.config import SourceConfig
 from core.data.benchmarks import BENCHMARKS, NAMED, name_problem, named_fields
 from core.data.token_files import read_token_array
-from core.errors import DataError, first_line
+from core.errors import DataError, FileError, foreign, in_a_line
+from core.store.texts import numbered_lines, parse_json, read_text
 
 EMBEDDED = Path(__file__).parent / "embedded"
 """Folder of the shipped texts; ``embedded:NAME`` is its ``NAME.jsonl``."""
@@ -118,7 +118,10 @@ def read_records(config: SourceConfig, *, role: str) -> list[Mapping[str, Any]]:
     problem = source_problem(config)
     if problem:
         raise DataError(f"data.{role}.{problem}")
-    records = list(islice(_records(config, role), config.n))
+    try:
+        records = list(islice(_records(config, role), config.n))
+    except FileError as err:
+        raise DataError(f"data.{role}: {err}") from err
     if not records:
         raise DataError(f"data.{role}: {config.source} holds no row")
     return records
@@ -161,44 +164,34 @@ def _records(config: SourceConfig, role: str) -> Iterator[Mapping[str, Any]]:
 
 
 def _json_lines(path: Path, role: str) -> Iterator[Mapping[str, Any]]:
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as err:
-                raise DataError(f"data.{role}: {path}:{number}: not JSON: {err.msg}") from err
-            if not isinstance(record, dict):
-                raise DataError(
-                    f"data.{role}: {path}:{number}: each line must be an object, "
-                    f"got {type(record).__name__}"
-                )
-            yield record
+    for number, line in numbered_lines(path):
+        record = parse_json(line, where=str(path), line=number)
+        if not isinstance(record, dict):
+            raise DataError(
+                f"data.{role}: {path}:{number}: each line must be an object, "
+                f"got {type(record).__name__}"
+            )
+        yield record
 
 
 def _paragraphs(path: Path, role: str) -> Iterator[Mapping[str, Any]]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as err:
-        raise DataError(
-            f"data.{role}: {path} is not UTF-8: {err.reason} at byte {err.start}"
-        ) from err
-    for paragraph in re.split(r"\n\s*\n", text):
+    for paragraph in re.split(r"\n\s*\n", read_text(path)):
         if paragraph.strip():
             yield {"text": " ".join(paragraph.split())}
 
 
 def _parquet_records(path: Path, role: str) -> Iterator[Mapping[str, Any]]:
-    import pyarrow
     import pyarrow.parquet
 
-    try:
-        table = pyarrow.parquet.read_table(path)
-    except (OSError, pyarrow.ArrowInvalid) as err:
-        raise DataError(f"data.{role}: {path} is not a Parquet file: {err}") from err
-    for batch in table.to_batches():
-        yield from batch.to_pylist()
+    def refused(err: Exception) -> DataError:
+        return DataError(
+            f"data.{role}: {path} is not a Parquet file that can be read: {in_a_line(err)}; write it anew, or "
+            "give JSON Lines"
+        )
+
+    with foreign(refused):
+        for batch in pyarrow.parquet.read_table(path).to_batches():
+            yield from batch.to_pylist()
 
 
 def _token_records(path: Path, role: str) -> Iterator[Mapping[str, Any]]:
@@ -210,27 +203,26 @@ def _hub_records(
     config: SourceConfig, repository: str, subset: str | None, split: str, role: str
 ) -> Iterator[Mapping[str, Any]]:
     import datasets
-    from datasets.exceptions import DatasetsError
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     path, revision = repository, config.revision
     if config.mirror is not None:
         path, revision = str(Path(config.mirror).resolve()), None
-    try:
-        data = datasets.load_dataset(path, subset, split=split, revision=revision)
-    except (OSError, ValueError, DatasetsError, HfHubHTTPError, OfflineModeIsEnabled) as err:
-        first = first_line(err.__cause__ or err)
+
+    def refused(err: Exception) -> DataError:
+        first = in_a_line(err.__cause__ or err)
         what = f"{config.source!r} (subset {subset}, split {split})"
         if config.mirror is not None:
-            raise DataError(
+            return DataError(
                 f"data.{role}.mirror: cannot load {what} from the folder {config.mirror!r}: {first}; "
                 f"copy {repository} there once more, its README.md lists the subsets and their files"
-            ) from err
-        raise DataError(
+            )
+        return DataError(
             f"data.{role}.source: cannot load {what}: {first}; check the names and the connection, or "
             "give a file or a mirror"
-        ) from err
-    yield from data
+        )
+
+    with foreign(refused):
+        yield from datasets.load_dataset(path, subset, split=split, revision=revision)
 
 
 def _written_out(record: Mapping[str, Any], where: str) -> Mapping[str, Any]:

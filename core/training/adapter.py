@@ -19,12 +19,12 @@ from typing import Any, cast
 import peft
 import torch
 from peft.tuners import lora
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
+from core.store.artifacts import save_tensors
 from core.store.durable import commit, commit_json
 from core.training.trained import Gather
 
@@ -321,7 +321,7 @@ def save_adapter(
     commit_json(folder / "adapter_config.json", plain)
     commit(
         folder / "adapter_model.safetensors",
-        lambda path: save_file(dict(tensors), path, metadata={"format": "pt"}),
+        lambda path: save_tensors(tensors, path, metadata={"format": "pt"}),
     )
 
 
