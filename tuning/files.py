@@ -91,9 +91,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
         place = f"line {err.line}: " if err.line else ""
         raise ConfigError(str(path), [f"{place}{err.problem}"]) from err
     except yaml.YAMLError as err:
-        raise ConfigError(str(path), [_no_yaml(err)]) from err
+        raise ConfigError(str(path), [f"not YAML: {strict_yaml.in_a_line(err)}"]) from err
     if duplicates:
-        found = [_no_yaml(f"key {again.key!r} is given twice {again.mark}") for again in duplicates]
+        found = [
+            f"not YAML: line {again.line}: key {again.key!r} is given twice; keep one"
+            for again in duplicates
+        ]
         raise ConfigError(str(path), found)
     if not isinstance(values, dict):
         raise ConfigError(str(path), [f"a mapping is expected, got {type(values).__name__}"])
@@ -105,10 +108,6 @@ def _with_text_keys(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(key): _with_text_keys(inner) for key, inner in value.items()}
     return [_with_text_keys(inner) for inner in value] if isinstance(value, list) else value
-
-
-def _no_yaml(reason: object) -> str:
-    return f"not YAML: {' '.join(str(reason).split())}"
 
 
 def set_dotted(values: dict[str, Any], key: str, value: Any, *, where: str) -> None:

@@ -283,19 +283,36 @@ _SYSTEM_ERRORS: Mapping[int, int] = {
 """What SQLite says in a code of its own, and the system in another."""
 
 
-def _raise_as_system(context: sqlalchemy.engine.ExceptionContext) -> None:
-    """Say in the system's own way what SQLite says of a disk, so that it is told as any other write's error."""
-    err = context.original_exception
+def _as_system(err: BaseException | None, place: str | None) -> OSError | None:
+    """What SQLite says of a disk as the system's own error, so that it is told as any other write's."""
     number = _SYSTEM_ERRORS.get(getattr(err, "sqlite_errorcode", 0) & 0xFF)
-    if number is not None:
-        place = context.engine.url.database if context.engine is not None else None
-        raise OSError(number, f"{os.strerror(number)} (SQLite: {err})", place) from err
+    if number is None:
+        return None
+    return OSError(number, f"{os.strerror(number)} (SQLite: {err})", place)
+
+
+def _raise_as_system(context: sqlalchemy.engine.ExceptionContext) -> None:
+    place = context.engine.url.database if context.engine is not None else None
+    said = _as_system(context.original_exception, place)
+    if said is not None:
+        raise said from context.original_exception
 
 
 def _storage(path: Path) -> optuna.storages.RDBStorage:
-    storage = optuna.storages.RDBStorage(
-        f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 60}}
-    )
+    """The study's file, opened.
+
+    Raises:
+        OSError: If the disk does not let it be opened or written.
+    """
+    try:
+        storage = optuna.storages.RDBStorage(
+            f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 60}}
+        )
+    except sqlalchemy.exc.DBAPIError as err:
+        said = _as_system(err.orig, str(path))
+        if said is None:
+            raise
+        raise said from err
     sqlalchemy.event.listen(storage.engine, "handle_error", _raise_as_system)
     return storage
 

@@ -101,6 +101,15 @@ def load(text: str | bytes, *, allows_aliases: bool) -> tuple[Any, tuple[Duplica
         loader.dispose()
 
 
+def in_a_line(err: yaml.YAMLError) -> str:
+    """Where a document is no YAML and why, in a line."""
+    if not isinstance(err, yaml.MarkedYAMLError) or err.problem_mark is None:
+        return " ".join(str(err).split())
+    context = f" {err.context}" if err.context else ""
+    mark = err.problem_mark
+    return f"line {mark.line + 1}, column {mark.column + 1}: {err.problem}{context}"
+
+
 def _refuse_unfolding(root: yaml.Node) -> None:
     """Refuse aliases that contain themselves, or that are too much when written out."""
     sizes: dict[int, int] = {}

@@ -120,9 +120,8 @@ def run_sweep(
     """
     launch, watcher = launch or Launch(), watcher or Silent()
     refuse_existing(spec, run_dir)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    upkeep.limit()  # refused before anything is done
-    with _signals() as signals, _lock(run_dir), upkeep.held():
+    upkeep.limit()  # refused before anything is done, as a cache that cannot be written
+    with _signals() as signals, upkeep.held(), _lock(run_dir):
         try:
             with _ray(spec, launch) as plan:
                 signals.install()  # Ray put its own in their place
@@ -746,11 +745,12 @@ def _code() -> dict[str, Any]:
 
 @contextmanager
 def _lock(run_dir: Path) -> Iterator[None]:
-    """Hold the run; one driver at a time.
+    """Hold the run, whose folder is made; one driver at a time.
 
     Raises:
         UserError: If another driver holds it.
     """
+    run_dir.mkdir(parents=True, exist_ok=True)
     with (run_dir / records.LOCK_FILE).open("a+") as file:
         if not try_lock(file):
             file.seek(0)

@@ -52,7 +52,7 @@ def one_at_a_time(path: Path, *, timeout_s: float = -1.0) -> Iterator[Path]:
         OSError: If the file system has no locks, or the folder cannot be written; with the file's name.
     """
     beside = path.with_name(path.name + ".lock")
-    lock = FileLock(beside, timeout=timeout_s)
+    lock = FileLock(beside, timeout=timeout_s, fallback_to_soft=False)  # which a kill leaves locked
     try:
         lock.acquire()
     except Timeout as err:
