@@ -11,7 +11,7 @@ from typing import Literal
 
 from core.model.machine import free_memory_gib
 from core.model.packaged import PACKAGED_MODELS, cached_folder
-from core.store.place import CACHE_VARIABLE, cache_root
+from core.store.place import CACHE_VARIABLE, below_home, cache_root
 from tuning.resources import Cluster, free_disk_gib
 
 _FAMILY = {
@@ -137,7 +137,7 @@ def _packaged_model(name: str) -> Check:
 
 
 def _ray_token() -> Check:
-    token = Path("~/.ray/auth_token").expanduser()
+    token = below_home(".ray/auth_token")
     if not token.exists():
         return Check("ray token", "ok", "none yet; Ray makes one when it first needs it")
     if stat.S_IMODE(token.stat().st_mode) & 0o077:

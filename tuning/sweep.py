@@ -28,6 +28,7 @@ from core.model.source import CONTENT, model_identity
 from core.store import upkeep
 from core.store.durable import commit_yaml
 from core.store.locks import try_lock
+from core.store.place import below_home
 from core.training.shared_work import one_for_each_work
 from tuning import records
 from tuning.bridge import (
@@ -75,7 +76,7 @@ from tuning.validate import late_guard
 _PACKAGES = ("unlearn-tune", "torch", "ray", "optuna", "deepspeed", "peft", "transformers")
 _OBJECT_STORE_BYTES = 100 * 2**20
 _KNOCK_TIMEOUT_S = 5.0
-_CLUSTER_FILE = Path("~/ray_bootstrap_config.yaml").expanduser()
+_CLUSTER_FILE = below_home("ray_bootstrap_config.yaml")
 """Where ``ray up`` leaves the cluster file on the head."""
 _A_GLANCE = 0.01
 """Share of a GPU that a look at it takes."""

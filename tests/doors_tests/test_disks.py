@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import pwd
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from command_line import ROOT, Command, is_refused, left_in_runs, write
 from core.errors import FileError
 from core.store import artifacts
 from core.store.locks import one_at_a_time, try_lock
-from core.store.place import CACHE_VARIABLE
+from core.store.place import CACHE_VARIABLE, below_home
 from core.store.refusal import refusal
 
 
@@ -149,6 +150,18 @@ def test_a_read_only_file_system_is_refused(
     )
     assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
     assert message.format(tmp_path, tmp_path) in done.stderr
+
+
+def test_a_user_without_a_home_is_told_what_to_set(
+    tune: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a container that runs under a number which no user has."""
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv(CACHE_VARIABLE)
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
+    is_refused(tune("cache", "list"), f"has no home folder for the cache; set {CACHE_VARIABLE}, or")
+    assert not below_home("x").exists()
 
 
 # File systems without locks
