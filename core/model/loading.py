@@ -247,7 +247,10 @@ def load_classifier(source: str, device: torch.device) -> TextClassifier:
         ModelError: If it is not found or cannot be read.
     """
     arguments = {"trust_remote_code": False}
-    location, _ = locate(ModelConfig(source=source), field="--fluency-model")
+    try:
+        location, _ = locate(ModelConfig(source=source), field="source")
+    except ModelError as err:
+        raise _no_classifier(source, err) from err
     with foreign(partial(_no_classifier, source)):
         tokenizer = transformers.AutoTokenizer.from_pretrained(location, **arguments)
         network = transformers.AutoModelForSequenceClassification.from_pretrained(
