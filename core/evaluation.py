@@ -5,6 +5,7 @@ import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from core.config import EngineConfig, ModelConfig, SourceConfig
 from core.data.sources import is_at_hand, read_rows
 from core.data.taught import wording_notice
-from core.errors import DataError, ModelError, UserError, first_line
+from core.errors import DataError, ModelError, UserError, foreign, in_a_line
 from core.model.layers import vocabulary_size
 from core.model.loading import LoadedModel, load_model
 from core.model.source import locate
@@ -286,13 +287,8 @@ def _loader(
 def _subject(model: LoadedModel, request: EvaluationRequest, pace: Pace) -> Subject:
     if request.adapter is None:
         return Subject(model, name=request.model, batch_size=request.batch_size, pace=pace)
-    try:
+    with foreign(partial(_not_fitting, request)):
         network = load_adapter(model.network, request.adapter)
-    except (ValueError, RuntimeError, OSError) as err:
-        raise ModelError(
-            f"--adapter: {str(request.adapter)!r} does not fit {request.model!r}: {first_line(err)}; give the model "
-            "that it was trained on"
-        ) from err
     return Subject(
         model,
         name=f"{request.model} with {request.adapter}",
@@ -300,6 +296,13 @@ def _subject(model: LoadedModel, request: EvaluationRequest, pace: Pace) -> Subj
         network=network.requires_grad_(False),
         has_adapter=True,
         pace=pace,
+    )
+
+
+def _not_fitting(request: EvaluationRequest, err: Exception) -> ModelError:
+    return ModelError(
+        f"--adapter: {str(request.adapter)!r} does not fit {request.model!r}: {in_a_line(err)}; give the model "
+        "that it was trained on"
     )
 
 

@@ -12,7 +12,10 @@ CORE: Layers = {
     "files": (
         "core/store/__init__.py",
         "core/store/durable.py",
+        "core/store/locks.py",
         "core/store/place.py",
+        "core/store/refusal.py",
+        "core/store/texts.py",
         "core/store/upkeep.py",
     ),
     "configuration": ("core/config/*.py",),
@@ -117,6 +120,7 @@ TUNING: Layers = {
     "wording": (
         "tuning/data_words.py",
         "tuning/rendering.py",
+        "tuning/terminal.py",
         "tuning/time_left.py",
         "tuning/wording.py",
     ),

@@ -7,7 +7,7 @@ from typing import Any
 import ray
 from ray.util import ActorPool
 
-from core.errors import UserError
+from core.errors import UserError, in_a_line
 from tuning.config import SweepSpec
 from tuning.handing_out import HandedOut
 from tuning.trainable import start_rank
@@ -65,20 +65,39 @@ def _ranks(
     engine = spec.trial_engine().model_copy(update={"ranks": 1, "threads": resources.cpus_per_rank})
     started = [start_rank(resources) for _ in range(n)]
     try:
-        if handed_out is not None:
-            ray.get([rank.take.remote(handed_out) for rank in started])
-        meetings = ray.get([rank.open.remote(1) for rank in started])
-        ray.get(
-            [
-                rank.join.remote(0, 1, host, port, engine)
-                for rank, (host, port) in zip(started, meetings, strict=True)
-            ]
-        )
-        yield started
-    except ray.exceptions.RayTaskError as err:
-        if isinstance(err.cause, UserError):
-            raise err.cause from None
-        raise
+        with their_own_errors():
+            if handed_out is not None:
+                ray.get([rank.take.remote(handed_out) for rank in started])
+            meetings = ray.get([rank.open.remote(1) for rank in started])
+            ray.get(
+                [
+                    rank.join.remote(0, 1, host, port, engine)
+                    for rank, (host, port) in zip(started, meetings, strict=True)
+                ]
+            )
+            yield started
     finally:
         for rank in started:
             ray.kill(rank)
+
+
+@contextmanager
+def their_own_errors() -> Iterator[None]:
+    """Within the context an error of a process elsewhere is raised as itself, where a person can act on it.
+
+    Raises:
+        UserError: What a function raised there; or that the process, its node or its environment is gone.
+        OSError: What the system said there, of a folder or a limit.
+    """
+    try:
+        yield
+    except ray.exceptions.RayTaskError as err:
+        if isinstance(err.cause, UserError | OSError):
+            raise err.cause from None
+        raise
+    except ray.exceptions.RayError as err:
+        raise UserError(
+            f"a process that prepares or measures ended without a word: {in_a_line(err)}; most often the machine's "
+            "memory was not enough: take fewer trials at a time (resources.max_concurrent), a smaller model or "
+            "smaller batches, or free some memory"
+        ) from err

@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 import yaml
-from rich.console import Console
 
 from core.errors import ConfigError, UserError
 from core.store.durable import commit_json, finite
+from core.store.refusal import refusal
+from tuning import strict_yaml
 from tuning.config import RUN_NAME, SweepSpec
 from tuning.files import load_sweep, read_yaml
 from tuning.surroundings import begin_in_utf8, without_carriage_returns
+from tuning.terminal import Shown, shown, terminal
 
 if TYPE_CHECKING:
     from tuning.events import Watcher
@@ -61,13 +63,17 @@ def main() -> None:
         _say(f"error: {err}")
         sys.exit(REFUSED)
     except OSError as err:
-        if err.errno != errno.ENOSPC:
+        if err.errno == errno.ENOSPC:
+            _say(
+                f"error: the disk is full ({err.filename}); nothing finished is lost. Free some space, then go "
+                "on with: unlearn-tune resume RUN"
+            )
+            sys.exit(FAILED)
+        said = refusal(err)
+        if said is None:
             raise
-        _say(
-            f"error: the disk is full ({err.filename}); nothing finished is lost. Free some space, then go "
-            "on with: unlearn-tune resume RUN"
-        )
-        sys.exit(FAILED)
+        _say(f"error: {said}")
+        sys.exit(REFUSED)
 
 
 def _group(name: str, *, help_: str) -> typer.Typer:
@@ -221,7 +227,7 @@ def best(
         order = [t["number"] for t in best_json(found, top=top)["trials"]]
         _print(found.to_dataframe().set_index("number").loc[order].to_csv().rstrip())
     else:
-        Console().print(best_table(found, top=top or 10))
+        terminal().print(Shown(best_table(found, top=top or 10)))
 
 
 @app.command(epilog=_examples("show runs/demo 3", "show runs/demo best --json"))
@@ -242,7 +248,7 @@ def show(
         shown |= {"proposed_by": record.proposed_by, "history": found.history(record.number)}
         _print(json.dumps(finite(shown), indent=1))
     else:
-        Console().print(trial_text(found, record), highlight=False)
+        terminal().print(Shown(trial_text(found, record)))
 
 
 @app.command(
@@ -455,7 +461,7 @@ def evaluate(
     if as_json:
         _print(json.dumps(without_samples(result), indent=1))
     else:
-        Console().print(evaluation_tables(result), highlight=False)
+        terminal().print(Shown(evaluation_tables(result)))
 
 
 @app.command(epilog=_examples("validate search_spaces/demo.yaml", "validate cluster.yaml"))
@@ -571,7 +577,7 @@ def _drive(
     if as_json:
         _print(json.dumps(best_json(run), indent=1))
     else:
-        Console().print(best_table(run, top=5))
+        terminal().print(Shown(best_table(run, top=5)))
         _say(ending_text(run))
     if run.state == "no_feasible":
         raise typer.Exit(NO_FEASIBLE)
@@ -596,18 +602,18 @@ def _overrides(pairs: list[str]) -> dict[str, Any]:
         if not equals or not key:
             raise UserError(f"--set: key=value is expected, got {pair!r}")
         try:
-            found[key] = yaml.safe_load(text)
+            found[key], _ = strict_yaml.load(text, allows_aliases=False)
         except yaml.YAMLError as err:
             raise ConfigError(f"--set {key}", [f"not a YAML value: {text!r}"]) from err
     return found
 
 
 def _print(text: str) -> None:
-    print(text)
+    print(shown(text))
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr)
+    print(shown(text), file=sys.stderr)
 
 
 if __name__ == "__main__":

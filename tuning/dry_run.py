@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.console import Console
 from rich.table import Table
 
 from core.config import DataConfig, ModelConfig, SourceConfig
@@ -31,6 +30,7 @@ from tuning.resources import (
     with_gpus,
 )
 from tuning.space import describe
+from tuning.terminal import Shown, shown, terminal
 from tuning.wording import duration, parameters
 
 SAMPLES = 5
@@ -70,25 +70,26 @@ def show_dry_run(spec: SweepSpec, run_dir: Path, *, as_json: bool) -> None:
         }
         print(json.dumps(record, indent=1))  # noqa: T201
         return
-    console = Console()
-    console.print(
+    console = terminal()
+    head = (
         f"sweep {spec.name} -> {run_dir}: {spec.budget.trials} trials of at most "
         f"{spec.budget.max_steps} steps, {needs.concurrent} at a time "
         f"({needs.because}), sampler {spec.sampler.name}"
     )
+    console.print(shown(head))
     table = Table(box=None, pad_edge=False)
     for name in ("searched field", "range", "why"):
         table.add_column(name)
     for name, dimension in spec.space.items():
         table.add_row(name, describe(dimension), dimension.why)
-    console.print(table)
-    console.print("fixed:", highlight=False)
-    console.print(yaml.safe_dump(spec.fixed_values(), sort_keys=False).rstrip(), highlight=False)
-    console.print(f"{len(samples)} sample configurations (start_from first):")
+    console.print(Shown(table))
+    console.print("fixed:")
+    console.print(shown(yaml.safe_dump(spec.fixed_values(), sort_keys=False).rstrip()))
+    console.print(shown(f"{len(samples)} sample configurations (start_from first):"))
     for sample in samples:
-        console.print("  " + parameters(sample), highlight=False)
+        console.print(shown("  " + parameters(sample)))
     for line in (*limits.lines, *_data_lines(data), *_needs_lines(spec, run_dir, needs)):
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
+        console.print(shown(line), soft_wrap=True)
 
 
 def sample_proposals(spec: SweepSpec, *, count: int = SAMPLES) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """The verb ``evaluate``: the data file, and the tables of a result."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,13 +40,18 @@ def read_data(path: Path) -> EvaluationData:
 
 
 def refuse_output(path: Path) -> None:
-    """Refuse a file that is there already.
+    """Refuse a file that is there already, or that cannot be made.
 
     Raises:
-        UserError: If it exists.
+        UserError: If it exists, or no folder on the way to it can be written.
     """
     if path.exists():
         raise UserError(f"--out: {path} exists already; give a new file")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UserError(
+            f"--out: {folder} is no folder that this user can write; give a file elsewhere"
+        )
 
 
 def without_samples(result: Mapping[str, Any]) -> dict[str, Any]:

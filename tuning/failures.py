@@ -1,6 +1,5 @@
 """Why an attempt at a trial broke, and what is done about it: another attempt, with less at a time, or none."""
 
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from typing import Any, Literal
 
 from core.config import BatchConfig, TrialConfig
 from core.store.durable import commit_json
+from core.store.texts import read_json
 
 Exhausted = Literal["gpu", "machine"]
 """Whose memory was not enough."""
@@ -64,7 +64,7 @@ def read_failure(folder: Path) -> Failure:
     if not path.is_file():
         message = "its process died without a word (killed, or out of memory)"
         commit_json(path, {"kind": "Died", "message": message, "is_user_error": False})
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    record: dict[str, Any] = read_json(path)
     return Failure(
         reason=f"{record['kind']}: {record['message']}",
         is_user_error=bool(record["is_user_error"]),
@@ -76,7 +76,7 @@ def read_failure(folder: Path) -> Failure:
 def record_remedy(folder: Path, remedy: Remedy) -> None:
     """Keep what the next attempt does otherwise, so that a resumed sweep does it too."""
     path = folder / FAILURE_FILE
-    commit_json(path, json.loads(path.read_text(encoding="utf-8")) | {"remedy": remedy})
+    commit_json(path, read_json(path) | {"remedy": remedy})
 
 
 def remedies(attempts: Iterable[Path]) -> set[Remedy]:

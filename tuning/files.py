@@ -13,11 +13,12 @@ import yaml
 from pydantic import ValidationError
 
 from core.config import describe_problems
-from core.errors import ConfigError
+from core.errors import ConfigError, FileError
+from core.store.texts import read_text
 from tuning import strict_yaml
 from tuning.config import SweepSpec
 from tuning.pinning import pin
-from tuning.space import problems_apart, space_problems
+from tuning.space import problems_apart, space_problems, with_meant_numbers
 
 MAX_FILE_BYTES = 1 << 20
 _PATH_KEYS = ("source", "mirror", "retain_only")
@@ -64,6 +65,7 @@ def parse_sweep(values: Mapping[str, Any], *, where: str) -> SweepSpec:
     Raises:
         ConfigError: With every problem at once.
     """
+    values = with_meant_numbers(values)
     try:
         spec = SweepSpec.model_validate(values)
     except ValidationError as err:
@@ -86,20 +88,29 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if path.stat().st_size > MAX_FILE_BYTES:
         raise ConfigError(str(path), [f"file exceeds {MAX_FILE_BYTES} bytes; it is no sweep file"])
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
         values, duplicates = strict_yaml.load(text, allows_aliases=True)
-    except (yaml.YAMLError, UnicodeDecodeError) as err:
-        raise ConfigError(str(path), [_no_yaml(err)]) from err
+    except FileError as err:
+        place = f"line {err.line}: " if err.line else ""
+        raise ConfigError(str(path), [f"{place}{err.problem}"]) from err
+    except yaml.YAMLError as err:
+        raise ConfigError(str(path), [f"not YAML: {strict_yaml.in_a_line(err)}"]) from err
     if duplicates:
-        found = [_no_yaml(f"key {again.key!r} is given twice {again.mark}") for again in duplicates]
+        found = [
+            f"not YAML: line {again.line}: key {again.key!r} is given twice; keep one"
+            for again in duplicates
+        ]
         raise ConfigError(str(path), found)
     if not isinstance(values, dict):
         raise ConfigError(str(path), [f"a mapping is expected, got {type(values).__name__}"])
-    return values
+    return dict(_with_text_keys(values))
 
 
-def _no_yaml(reason: object) -> str:
-    return f"not YAML: {' '.join(str(reason).split())}"
+def _with_text_keys(value: Any) -> Any:
+    """The same with every key as text: YAML reads ``on:``, ``1:`` and ``2026-01-01:`` as other values."""
+    if isinstance(value, dict):
+        return {str(key): _with_text_keys(inner) for key, inner in value.items()}
+    return [_with_text_keys(inner) for inner in value] if isinstance(value, list) else value
 
 
 def set_dotted(values: dict[str, Any], key: str, value: Any, *, where: str) -> None:

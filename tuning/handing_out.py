@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from filelock import FileLock
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from core.store.durable import commit
+from core.store.locks import one_at_a_time
 from core.store.place import cache_root
 
 _PIECE_BYTES = 1 << 24
@@ -60,7 +60,7 @@ class HandedOut:
         for name in lacking:
             path = cache_root() / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(path.with_name(path.name + ".lock")):
+            with one_at_a_time(path):
                 if not path.exists():  # another rank of this node may have been first
                     commit(path, partial(self._copy, name))
         return lacking

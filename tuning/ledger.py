@@ -6,6 +6,8 @@ later only the one that was written. Reading without Optuna is in :mod:`tuning.r
 """
 
 import errno
+import os
+import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -270,18 +272,48 @@ class Ledger:
                 )
 
 
-def _raise_disk_full(context: sqlalchemy.engine.ExceptionContext) -> None:
-    """Say in the system's own way what SQLite says in words."""
-    if "disk is full" in str(context.original_exception):
-        place = context.engine.url.database if context.engine is not None else None
-        raise OSError(errno.ENOSPC, "the disk is full", place)
+_SYSTEM_ERRORS: Mapping[int, int] = {
+    sqlite3.SQLITE_FULL: errno.ENOSPC,
+    sqlite3.SQLITE_READONLY: errno.EROFS,
+    sqlite3.SQLITE_PERM: errno.EACCES,
+    sqlite3.SQLITE_CANTOPEN: errno.EACCES,
+    sqlite3.SQLITE_PROTOCOL: errno.ENOLCK,
+    sqlite3.SQLITE_IOERR: errno.EIO,
+}
+"""What SQLite says in a code of its own, and the system in another."""
+
+
+def _as_system(err: BaseException | None, place: str | None) -> OSError | None:
+    """What SQLite says of a disk as the system's own error, so that it is told as any other write's."""
+    number = _SYSTEM_ERRORS.get(getattr(err, "sqlite_errorcode", 0) & 0xFF)
+    if number is None:
+        return None
+    return OSError(number, f"{os.strerror(number)} (SQLite: {err})", place)
+
+
+def _raise_as_system(context: sqlalchemy.engine.ExceptionContext) -> None:
+    place = context.engine.url.database if context.engine is not None else None
+    said = _as_system(context.original_exception, place)
+    if said is not None:
+        raise said from context.original_exception
 
 
 def _storage(path: Path) -> optuna.storages.RDBStorage:
-    storage = optuna.storages.RDBStorage(
-        f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 60}}
-    )
-    sqlalchemy.event.listen(storage.engine, "handle_error", _raise_disk_full)
+    """The study's file, opened.
+
+    Raises:
+        OSError: If the disk does not let it be opened or written.
+    """
+    try:
+        storage = optuna.storages.RDBStorage(
+            f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 60}}
+        )
+    except sqlalchemy.exc.DBAPIError as err:
+        said = _as_system(err.orig, str(path))
+        if said is None:
+            raise
+        raise said from err
+    sqlalchemy.event.listen(storage.engine, "handle_error", _raise_as_system)
     return storage
 
 

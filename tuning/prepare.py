@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
 
-from core.config import PreparationConfig, describe_problems
+from core.config import PreparationConfig, describe_problems, with_numbers
 from core.errors import ConfigError, UserError
 from core.store.place import cache_root
 from tuning.data_words import count_lines
@@ -26,7 +26,8 @@ def load_preparation(path: Path, *, overrides: Mapping[str, Any]) -> Preparation
         ConfigError: With every problem at once.
     """
     try:
-        return PreparationConfig.model_validate(read_specification(path, overrides))
+        values = read_specification(path, overrides)
+        return PreparationConfig.model_validate(with_numbers(values, PreparationConfig))
     except ValidationError as err:
         raise ConfigError(str(path), describe_problems(err, PreparationConfig)) from err
 

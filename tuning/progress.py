@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -25,6 +25,7 @@ from tuning.events import (
 from tuning.objective import Outcome
 from tuning.ranking import in_order
 from tuning.results import GUARD_STOPS
+from tuning.terminal import Shown, shown, terminal
 from tuning.time_left import time_left_s
 from tuning.wording import decimals, duration, heading, parameters
 
@@ -55,7 +56,7 @@ class Progress:
         """Begin with ``done`` of ``target`` trials finished; ``clock`` gives seconds."""
         self._spec, self._target, self._clock = spec, target, clock
         self._limited: tuple[str, ...] = spec.trial_selection().limited_metrics
-        self._console = Console(stderr=True)
+        self._console = terminal(is_error=True)
         self._live: Live | None = None
         self._running: dict[int, _Running] = {}
         self._candidates: dict[int, TrialEnded] = {}  # by the identity of their outcomes
@@ -72,16 +73,16 @@ class Progress:
     def __enter__(self) -> "Progress":
         """Start the live table where there is a terminal."""
         if self._console.is_terminal:
-            self._live = Live(self._table(), console=self._console, refresh_per_second=4)
+            self._live = Live(Shown(self._table()), console=self._console, refresh_per_second=4)
             self._live.__enter__()
         else:
-            self._console.print(self._last, highlight=False)
+            self._console.print(shown(self._last))
         return self
 
     def __exit__(self, *exc: object) -> None:
         """Leave the last table on the screen."""
         if self._live is not None:
-            self._live.update(self._table())
+            self._live.update(Shown(self._table()))
             self._live.__exit__(None, None, None)
 
     def show(self, event: Event) -> None:
@@ -90,9 +91,9 @@ class Progress:
         if line:
             self._last = line
         if self._live is not None:
-            self._live.update(self._table())
+            self._live.update(Shown(self._table()))
         elif line:
-            self._console.print(line, highlight=False, soft_wrap=True)
+            self._console.print(shown(line), soft_wrap=True)
 
     def eta_s(self) -> float | None:
         """Seconds to the end, from the trials that ran in this session; ``None`` before the first ended.

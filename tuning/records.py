@@ -4,7 +4,6 @@ Works on a copied folder, and while the sweep runs. The only SQL of the project 
 says is :class:`tuning.run.Run`.
 """
 
-import fcntl
 import json
 import sqlite3
 from collections.abc import Mapping, Sequence
@@ -15,8 +14,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from core.data.counts import Counts
-from core.errors import UserError
+from core.errors import UserError, in_a_line
 from core.store.durable import read_lines
+from core.store.locks import try_lock
 from tuning.data_words import read_counts
 
 LEDGER_FILE = "ledger.db"
@@ -133,8 +133,9 @@ class RunFacts:
     def read(cls, values: Mapping[str, Any]) -> "RunFacts":
         """From plain values; what an older or a damaged run does not have is empty."""
         groups = ("identity", "rows", "baseline", "report_baseline", "versions")
+        found = {name: values.get(name) for name in groups}
         return cls(
-            **{name: values.get(name) or {} for name in groups},
+            **{name: v if isinstance(v, Mapping) else {} for name, v in found.items()},
             data_counts=read_counts(values.get("data_counts")),
             created=values.get("created"),
             file=str(values.get("file") or ""),
@@ -198,11 +199,9 @@ def is_driven(run_dir: Path) -> bool:
         return False
     with lock.open("rb") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return not try_lock(file, shared=True)
         except OSError:
-            return True
-        fcntl.flock(file, fcntl.LOCK_UN)
-    return False
+            return False  # without locks nothing is driven: this is a copy
 
 
 def now() -> str:
@@ -223,9 +222,15 @@ def read_ledger(ledger: Path) -> tuple[tuple[TrialRecord, ...], DriverFacts]:
             raise UserError(
                 f"{ledger}: the ledger is being written; try again in a moment"
             ) from err
-        raise UserError(
-            f"{ledger}: the ledger cannot be read: {err}; nothing was changed, restore it from a copy"
-        ) from err
+        raise _unread(ledger, err) from err
+    except (ValueError, TypeError, KeyError, AttributeError) as err:  # what a row of it holds
+        raise _unread(ledger, err) from err
+
+
+def _unread(ledger: Path, err: Exception) -> UserError:
+    return UserError(
+        f"{ledger}: the ledger cannot be read: {in_a_line(err)}; nothing was changed, restore it from a copy"
+    )
 
 
 def _read(ledger: Path) -> tuple[tuple[TrialRecord, ...], DriverFacts]:

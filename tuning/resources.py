@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from core.config import TrialConfig
-from core.errors import UserError
+from core.errors import FileError, UserError, in_a_line
 from core.model.machine import (
     free_cpus,
     free_memory_gib,
@@ -18,6 +18,7 @@ from core.model.machine import (
     shown_in_words,
     visible_gpus,
 )
+from core.store.texts import read_text
 from tuning.config import ResourcesSpec, SweepSpec
 from tuning.space import bind, corner_proposals
 from tuning.surroundings import existing_part
@@ -327,7 +328,12 @@ def read_largest(path: Path) -> dict[str, float] | None:
     """:func:`largest_of` the file that Ray leaves on a head that it started; ``None`` if there is none."""
     if not path.is_file():
         return None
-    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        config = yaml.safe_load(read_text(path))
+    except (FileError, yaml.YAMLError) as err:
+        raise UserError(
+            f"{path}: is no cluster file of Ray's: {in_a_line(err)}; remove it"
+        ) from err
     return largest_of(config) if isinstance(config, dict) else None
 
 

@@ -14,7 +14,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticUndefined
 
-from core.config import TrialConfig, describe_problems, parse_trial
+from core.config import TrialConfig, describe_problems, parse_trial, with_numbers
 from core.config.elsewhere import ELSEWHERE
 from core.config.method import FORGET_LOSS_FACTS, RETAIN_LOSS_FACTS, LossFacts
 from core.errors import ConfigError
@@ -150,6 +150,46 @@ def problems_apart(values: Mapping[str, Any]) -> list[str]:
     return problems
 
 
+def with_meant_numbers(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A sweep file's values with text such as ``1e-4`` read as a number wherever a number is meant.
+
+    What is meant is said by the sweep's own fields, by a trial's of the fixed sections, and by the searched field
+    of choices, conditions and starting points.
+    """
+    read: dict[str, Any] = dict(with_numbers(values, SweepSpec))
+    fixed = {name: read[name] for name in FIXED_SECTIONS if name in read}
+    read |= with_numbers(fixed, TrialConfig)
+    if isinstance(read.get("space"), Mapping):
+        read["space"] = {n: _with_meant_choices(str(n), d) for n, d in read["space"].items()}
+    if isinstance(read.get("start_from"), list):
+        read["start_from"] = [_with_meant_values(start, "values") for start in read["start_from"]]
+    return read
+
+
+def _with_meant_choices(name: str, dimension: Any) -> Any:
+    """A dimension whose choices are what the searched field takes, and whose conditions what theirs take."""
+    if not isinstance(dimension, Mapping):
+        return dimension
+    read = _with_meant_values(dimension, "when")
+    if isinstance(read.get("categorical"), list):
+        read["categorical"] = [_meant(name, choice) for choice in read["categorical"]]
+    return read
+
+
+def _with_meant_values(holder: Any, key: str) -> Any:
+    """What holds a mapping of searched fields under a key, with the values that those fields take."""
+    if not isinstance(holder, Mapping) or not isinstance(holder.get(key), Mapping):
+        return dict(holder) if isinstance(holder, Mapping) else holder
+    return {**holder, key: {n: _meant(str(n), value) for n, value in holder[key].items()}}
+
+
+def _meant(name: str, value: Any) -> Any:
+    if isinstance(value, list):
+        return [_meant(name, inner) for inner in value]
+    annotation, _ = searchable_fields().get(name, (None, []))
+    return with_numbers(value, annotation)
+
+
 def _fixed_problems(values: Mapping[str, Any], searched: Collection[Any]) -> list[str]:
     given = {n: values[n] for n in FIXED_SECTIONS if isinstance(values.get(n), Mapping)}
     given |= {n: {} for n in _MAY_BE_ALL_SEARCHED if values.get(n) is None}
@@ -227,10 +267,7 @@ def _value_problems(
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
         return [f"{place}: unknown choice {value!r}; {hint}"]
     if isinstance(value, str) and annotation in (int, float):
-        return [
-            f"{place}: must be a number, got the string {value!r}"
-            " (in YAML, write 1.0e-4: 1e-4 without a point is a string)"
-        ]
+        return [f"{place}: must be a number, got the string {value!r}"]
     if not isinstance(value, int | float) or isinstance(value, bool):
         return []  # TrialConfig judges it
     for limit in limits:

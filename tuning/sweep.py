@@ -1,6 +1,5 @@
 """A sweep from its file to its finalists, and the resume of one: the whole story, top to bottom."""
 
-import fcntl
 import logging
 import math
 import os
@@ -13,6 +12,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -22,14 +22,16 @@ import ray
 from ray import tune
 
 from core.config import ModelConfig, TrialConfig
-from core.errors import UserError, first_line
+from core.errors import UserError, foreign, in_a_line
 from core.measuring.scale import RetainScale, ScaleMetric, limit_warnings
 from core.model.source import CONTENT, model_identity
 from core.store import upkeep
 from core.store.durable import commit_yaml
+from core.store.locks import try_lock
+from core.store.place import below_home
 from core.training.shared_work import one_for_each_work
 from tuning import records
-from tuning.apart import a_rank
+from tuning.apart import a_rank, their_own_errors
 from tuning.bridge import (
     Dispatcher,
     InterruptStopper,
@@ -73,7 +75,6 @@ from tuning.shared_folder import QUESTION, refuse_unshared
 from tuning.space import bind, corner_proposals
 from tuning.surroundings import (
     OBJECT_STORE_BYTES,
-    home,
     loopback_problem,
     own_token,
     ray_folder,
@@ -84,7 +85,7 @@ from tuning.validate import late_guard
 
 _PACKAGES = ("unlearn-tune", "torch", "ray", "optuna", "deepspeed", "peft", "transformers")
 _KNOCK_TIMEOUT_S = 5.0
-_CLUSTER_FILE = home() / "ray_bootstrap_config.yaml"
+_CLUSTER_FILE = below_home("ray_bootstrap_config.yaml")
 """Where ``ray up`` leaves the cluster file on the head."""
 _QUIET: Mapping[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 """How Ray is told to keep its log to itself."""
@@ -143,9 +144,8 @@ def run_sweep(
     """
     launch, watcher = launch or Launch(), watcher or Silent()
     refuse_existing(spec, run_dir)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    upkeep.limit()  # refused before anything is done
-    with _signals() as signals, _lock(run_dir), upkeep.held():
+    upkeep.limit()  # refused before anything is done, as a cache that cannot be written
+    with _signals() as signals, upkeep.held(), _lock(run_dir):
         try:
             with _ray(spec, launch) as plan:
                 signals.install()  # Ray put its own in their place
@@ -640,29 +640,40 @@ def _start_ray(spec: SweepSpec) -> Cluster:
     problem = loopback_problem() or shell_problem()
     if problem is not None:
         raise UserError(f"this machine: {problem}")
-    ray.init(
-        address="local",
-        num_cpus=int(cluster.cpus),
-        num_gpus=int(cluster.gpus),
-        include_dashboard=False,
-        object_store_memory=OBJECT_STORE_BYTES,
-        _temp_dir=str(ray_folder()),
-        **_QUIET,
-    )
+    with foreign(_not_started):
+        ray.init(
+            address="local",
+            num_cpus=int(cluster.cpus),
+            num_gpus=int(cluster.gpus),
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            _temp_dir=str(ray_folder()),
+            **_QUIET,
+        )
     return cluster
 
 
 def _join_ray(address: str) -> Cluster:
     """Join the cluster at an address."""
-    try:
+    with foreign(partial(_no_answer, address)):
         _knock(address)
         ray.init(address=address, runtime_env=_code(), **_QUIET)
-    except (OSError, ValueError, RuntimeError) as err:
-        raise UserError(
-            f"--address {address}: the cluster does not answer: {first_line(err)}; check the address, "
-            "that `ray status` works there, and that the authentication token is the cluster's"
-        ) from err
     return _largest_cluster()
+
+
+def _not_started(err: Exception) -> UserError:
+    ray.shutdown()  # what half began
+    return UserError(
+        f"Ray does not start on this machine: {in_a_line(err)}; `unlearn-tune doctor` looks at what it needs, and "
+        "Ray's own words are in session_latest/logs of its temporary folder (/tmp/ray)"
+    )
+
+
+def _no_answer(address: str, err: Exception) -> UserError:
+    return UserError(
+        f"--address {address}: the cluster does not answer: {in_a_line(err)}; check the address, that `ray status` "
+        "works there, and that the authentication token is the cluster's"
+    )
 
 
 def _largest_cluster() -> Cluster:
@@ -694,7 +705,8 @@ def _looked_at(
     on_gpu_node = is_far and cluster.gpus > 0 and spec.engine.get("device") != "cpu"
     glance = _A_GLANCE if on_gpu_node else 0
     task = ray.remote(max_calls=1, num_cpus=1, num_gpus=glance)(_look)  # the process ends with it
-    found: tuple[Needs | None, float | None] = ray.get(task.remote(spec))
+    with their_own_errors():
+        found: tuple[Needs | None, float | None] = ray.get(task.remote(spec))
     return found
 
 
@@ -720,19 +732,18 @@ def _code() -> dict[str, Any]:
 
 @contextmanager
 def _lock(run_dir: Path) -> Iterator[None]:
-    """Hold the run; one driver at a time.
+    """Hold the run, whose folder is made; one driver at a time.
 
     Raises:
         UserError: If another driver holds it.
     """
+    run_dir.mkdir(parents=True, exist_ok=True)
     with (run_dir / records.LOCK_FILE).open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as err:
+        if not try_lock(file):
             file.seek(0)
             raise UserError(
                 f"{run_dir}: another driver holds this run ({file.read().strip()}); wait for it, or stop it"
-            ) from err
+            )
         file.truncate(0)
         file.write(f"pid {os.getpid()} on {platform.node()} since {records.now()}\n")
         file.flush()

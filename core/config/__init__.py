@@ -40,6 +40,7 @@ from core.config.selection import (
     StopRule,
 )
 from core.config.trial import TrialConfig, parse_trial
+from core.config.written_numbers import with_numbers
 
 __all__ = [
     "AUTO",
@@ -81,4 +82,5 @@ __all__ = [
     "describe_problems",
     "metric_facts",
     "parse_trial",
+    "with_numbers",
 ]

@@ -14,6 +14,7 @@ from core.config.optimisation import BatchConfig, BatchPlan, EngineConfig, Optim
 from core.config.problems import describe_problems
 from core.config.section import Section
 from core.config.selection import SelectionConfig
+from core.config.written_numbers import with_numbers
 from core.errors import ConfigError
 
 
@@ -204,6 +205,6 @@ def parse_trial(values: Mapping[str, Any], *, where: str) -> TrialConfig:
         ConfigError: With every problem at once.
     """
     try:
-        return TrialConfig.model_validate(values)
+        return TrialConfig.model_validate(with_numbers(values, TrialConfig))
     except ValidationError as err:
         raise ConfigError(where, describe_problems(err, TrialConfig)) from err

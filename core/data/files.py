@@ -1,10 +1,6 @@
 """Records of a file, whatever its form: JSON, CSV, Parquet, plain text, token ids; packed with gzip or not."""
 
-import codecs
 import csv
-import gzip
-import json
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,25 +8,13 @@ from typing import Any
 
 from core.data.rows import CONVERSATIONS
 from core.data.token_files import read_token_array
-from core.errors import DataError, first_line
+from core.errors import DataError, FileError, first_line, foreign, in_a_line
+from core.store.texts import numbered_lines, parse_json
 from core.text.words import is_spaceless
 
 Record = Mapping[str, Any]
 _Reader = Callable[[Path, str], Iterator[Record]]
 
-_GZIP = b"\x1f\x8b"
-_CONVERT = "convert it with `iconv -f {} -t UTF-8`"
-_CP1252 = _CONVERT.format("CP1252")
-_OTHER_FILES = (
-    (codecs.BOM_UTF32_LE, f" but UTF-32; {_CONVERT.format('UTF-32')}"),
-    (codecs.BOM_UTF32_BE, f" but UTF-32; {_CONVERT.format('UTF-32')}"),
-    (codecs.BOM_UTF16_LE, f" but UTF-16; {_CONVERT.format('UTF-16')}"),
-    (codecs.BOM_UTF16_BE, f" but UTF-16; {_CONVERT.format('UTF-16')}"),
-    (b"PK\x03\x04", ": it is a zip archive; unpack it (unzip)"),
-    (b"\x28\xb5\x2f\xfd", ": it is a zstd archive; unpack it (unzstd)"),
-)
-"""How files begin that are no UTF-8, and what they are."""
-_LFS_POINTER = "version https://git-lfs.github.com/spec/"
 _LONGEST_CELL = 2**31 - 1
 
 
@@ -61,42 +45,12 @@ def file_records(path: Path, *, where: str) -> Iterator[Record]:
     reader = _READERS[format_of(path) or ".jsonl"]
     try:
         yield from reader(path, where)
-    except (OSError, EOFError, zlib.error) as err:
-        raise DataError(
-            f"{where}: {path} cannot be read: {first_line(err)}; check the file and its permissions"
-        ) from err
-
-
-def _lines(path: Path, where: str) -> Iterator[tuple[int, str]]:
-    """Numbered lines with their ends, decoded one by one, so that a bad one is named."""
-    with path.open("rb") as file:
-        is_packed = file.read(len(_GZIP)) == _GZIP
-    with gzip.open(path) if is_packed else path.open("rb") as opened:
-        for number, raw in enumerate(opened, start=1):
-            line = _decoded(raw, f"{where}: {path}:{number}")
-            if number == 1 and line.startswith(_LFS_POINTER):
-                raise DataError(
-                    f"{where}: {path}: is a pointer of Git LFS, not the file; run `git lfs pull` where it came from"
-                )
-            yield number, line.removeprefix("\ufeff") if number == 1 else line
-
-
-def _decoded(raw: bytes, where: str) -> str:
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as err:
-        other = next((what for begin, what in _OTHER_FILES if raw.startswith(begin)), None)
-        found = other or f", got the byte {raw[err.start]:#04x}; from Latin-1 or Windows {_CP1252}"
-        raise DataError(f"{where}: is not UTF-8{found}") from err
-    if "\0" in text:
-        raise DataError(
-            f"{where}: is not text in UTF-8: it holds a NUL; if it is UTF-16, {_CONVERT.format('UTF-16LE')}"
-        )
-    return text
+    except FileError as err:
+        raise DataError(f"{where}: {err}") from err
 
 
 def _json_records(path: Path, where: str) -> Iterator[Record]:
-    lines = _lines(path, where)
+    lines = numbered_lines(path)
     is_first = True
     for number, line in lines:
         if not line.strip():
@@ -106,9 +60,9 @@ def _json_records(path: Path, where: str) -> Iterator[Record]:
             value = (
                 None
                 if is_first and is_array
-                else _parsed(line.rstrip(), f"{where}: {path}", number)
+                else parse_json(line.rstrip(), where=str(path), line=number)
             )
-        except DataError as err:
+        except FileError as err:
             if not is_first:
                 raise
             whole = "".join([line, *(later for _, later in lines)])
@@ -126,35 +80,13 @@ def _json_records(path: Path, where: str) -> Iterator[Record]:
         is_first = False
 
 
-def _parsed(text: str, where: str, first: int) -> Any:
-    """The value of a text whose first line has the number ``first``."""
-    try:
-        value = json.loads(text)
-        if "\\u" in text:
-            json.dumps(value, ensure_ascii=False).encode()
-    except json.JSONDecodeError as err:
-        line = first + err.lineno - 1
-        raise DataError(f"{where}:{line}: not JSON: {err.msg} (column {err.colno})") from err
-    except UnicodeEncodeError as err:
-        half = f"\\u{ord(err.object[err.start]):x}"
-        raise DataError(
-            f"{where}:{first}: holds half of a character, {half}, without its other half; remove it, or write the "
-            "text anew"
-        ) from err
-    except RecursionError as err:
-        raise DataError(f"{where}:{first}: not JSON that can be read: nested too deeply") from err
-    except ValueError as err:  # a number of thousands of digits
-        raise DataError(f"{where}:{first}: not JSON that can be read: {first_line(err)}") from err
-    return value
-
-
 def _of_document(
-    text: str, path: Path, where: str, *, first: int, blame: DataError | None = None
+    text: str, path: Path, where: str, *, first: int, blame: FileError | None = None
 ) -> Iterator[Record]:
     """Rows of one JSON value over many lines; ``blame`` is what is wrong if it were a row a line."""
     try:
-        value = _parsed(text, f"{where}: {path}", first)
-    except DataError as err:
+        value = parse_json(text, where=str(path), line=first)
+    except FileError as err:
         raise (blame if blame is not None and format_of(path) != ".json" else err) from err
     rows = _listed(value, f"{where}: {path}") if isinstance(value, dict) else value
     for number, row in enumerate(rows, start=1):
@@ -186,7 +118,7 @@ def _are_objects(values: Sequence[Any]) -> bool:
 
 def _csv_records(path: Path, where: str) -> Iterator[Record]:
     csv.field_size_limit(_LONGEST_CELL)  # of the process; the standard is less than a long document
-    lines = (line for _, line in _lines(path, where))
+    lines = (line for _, line in numbered_lines(path))
     header = next((line for line in lines if line.strip()), "")
     delimiter = "\t" if format_of(path) == ".tsv" else max(",;\t", key=header.count)
     reader = csv.reader(_chained(header, lines), delimiter=delimiter, strict=True)
@@ -221,7 +153,7 @@ def _header(cells: Sequence[str], where: str) -> list[str]:
 
 def _paragraphs(path: Path, where: str) -> Iterator[Record]:
     lines: list[str] = []
-    for _, line in _lines(path, where):
+    for _, line in numbered_lines(path):
         words = " ".join(line.split())
         if words:
             lines.append(words)
@@ -241,17 +173,16 @@ def _joined(lines: Sequence[str]) -> str:
 
 
 def _parquet_records(path: Path, where: str) -> Iterator[Record]:
-    import pyarrow
     import pyarrow.parquet
 
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches():
-                yield from batch.to_pylist()
-    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as err:
-        raise DataError(
-            f"{where}: {path} is not a Parquet file that can be read: {first_line(err)}; write it anew"
-        ) from err
+    def refused(err: Exception) -> DataError:
+        return DataError(
+            f"{where}: {path} is not a Parquet file that can be read: {in_a_line(err)}; write it anew"
+        )
+
+    with foreign(refused), pyarrow.parquet.ParquetFile(path) as file:
+        for batch in file.iter_batches():
+            yield from batch.to_pylist()
 
 
 def _token_records(path: Path, where: str) -> Iterator[Record]:

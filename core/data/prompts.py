@@ -1,10 +1,11 @@
 """How a prompt and its answer become token ids: in a plain wording, or with the tokenizer's chat template."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from core.config.prompting import Prompting
-from core.errors import DataError
+from core.errors import DataError, foreign, in_a_line
 
 CHAT_DATE = "10 Apr 2025"
 """What templates that name today's date are given, so that rows are the same every day; open-unlearning's choice."""
@@ -93,9 +94,36 @@ def asked(prompt: str, tokenizer: Any, prompting: Prompting) -> str | None:
         return None
 
 
+class UnreadError(DataError):
+    """A tokenizer refuses a text; the message names the text, and whoever knows its place adds it."""
+
+
+def encoded(text: str, tokenizer: Any, *, special: bool = True) -> list[int]:
+    """Token ids of a text; the one place where a tokenizer is asked for those of rows.
+
+    Args:
+        text: The text.
+        tokenizer: A tokenizer of transformers.
+        special: With what the tokenizer puts before and after every text.
+
+    Raises:
+        UnreadError: If the tokenizer raises anything, as one without a token for what is unknown does.
+    """
+    with foreign(partial(_refused, text, tokenizer)):
+        ids: list[int] = tokenizer(text, add_special_tokens=special)["input_ids"]
+    return ids
+
+
+def _refused(text: str, tokenizer: Any, err: Exception) -> UnreadError:
+    return UnreadError(
+        f"the tokenizer {type(tokenizer).__name__} refuses the text {text[:60]!r}: {in_a_line(err)}; change the "
+        "text, or the tokenizer beside the model"
+    )
+
+
 def opening(text: str, tokenizer: Any) -> list[int]:
     """Token ids of a text that others follow: with what the tokenizer puts before a text, not after it."""
-    ids: list[int] = tokenizer(text)["input_ids"]
+    ids = encoded(text, tokenizer)
     return ids[: len(ids) - _n_put_after(tokenizer)]
 
 
@@ -126,13 +154,12 @@ def _added(before: str, text: str, encode: Callable[[str], list[int]]) -> list[i
 
 
 def _alone(text: str, tokenizer: Any) -> list[int]:
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids
+    return encoded(text, tokenizer, special=False)
 
 
 def _n_put_after(tokenizer: Any) -> int:
     """Special tokens that the tokenizer puts after every text, such as the end of text."""
-    bare, whole = _alone("a", tokenizer), tokenizer("a")["input_ids"]
+    bare, whole = _alone("a", tokenizer), encoded("a", tokenizer)
     starts = range(len(whole) - len(bare) + 1)
     found = [start for start in starts if whole[start : start + len(bare)] == bare]
     return len(whole) - len(bare) - found[0] if found else 0
@@ -203,7 +230,13 @@ def _said(answer: str) -> Mapping[str, str]:
 
 
 def _rendered(messages: Messages, tokenizer: Any, *, is_open: bool = False) -> str:
-    text: str = tokenizer.apply_chat_template(
-        messages, add_generation_prompt=is_open, tokenize=False, date_string=CHAT_DATE
-    )
+    from jinja2 import TemplateError
+
+    def refused(err: Exception) -> Exception:
+        return err if isinstance(err, TemplateError) else TemplateError(in_a_line(err))
+
+    with foreign(refused):  # a template calls what it likes, such as methods of text
+        text: str = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=is_open, tokenize=False, date_string=CHAT_DATE
+        )
     return text

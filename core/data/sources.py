@@ -13,7 +13,7 @@ from core.config.data import FieldNames, RowShare
 from core.data.benchmarks import BENCHMARKS, NAMED, name_problem, named_fields
 from core.data.files import ENDINGS, file_records, format_of
 from core.data.rows import Record, Row, asks_with_choices, shape_of, to_row, written_out
-from core.errors import DataError, first_line
+from core.errors import DataError, foreign, in_a_line
 
 EMBEDDED = Path(__file__).parent / "embedded"
 """Folder of the shipped texts; ``embedded:NAME`` is its ``NAME.jsonl``."""
@@ -256,24 +256,23 @@ def _hub_records(
     config: SourceConfig, repository: str, subset: str | None, split: str, role: str
 ) -> Iterator[Record]:
     import datasets
-    from datasets.exceptions import DatasetsError
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     path, revision = repository, config.revision
     if config.mirror is not None:
         path, revision = str(Path(config.mirror).resolve()), None
-    try:
-        data = datasets.load_dataset(path, subset, split=split, revision=revision)
-    except (OSError, ValueError, DatasetsError, HfHubHTTPError, OfflineModeIsEnabled) as err:
-        first = first_line(err.__cause__ or err)
+
+    def refused(err: Exception) -> DataError:
+        first = in_a_line(err.__cause__ or err)
         what = f"{config.source!r} (subset {subset}, split {split})"
         if config.mirror is not None:
-            raise DataError(
+            return DataError(
                 f"data.{role}.mirror: cannot load {what} from the folder {config.mirror!r}: {first}; "
                 f"copy {repository} there once more, its README.md lists the subsets and their files"
-            ) from err
-        raise DataError(
+            )
+        return DataError(
             f"data.{role}.source: cannot load {what}: {first}; check the names and the connection, or "
             "give a file or a mirror"
-        ) from err
-    yield from data
+        )
+
+    with foreign(refused):
+        yield from datasets.load_dataset(path, subset, split=split, revision=revision)

@@ -1,14 +1,17 @@
 """Whether a model is asked in the wording that it was taught, as far as one can tell."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from core.config.prompting import PLAIN_TEMPLATE, Prompting
 from core.data.prompts import asked, uses_chat_template
 from core.data.tokens import TokenRow
+from core.errors import DataError, FileError, in_a_line
 from core.store.durable import commit_json
+from core.store.texts import read_json
 
 _RECORD = "prompting.json"
 _PROBE = "PROMPT"
@@ -68,7 +71,11 @@ def _unchosen(source: str, now: str | None) -> str:
 
 
 def _read(path: Path) -> Prompting:
-    return Prompting.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    try:
+        return Prompting.model_validate(read_json(path))
+    except (FileError, ValidationError) as err:
+        problem = f"does not say how prompts were written ({in_a_line(err)})"
+        raise DataError(f"{path}: {problem}; remove it, or prepare the model again") from err
 
 
 def _notice(source: str, what: str, now: str | None) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from core.config import DataConfig, PreparationData, SourceConfig
 from core.config.prompting import Prompting
 from core.data.counts import Counts
-from core.data.prompts import prompt_and_answer
+from core.data.prompts import UnreadError, encoded, prompt_and_answer
 from core.data.rows import Row
 from core.errors import DataError
 
@@ -175,11 +175,14 @@ def _ids(
 ) -> tuple[Sequence[int], int]:
     if row.token_ids is not None:
         return row.token_ids, 0
-    if row.prompt is None:
-        return tokenizer(row.answer)["input_ids"], 0
-    return prompt_and_answer(
-        row.prompt, row.answer, tokenizer, prompting=prompting, before=row.before, where=where
-    )
+    try:
+        if row.prompt is None:
+            return encoded(row.answer, tokenizer), 0
+        return prompt_and_answer(
+            row.prompt, row.answer, tokenizer, prompting=prompting, before=row.before, where=where
+        )
+    except UnreadError as err:
+        raise DataError(f"data ({where}): {err}") from err
 
 
 def _refuse_unknown(row: Row, ids: Sequence[int], vocabulary: int, role: str) -> None:

@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
 from core.config import EngineConfig, ModelConfig, Quantisation
-from core.errors import ModelError, first_line
+from core.errors import ModelError, foreign, in_a_line
 from core.model.layers import linear_shape, resolve_targets, vocabulary_size
 from core.model.quantised import keep_codes
 from core.model.reading import PADDED, Reader, reader_of
@@ -71,13 +72,11 @@ def load_model(
         raise ModelError(missing)
     dtype, device = resolve_dtype(engine), resolve_device(engine)
     arguments = {"revision": revision, "trust_remote_code": False}
-    try:
+    with foreign(partial(_not_loaded, config, field=field)):
         tokenizer = transformers.AutoTokenizer.from_pretrained(location, **arguments)
         network = transformers.AutoModelForCausalLM.from_pretrained(
             location, dtype=dtype, use_safetensors=True, **_held(config, dtype, device), **arguments
         )
-    except (OSError, ValueError, ImportError) as err:
-        raise _not_loaded(config, err, field=field) from err
     keep_codes(nn.Module.to(network, device)).eval().requires_grad_(False)
     return LoadedModel(
         network=network,
@@ -110,12 +109,10 @@ def local_tokenizer(config: ModelConfig) -> Any:
         ModelError: If it is not on this machine.
     """
     location, revision = locate(config)
-    try:
+    with foreign(partial(_not_here, config, "tokenizer")):
         return transformers.AutoTokenizer.from_pretrained(
             location, revision=revision, trust_remote_code=False, local_files_only=True
         )
-    except (OSError, ValueError) as err:
-        raise ModelError(f"model.source: no tokenizer of {config.source!r} here") from err
 
 
 def load_outline(config: ModelConfig, engine: EngineConfig) -> LoadedModel:
@@ -127,12 +124,10 @@ def load_outline(config: ModelConfig, engine: EngineConfig) -> LoadedModel:
     location, revision = locate(config)
     dtype = resolve_dtype(engine)
     arguments = {"revision": revision, "trust_remote_code": False}
-    try:
+    with foreign(partial(_not_loaded, config)):
         tokenizer = transformers.AutoTokenizer.from_pretrained(location, **arguments)
         architecture = transformers.AutoConfig.from_pretrained(location, **arguments)
         network = _outlined(architecture, dtype)
-    except (OSError, ValueError) as err:
-        raise _not_loaded(config, err) from err
     return LoadedModel(
         network=network,
         tokenizer=tokenizer,
@@ -165,15 +160,14 @@ def load_partitioned(config: ModelConfig, dtype: torch.dtype, zero: Mapping[str,
         }
     )
     try:
-        network = transformers.AutoModelForCausalLM.from_pretrained(
-            location,
-            dtype=dtype,
-            use_safetensors=True,
-            revision=revision,
-            trust_remote_code=False,
-        )
-    except (OSError, ValueError) as err:
-        raise _not_loaded(config, err) from err
+        with foreign(partial(_not_loaded, config)):
+            network = transformers.AutoModelForCausalLM.from_pretrained(
+                location,
+                dtype=dtype,
+                use_safetensors=True,
+                revision=revision,
+                trust_remote_code=False,
+            )
     finally:
         del state
         unset_hf_deepspeed_config()  # other models are loaded whole
@@ -186,9 +180,20 @@ def parts_of(network: nn.Module) -> dict[str, Tensor]:
     return {name: cast(Any, p).ds_tensor for name, p in network.named_parameters()}
 
 
+def _not_here(config: ModelConfig, what: str, err: Exception) -> ModelError:
+    return ModelError(f"model.source: no {what} of {config.source!r} here: {in_a_line(err)}")
+
+
+def _no_classifier(source: str, err: Exception) -> ModelError:
+    return ModelError(
+        f"--fluency-model: cannot load {source!r}: {in_a_line(err)}; give a sequence classifier as a folder with "
+        "safetensors, or a hub id that this machine can reach"
+    )
+
+
 def _not_loaded(config: ModelConfig, err: Exception, *, field: str = "model.source") -> ModelError:
     return ModelError(
-        f"{field}: cannot load {config.source!r}: {first_line(err)}; give a folder written by "
+        f"{field}: cannot load {config.source!r}: {in_a_line(err)}; give a folder written by "
         "save_pretrained (safetensors), a hub id that this machine can reach, or package:smollm2"
     )
 
@@ -201,14 +206,10 @@ def retain_only_identity(config: ModelConfig) -> str | None:
     location, revision = locate(other, field="model.retain_only")
     if Path(location).is_dir():
         return model_identity(other)
-    try:
+    with foreign(partial(_not_loaded, other, field="model.retain_only")):
         found = transformers.AutoConfig.from_pretrained(
             location, revision=revision, trust_remote_code=False
         )
-    except (OSError, ValueError) as err:
-        raise ModelError(
-            f"model.retain_only: cannot load {config.retain_only!r}: {first_line(err)}"
-        ) from err
     return model_identity(other, getattr(found, "_commit_hash", None))
 
 
@@ -277,15 +278,13 @@ def load_classifier(source: str, device: torch.device) -> TextClassifier:
     arguments = {"trust_remote_code": False}
     try:
         location, _ = locate(ModelConfig(source=source), field="source")
+    except ModelError as err:
+        raise _no_classifier(source, err) from err
+    with foreign(partial(_no_classifier, source)):
         tokenizer = transformers.AutoTokenizer.from_pretrained(location, **arguments)
         network = transformers.AutoModelForSequenceClassification.from_pretrained(
             location, dtype=torch.float32, use_safetensors=True, **arguments
         )
-    except (OSError, ValueError, ModelError) as err:
-        raise ModelError(
-            f"--fluency-model: cannot load {source!r}: {first_line(err)}; give a sequence classifier as a "
-            "folder with safetensors, or a hub id that this machine can reach"
-        ) from err
     return TextClassifier(network=network.to(device).eval(), tokenizer=tokenizer)
 
 
@@ -309,13 +308,11 @@ def outlined_network(config: ModelConfig, dtype: torch.dtype = torch.float32) ->
         ModelError: If the model's configuration is not on this machine.
     """
     location, revision = locate(config)
-    try:
+    with foreign(partial(_not_here, config, "configuration")):
         architecture = transformers.AutoConfig.from_pretrained(
             location, revision=revision, trust_remote_code=False, local_files_only=True
         )
         return _outlined(architecture, dtype)
-    except (OSError, ValueError) as err:
-        raise ModelError(f"model.source: no configuration of {config.source!r} here") from err
 
 
 def _outlined(architecture: Any, dtype: torch.dtype) -> nn.Module:

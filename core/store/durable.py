@@ -10,6 +10,9 @@ from typing import Any
 
 import yaml
 
+from core.errors import FileError
+from core.store.texts import parse_json, read_text
+
 _TAIL = 1 << 12  # bytes of a file's end that are read at a time
 
 
@@ -95,11 +98,23 @@ def append_line(path: Path, value: Mapping[str, Any], *, synced: bool = True) ->
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The complete JSON lines of ``path``; an unfinished last line is left out."""
+    """The complete JSON lines of ``path``; an unfinished last line is left out.
+
+    Raises:
+        FileError: If the file cannot be read or is damaged.
+    """
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+    whole, _, _ = read_text(path).rpartition("\n")
+    lines = enumerate(whole.split("\n"), start=1)
+    found = [parse_json(line, where=str(path), line=number) for number, line in lines if line]
+    for number, value in enumerate(found, start=1):
+        if not isinstance(value, dict):
+            raise FileError(
+                str(path),
+                f"record {number}: an object is expected, got {value!r}; restore the file from a copy",
+            )
+    return found
 
 
 def finite(value: Any) -> Any:

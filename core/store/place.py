@@ -23,5 +23,10 @@ def cache_root() -> Path:
     except RuntimeError as err:
         raise UserError(
             f"{CACHE_VARIABLE}: the cache lies in the home folder unless this variable names another, and user "
-            f"{os.getuid()} has none; set it to a folder that can be written"
+            f"{os.getuid()} has no home folder; set it to a folder that can be written"
         ) from err
+
+
+def below_home(name: str) -> Path:
+    """A file below the user's home; one that is never there if the user has none."""
+    return Path(os.path.expanduser(f"~/{name}"))  # noqa: PTH111 - pathlib's raises without a home

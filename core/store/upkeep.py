@@ -7,7 +7,6 @@ holds the cache before it prepares, and its preparation uses everything that its
 """
 
 import atexit
-import fcntl
 import json
 import os
 import re
@@ -21,9 +20,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from core.errors import UserError
+from core.store.locks import one_at_a_time, try_lock
 from core.store.place import cache_root
 
 LIMIT_VARIABLE = "UNLEARN_TUNE_CACHE_LIMIT"
@@ -109,7 +107,7 @@ def held() -> Iterator[None]:
     name = f"{os.getpid()}-{uuid.uuid4().hex}"
     hidden, path = folder / f".{name}", folder / name
     with hidden.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try_lock(file)  # nobody else knows its name yet
         hidden.rename(path)  # nobody sees it unlocked
         try:
             yield
@@ -207,26 +205,27 @@ def _oldest_hold() -> float | None:
         with suppress(FileNotFoundError):
             try:
                 with path.open("r+") as file:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    path.unlink()
-            except (BlockingIOError, PermissionError):  # somebody's, or another user's
-                begun.append(path.stat().st_mtime)
+                    if try_lock(file):
+                        path.unlink()
+                        continue
+            except PermissionError:  # another user's
+                pass
+            begun.append(path.stat().st_mtime)
     return min(begun, default=None)
 
 
 def _remove(entry: Entry, since: float | None) -> bool:
     """Remove an entry, unless it was used since then or is being made."""
     path = entry.path
-    lock = FileLock(path.with_name(path.name + ".lock"), timeout=0)
     try:
-        with lock:
+        with one_at_a_time(path, timeout_s=0.0) as beside:
             if since is not None and path.stat().st_mtime >= since:
                 return False
             gone = path.with_name(f".{path.name.lstrip('.')}.{uuid.uuid4().hex}")
             path.rename(gone)  # a folder goes as a whole
             shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
-            Path(lock.lock_file).unlink(missing_ok=True)
-    except Timeout:
+            beside.unlink(missing_ok=True)
+    except TimeoutError:
         return False
     except FileNotFoundError:
         return True

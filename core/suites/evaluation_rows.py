@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from pydantic import ValidationError
 
-from core.config import DataConfig, SourceConfig, describe_problems
+from core.config import DataConfig, SourceConfig, describe_problems, with_numbers
 from core.config.prompting import Prompting
 from core.data.counts import Counts
 from core.data.rows import Row
@@ -68,7 +68,7 @@ def parse_data(values: Mapping[str, Any], *, where: str) -> EvaluationData:
         if name not in ("probe_rows", "report_rows", "split_seed")
     }
     try:
-        return EvaluationData.model_validate(renamed)
+        return EvaluationData.model_validate(with_numbers(renamed, EvaluationData))
     except ValidationError as err:
         raise ConfigError(where, describe_problems(err, EvaluationData)) from err
 

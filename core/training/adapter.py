@@ -20,12 +20,14 @@ from typing import Any, cast
 import peft
 import torch
 from peft.tuners import lora
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
+from core.errors import FileError, foreign, in_a_line
+from core.store.artifacts import save_tensors
 from core.store.durable import commit, commit_json
 from core.training.dropout import InputDropout
 from core.training.lora_format import CONFIG_FILE, WEIGHTS_FILE, SavedLora
@@ -337,13 +339,23 @@ def save_adapter(
     commit_json(folder / CONFIG_FILE, saved.as_json())
     commit(
         folder / WEIGHTS_FILE,
-        lambda path: save_file(tensors, path, metadata={"format": "pt"}),
+        lambda path: save_tensors(tensors, path, metadata={"format": "pt"}),
     )
 
 
 def read_adapter(folder: Path) -> dict[str, Tensor]:
-    """The factors of a saved adapter, by their names in the file."""
-    return dict(load_file(folder / WEIGHTS_FILE))
+    """The factors of a saved adapter, by their names in the file.
+
+    Raises:
+        FileError: If the file is damaged.
+    """
+    path = folder / WEIGHTS_FILE
+
+    def refused(err: Exception) -> FileError:
+        return FileError(str(path), f"cannot be read ({in_a_line(err)}); restore it from a copy")
+
+    with foreign(refused):
+        return dict(load_file(path))
 
 
 def load_adapter(network: nn.Module, folder: Path) -> nn.Module:

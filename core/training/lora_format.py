@@ -1,10 +1,12 @@
 """The files of a saved adapter as their readers know them: stock PEFT of any age, and vLLM. Imports no torch."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from core.errors import FileError, in_a_line
+from core.store.texts import read_json
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 
@@ -32,15 +34,24 @@ class SavedLora:
 
     @classmethod
     def read(cls, folder: Path) -> "SavedLora":
-        """That of an adapter that we saved, in whatever release."""
-        found: Mapping[str, Any] = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-        return cls(
-            base=str(found["base_model_name_or_path"]),
-            rank=int(found["r"]),
-            alpha=float(found["lora_alpha"]),
-            targets=tuple(found["target_modules"]),
-            is_transposed=bool(found["fan_in_fan_out"]),
-        )
+        """That of an adapter that we saved, in whatever release.
+
+        Raises:
+            FileError: If the file is damaged.
+        """
+        path = folder / CONFIG_FILE
+        found = read_json(path)
+        try:
+            return cls(
+                base=str(found["base_model_name_or_path"]),
+                rank=int(found["r"]),
+                alpha=float(found["lora_alpha"]),
+                targets=tuple(found["target_modules"]),
+                is_transposed=bool(found["fan_in_fan_out"]),
+            )
+        except (KeyError, TypeError, ValueError) as err:
+            problem = f"is not what a trial saved ({in_a_line(err)}); restore the file from a copy"
+            raise FileError(str(path), problem) from err
 
     @property
     def scaling(self) -> float:

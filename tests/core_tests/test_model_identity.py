@@ -153,9 +153,9 @@ def test_two_tensors_that_changed_names_rename_a_model(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "rule"),
-    [("model.safetensors", "is no safetensors file"), ("config.json", "is no JSON")],
+    [("model.safetensors", "is no safetensors file"), ("config.json", "is not text in UTF-8")],
 )
 def test_a_torn_file_is_named(folder: Path, name: str, rule: str) -> None:
     (folder / name).write_bytes(b"\x10\0\0\0\0\0\0\0{torn")
-    with pytest.raises(ModelError, match=rf"{name} {rule}.*; copy or download it again"):
+    with pytest.raises(ModelError, match=rf"{name}.* {rule}.*; copy or download it again"):
         identity(folder)

@@ -42,7 +42,10 @@ def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str, expecte
 def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "sweep.yaml"
     path.write_bytes(b"\xff\xfe\x00name")
-    with pytest.raises(ConfigError, match="not YAML: "):
+    with pytest.raises(
+        ConfigError,
+        match=r"sweep\.yaml: 1 problem\n  - line 1: is not UTF-8 but UTF-16; convert it",
+    ):
         load_sweep(path)
 
 
