@@ -1,5 +1,6 @@
 """The layers of a model: which of them carry an adapter, and how their weights lie."""
 
+import inspect
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -186,6 +187,12 @@ def oriented(module: nn.Module, tensor: Tensor) -> Tensor:
 def vocabulary_size(network: nn.Module) -> int:
     """Number of token ids that the model knows."""
     return int(cast(Any, network).get_input_embeddings().num_embeddings)
+
+
+def takes(network: nn.Module, argument: str) -> bool:
+    """Whether a model, without what is wrapped around it, can be called with an argument of this name."""
+    base = getattr(network, "get_base_model", lambda: network)()
+    return argument in inspect.signature(base.forward).parameters
 
 
 def is_transposed(module: nn.Module) -> bool:
