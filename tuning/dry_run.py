@@ -128,8 +128,9 @@ def data_counts(spec: SweepSpec, shape: dict[str, int] | None) -> dict[str, Coun
         tokenizer = local_tokenizer(ModelConfig.model_validate(spec.model))
     except ModelError:
         return None
-    vocabulary = None if shape is None else shape["vocabulary"]
-    return split_data(data, tokenizer, vocabulary=vocabulary).counts
+    known = {} if shape is None else shape
+    vocabulary, positions = known.get("vocabulary"), known.get("positions")
+    return split_data(data, tokenizer, vocabulary=vocabulary, positions=positions).counts
 
 
 def _is_of_hub(source: SourceConfig) -> bool:

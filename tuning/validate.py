@@ -7,7 +7,7 @@ from core.config import DataConfig, ModelConfig, SelectionConfig, SourceConfig, 
 from core.data.sources import source_problem
 from core.data.splits import ROLES
 from core.errors import ConfigError
-from core.model.source import problem
+from core.model.source import problem, tokenizer_problem
 from tuning.config import SweepSpec
 from tuning.files import load_sweep, read_yaml
 from tuning.prepare import load_preparation
@@ -97,6 +97,8 @@ def _refuse_absent(sources: Mapping[str, SourceConfig], model: ModelConfig, wher
         ConfigError: With every problem at once.
     """
     problems = [problem(model.source, field="model.source")]
+    if model.tokenizer is not None:
+        problems.append(tokenizer_problem(model.tokenizer))
     if model.retain_only is not None:
         other = problem(model.retain_only, field="model.retain_only")
         problems.append(other and f"{other}; `unlearn-tune prepare` makes one")

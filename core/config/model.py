@@ -17,6 +17,9 @@ class ModelConfig(Section):
     """``package:smollm2``, ``hub:ORG/NAME`` (or ``ORG/NAME``), or a folder written by ``save_pretrained``."""
     revision: str | None = None
     """Commit hash, tag or branch of a hub model; a commit hash makes the run repeatable."""
+    tokenizer: ModelSource | None = None
+    """Another source of the tokenizer, as ``source``, for a model without one; the model's own if absent. A
+    ``retain_only`` model is read with it, too."""
     retain_only: ModelSource | None = None
     """A model of the same kind that never saw the forget set (``prepare`` makes one); its level on the forget
     set is then the target of forgetting, instead of the approximate set's."""

@@ -1,6 +1,7 @@
 """How a prompt and its answer become token ids: in a plain wording, or with the tokenizer's chat template."""
 
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from core.config.prompting import Prompting
@@ -8,6 +9,8 @@ from core.errors import DataError
 
 CHAT_DATE = "10 Apr 2025"
 """What templates that name today's date are given, so that rows are the same every day; open-unlearning's choice."""
+
+_CHAT_DAY = datetime(2025, 4, 10)
 
 _MARK = "\ue000"
 """A character that no text has, in an answer's place."""
@@ -150,6 +153,9 @@ def _chat(
             f"{err}; " + ("use plain" if system is None else "remove data.system_prompt")
         ) from err
     context, ids = _alone(head, tokenizer), _alone(text, tokenizer)
+    longer = _alone(head + preface, tokenizer)
+    if ids[: len(longer)] == longer:  # also where the block goes on in the last token of the prompt
+        return ids, len(longer)
     if ids[: len(context)] != context:
         shared = next(
             (i for i, (a, b) in enumerate(zip(context, ids, strict=False)) if a != b),
@@ -159,8 +165,7 @@ def _chat(
             f"data.prompt_format: the chat template's conversation must begin with its generation prompt, "
             f"but only {shared} of {len(context)} token ids agree ({where}); use plain"
         )
-    longer = _alone(head + preface, tokenizer)
-    return ids, len(longer if ids[: len(longer)] == longer else context)
+    return ids, len(context)
 
 
 def _head(template: str) -> str:
@@ -184,6 +189,10 @@ def _said(answer: str) -> Mapping[str, str]:
 
 def _rendered(messages: Messages, tokenizer: Any, *, is_open: bool = False) -> str:
     text: str = tokenizer.apply_chat_template(
-        messages, add_generation_prompt=is_open, tokenize=False, date_string=CHAT_DATE
+        messages,
+        add_generation_prompt=is_open,
+        tokenize=False,
+        date_string=CHAT_DATE,
+        strftime_now=_CHAT_DAY.strftime,
     )
     return text

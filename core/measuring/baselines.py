@@ -162,7 +162,9 @@ class _RetainOnly:
         source = self._config.model.retain_only
         assert source is not None
         other = load_model(
-            ModelConfig(source=source), self._config.engine, field="model.retain_only"
+            ModelConfig(source=source, tokenizer=self._config.model.tokenizer),
+            self._config.engine,
+            field="model.retain_only",
         )
         sizes = [vocabulary_size(m.network) for m in (self._model, other)]
         if sizes[0] != sizes[1] or self._model.tokenizer.get_vocab() != other.tokenizer.get_vocab():

@@ -1,8 +1,13 @@
-"""What greedy decoding is asked for: rows that go on from somewhere within sequences that were read."""
+"""What greedy decoding is asked for: rows that go on from somewhere within sequences that were read.
+
+Shapes: R rows decoded together, V vocabulary.
+"""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
+
+from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,10 +27,16 @@ class Known(Protocol):
         greedy: For each sequence, the greedy token after each of its prefixes.
     """
 
-    greedy: Sequence[Sequence[int]]
+    greedy: list[list[int]]
 
     def decoded(self, branches: Sequence[Branch], stop_ids: Collection[int]) -> list[list[int]]:
         """Tokens of each branch up to its number or a stop."""
+        ...
+
+    def forced(
+        self, branches: Sequence[Branch], following: Sequence[Sequence[int]]
+    ) -> list[Tensor]:
+        """Logits ``(R, V)`` after each of the tokens that follow, one of each branch at a time."""
         ...
 
 

@@ -29,6 +29,7 @@ SHARE_OF_FREE_MEMORY = 0.25
 
 _WAYS: WeakKeyDictionary[nn.Module, Way] = WeakKeyDictionary()
 _TRIES = 3
+_TRIED_TOKENS, _TRIED_STEPS = 24, 6
 _COPIES = 3  # of a row's keys and values: the sequence's, the branch's, and the branch's as rows leave the batch
 
 
@@ -197,12 +198,15 @@ def _read(network: nn.Module, sequences: Sequence[Sequence[int]], way: Way) -> K
 def _is_right(network: nn.Module, way: Way) -> bool:
     """Whether rows that are read on in this way have the logits of rows read at once."""
     draws = random.Random(0)  # noqa: S311
-    ids = [[draws.randrange(vocabulary_size(network)) for _ in range(9)] for _ in range(2 * _TRIES)]
+    ids = [
+        [draws.randrange(vocabulary_size(network)) for _ in range(_TRIED_TOKENS)]
+        for _ in range(2 * _TRIES)
+    ]
     # a model's own code may raise anything, given something else than usual
     with suppress(Exception):
         return any(
             _reads_on(
-                network, way, ids[2 * i : 2 * i + 2], cut=(6, 3) if way == "columns" else (6, 6)
+                network, way, ids[2 * i : 2 * i + 2], cut=(18, 11) if way == "columns" else (18, 18)
             )
             for i in range(_TRIES)
         )
@@ -214,11 +218,15 @@ def _reads_on(
 ) -> bool:
     device = next(network.parameters()).device
     known = _read(network, [row[:length] for row, length in zip(rows, cut, strict=True)], way)
-    branches = [Branch(row=i, length=length, token=0, n=3) for i, length in enumerate(cut)]
-    following = [[row[at + j] for row, at in zip(rows, cut, strict=True)] for j in range(3)]
+    branches = [
+        Branch(row=i, length=length, token=0, n=_TRIED_STEPS) for i, length in enumerate(cut)
+    ]
+    following = [
+        [row[at + j] for row, at in zip(rows, cut, strict=True)] for j in range(_TRIED_STEPS)
+    ]
     found = torch.stack(known.forced(branches, following), dim=1)
     for row, at, logits in zip(rows, cut, found, strict=True):
-        ids = torch.tensor([row[: at + 3]], device=device)
+        ids = torch.tensor([row[: at + _TRIED_STEPS]], device=device)
         wanted = network(input_ids=ids, use_cache=False).logits[0, at:]
         if not agree(logits, wanted):
             return False

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from core.config import DataConfig, SourceConfig, describe_problems
 from core.config.prompting import Prompting
 from core.data.counts import Counts
+from core.data.positions import refuse_long
 from core.data.sources import Row, read_records, read_rows
 from core.data.splits import count
 from core.data.tokens import TokenRow, tokenise, tokenise_row
@@ -115,11 +116,17 @@ class EvaluationRows:
     """Rows of every role, read and tokenised when they are first asked for."""
 
     def __init__(
-        self, data: EvaluationData, tokenizer: Any, *, vocabulary: int, limit: int | None = None
+        self,
+        data: EvaluationData,
+        tokenizer: Any,
+        *,
+        vocabulary: int,
+        positions: int | None = None,
+        limit: int | None = None,
     ) -> None:
         """Nothing is read yet; ``limit`` keeps the first rows of each role."""
         self._data, self._tokenizer = data, tokenizer
-        self._vocabulary, self._limit = vocabulary, limit
+        self._vocabulary, self._positions, self._limit = vocabulary, positions, limit
         self._examples: dict[str, list[Example]] = {}
         self._records: dict[str, list[Mapping[str, Any]]] = {}
         self._counts: dict[str, Counts] = {}
@@ -196,6 +203,7 @@ class EvaluationRows:
             )
             for row in rows
         ]
+        refuse_long(read, self._positions, role=role)
         found = [
             Example(piece, row.prompt, row.answer, record, row.place)
             for row, record, tokenised in zip(rows, records, read, strict=True)
