@@ -1,7 +1,6 @@
 """How a prompt and its answer become token ids: in a plain wording, or with the tokenizer's chat template."""
 
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
 from typing import Any
 
 from core.config.prompting import Prompting
@@ -10,7 +9,17 @@ from core.errors import DataError
 CHAT_DATE = "10 Apr 2025"
 """What templates that name today's date are given, so that rows are the same every day; open-unlearning's choice."""
 
-_CHAT_DAY = datetime(2025, 4, 10)
+_CHAT_DAY = {
+    **{"%Y": "2025", "%y": "25", "%m": "04", "%-m": "4", "%B": "April", "%b": "Apr"},
+    **{"%d": "10", "%-d": "10", "%e": "10", "%j": "100", "%A": "Thursday", "%a": "Thu"},
+    **{"%H": "00", "%I": "12", "%M": "00", "%S": "00", "%p": "AM"},
+}
+_SAME_DAY = (
+    "{% macro strftime_now(format) %}{{ format"
+    + "".join(f" | replace('{code}', '{text}')" for code, text in _CHAT_DAY.items())
+    + " }}{% endmacro %}"
+)
+"""In place of the function by which a template asks for today: transformers hands no function on to it."""
 
 _MARK = "\ue000"
 """A character that no text has, in an answer's place."""
@@ -188,11 +197,12 @@ def _said(answer: str) -> Mapping[str, str]:
 
 
 def _rendered(messages: Messages, tokenizer: Any, *, is_open: bool = False) -> str:
+    template: str = tokenizer.get_chat_template()
     text: str = tokenizer.apply_chat_template(
         messages,
         add_generation_prompt=is_open,
         tokenize=False,
         date_string=CHAT_DATE,
-        strftime_now=_CHAT_DAY.strftime,
+        chat_template=_SAME_DAY + template if "strftime_now" in template else None,
     )
     return text

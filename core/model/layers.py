@@ -98,8 +98,8 @@ def _patterns(group: TargetGroup) -> list[re.Pattern[str]]:
 
 def _is_gate(module: nn.Module) -> bool:
     """Whether a layer gives one number for each head or expert."""
-    smaller, larger = sorted(linear_shape(module))
-    return smaller <= _MOST_OF_A_GATE and 16 * smaller <= larger
+    outputs, inputs = linear_shape(module)
+    return outputs <= _MOST_OF_A_GATE and 16 * outputs <= inputs
 
 
 def _reads_text(network: nn.Module) -> Callable[[str], bool]:

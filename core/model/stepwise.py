@@ -92,7 +92,7 @@ class _Reading:
         if self._cache is None:
             kept: dict[str, Any] = {"use_cache": False}
         else:
-            kept = {"use_cache": True, "past_key_values": self._cache}
+            kept = _with(self._network, self._cache)
             self._rows = [[] for _ in tokens]  # they are in the cache from now on
         if takes(self._network, "logits_to_keep"):
             kept["logits_to_keep"] = 1
@@ -109,7 +109,7 @@ def states_bytes(network: nn.Module, *, columns: int) -> int:
 def _cache_bytes(network: nn.Module, length: int) -> int:
     cache = _new_cache(network)
     ids = torch.zeros((1, length), dtype=torch.int64, device=_device(network))
-    network(input_ids=ids, past_key_values=cache, use_cache=True)
+    network(input_ids=ids, **_with(network, cache))
     return sum(_tensor_bytes(value) for layer in cache.layers for value in vars(layer).values())
 
 
@@ -124,6 +124,12 @@ def _tensor_bytes(value: Any) -> int:
 def _new_cache(network: nn.Module) -> DynamicCache:
     """A cache with a place for whatever each layer of the model remembers."""
     return DynamicCache(config=cast(Any, network).config)
+
+
+def _with(network: nn.Module, cache: DynamicCache) -> dict[str, Any]:
+    """Mamba's models call it by another name."""
+    name = "cache_params" if takes(network, "cache_params") else "past_key_values"
+    return {name: cache, "use_cache": True}
 
 
 def _device(network: nn.Module) -> torch.device:

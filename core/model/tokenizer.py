@@ -33,14 +33,16 @@ def load_tokenizer(config: ModelConfig, *, field: str, is_local: bool = False) -
             location, revision = config.tokenizer, None
         else:
             location, revision = locate(ModelConfig(source=config.tokenizer), field=named)
+    lacking = (
+        f"{named}: {location!r} holds no tokenizer that reads text; put its files there (tokenizer.json and "
+        "tokenizer_config.json, as save_pretrained writes them), or name another source of it as model.tokenizer "
+        "(evaluate: --tokenizer)"
+    )
+    if Path(location).is_dir() and tokenizer_problem(location) is not None:
+        raise ModelError(lacking)
     found: Any = transformers.AutoTokenizer.from_pretrained(
         location, revision=revision, trust_remote_code=False, local_files_only=is_local
     )
     if not found("a", add_special_tokens=False)["input_ids"]:
-        where = f"the folder {location!r}" if Path(location).is_dir() else repr(location)
-        raise ModelError(
-            f"{named}: {where} holds no tokenizer that reads text; put its files there (tokenizer.json and "
-            "tokenizer_config.json, as save_pretrained writes them), or name another source of it as "
-            "model.tokenizer (evaluate: --tokenizer)"
-        )
+        raise ModelError(lacking)
     return found
