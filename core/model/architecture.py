@@ -44,8 +44,12 @@ def refuse_looking_ahead(network: nn.Module, *, source: str, field: str) -> None
         ModelError: If it is one.
     """
     device = next(network.parameters()).device
-    ids_BT = torch.arange(_TRIED_TOKENS, device=device).repeat(2, 1) % vocabulary_size(network)
-    ids_BT[1, -1] = vocabulary_size(network) - 1
+    middle = (
+        vocabulary_size(network) // 2
+    )  # the first ones are often special: some models take them for padding
+    ids_BT = (middle + torch.arange(_TRIED_TOKENS, device=device)).repeat(2, 1)
+    ids_BT %= vocabulary_size(network)
+    ids_BT[1, -1] = middle - 1
     logits_BTV = network(input_ids=ids_BT, use_cache=False).logits
     if not agree(logits_BTV[0, :-1], logits_BTV[1, :-1]):
         raise ModelError(

@@ -62,8 +62,8 @@ def load_model(
     dtype, device = resolve_dtype(engine), resolve_device(engine)
     arguments = {"revision": revision, "trust_remote_code": False}
     try:
-        tokenizer = load_tokenizer(config, field=field)
         architecture = transformers.AutoConfig.from_pretrained(location, **arguments)
+        tokenizer = load_tokenizer(config, field=field)
         network, loading = auto_class(architecture).from_pretrained(
             location, dtype=dtype, use_safetensors=True, output_loading_info=True, **arguments
         )
@@ -104,8 +104,8 @@ def load_outline(config: ModelConfig, engine: EngineConfig) -> LoadedModel:
     dtype = resolve_dtype(engine)
     arguments = {"revision": revision, "trust_remote_code": False}
     try:
-        tokenizer = load_tokenizer(config, field="model.source")
         architecture = transformers.AutoConfig.from_pretrained(location, **arguments)
+        tokenizer = load_tokenizer(config, field="model.source")
         network = _outlined(architecture, dtype)
     except (OSError, ValueError) as err:
         raise _not_loaded(config, err) from err
