@@ -287,7 +287,12 @@ def main() -> None:
     works = [f for f in found if f.reading and f.kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES]
     print(f"{len(works)} of {len(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)} were tried to the end")
     if given.write is not None:
-        shown = [f for f in found if f.name or f.kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES]
+        shown = [
+            f
+            for f in found
+            if f.kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+            or not any(note.startswith("not made") for note in f.notes)
+        ]
         write_table(given.write, [f.row for f in shown])
 
 
