@@ -16,7 +16,7 @@ from core.config import EngineConfig, ModelConfig, SourceConfig
 from core.data.sources import is_at_hand, read_rows
 from core.data.taught import wording_notice
 from core.errors import DataError, ModelError, UserError, foreign, in_a_line
-from core.model.layers import vocabulary_size
+from core.model.layers import n_positions, vocabulary_size
 from core.model.loading import LoadedModel, load_model
 from core.model.source import locate
 from core.store.artifacts import content_key
@@ -50,6 +50,7 @@ class EvaluationRequest:
     Attributes:
         model: Source of the model, as in :class:`core.config.ModelConfig`.
         suites: Names of suites, in the order in which they run.
+        tokenizer: Source of the tokenizer, for models without one; each model's own if absent.
         adapter: Folder of a stock PEFT adapter on that model.
         data: Rows by role; the shipped ones if absent, see :func:`default_data`.
         retain_only: Source of a model that never saw the forget set.
@@ -62,6 +63,7 @@ class EvaluationRequest:
 
     model: str
     suites: Sequence[str]
+    tokenizer: str | None = None
     adapter: Path | None = None
     data: EvaluationData | None = None
     retain_only: str | None = None
@@ -94,13 +96,14 @@ def evaluate(request: EvaluationRequest, *, tell: Callable[[str], None]) -> dict
     refuse_missing_roles(names, data)
     refuse_missing_models(request, names)
     refuse_unreadable_rows(data)
-    model = load_model(ModelConfig(source=request.model), request.engine, field="MODEL")
+    model = load_model(_named(request.model, request), request.engine, field="MODEL")
     pace = Pace(tell)
     subject = _subject(model, request, pace)
     rows = EvaluationRows(
         data,
         model.tokenizer,
         vocabulary=vocabulary_size(model.network),
+        positions=n_positions(model.network),
         limit=request.limit,
     )
     initial = request.initial or (request.model if request.adapter is not None else None)
@@ -273,7 +276,7 @@ def _loader(
         return None
 
     def load() -> Subject:
-        model = load_model(ModelConfig(source=source), request.engine, field=option)
+        model = load_model(_named(source, request), request.engine, field=option)
         if vocabulary_size(model.network) != vocabulary_size(like.network):
             raise ModelError(
                 f"{option}: {source!r} knows {vocabulary_size(model.network)} token ids and MODEL "
@@ -282,6 +285,10 @@ def _loader(
         return Subject(model, name=source, batch_size=request.batch_size, pace=pace)
 
     return load
+
+
+def _named(source: str, request: EvaluationRequest) -> ModelConfig:
+    return ModelConfig(source=source, tokenizer=request.tokenizer)
 
 
 def _subject(model: LoadedModel, request: EvaluationRequest, pace: Pace) -> Subject:

@@ -17,6 +17,7 @@ from torch import Tensor
 from core.config import BatchPlan, ModelConfig, PreparationConfig
 from core.data.batches import reading_order
 from core.data.counts import Counts
+from core.data.positions import refuse_long
 from core.data.sources import read_rows
 from core.data.splits import count, refuse_overlap, usable
 from core.data.taught import record_wording
@@ -25,7 +26,7 @@ from core.errors import DataError, ModelError
 from core.losses import nll_loss
 from core.measuring.meter import Meter
 from core.metrics.probes import Level
-from core.model.layers import vocabulary_size
+from core.model.layers import n_positions, vocabulary_size
 from core.model.loading import LoadedModel, forward_of, load_model
 from core.store import artifacts
 from core.training.engine import Engine
@@ -119,10 +120,12 @@ def prepare_model(
 
 def _tokenised(config: PreparationConfig, role: str, base: LoadedModel) -> list[TokenisedRow]:
     vocabulary = vocabulary_size(base.network)
-    return [
+    found = [
         tokenise_row(row, base.tokenizer, config=config.data, role=role, vocabulary=vocabulary)
         for row in read_rows(getattr(config.data, role), role=role)
     ]
+    refuse_long(found, n_positions(base.network), role=role)
+    return found
 
 
 def _train(

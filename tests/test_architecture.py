@@ -44,9 +44,15 @@ DOORS: Mapping[str, frozenset[str]] = {
     "torch.multiprocessing": frozenset({"core/launch.py"}),
     "torch._C": frozenset({"core/training/ranks.py"}),
     "bitsandbytes": frozenset({"core/model/quantised.py"}),
-    "peft": frozenset({"core/training/adapter.py"}),
+    "peft": frozenset({"core/model/hosting.py", "core/training/adapter.py"}),
     "transformers": frozenset(
-        {f"core/model/{n}.py" for n in ("attention", "loading", "layers", "gguf", "decoding")}
+        {
+            f"core/model/{n}.py"
+            for n in (
+                *("architecture", "attention", "columns", "gguf"),
+                *("layers", "loading", "stepwise", "tokenizer"),
+            )
+        }
         | {"core/training/adapter.py"}
     ),
     "datasets": frozenset({"core/data/sources.py"}),

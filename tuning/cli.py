@@ -388,6 +388,10 @@ def evaluate(
             help="Sources by role, a sweep or trial file, or a run folder; shipped sets if absent."
         ),
     ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(help="Tokenizer of models without one; a folder or hub:ORG/NAME."),
+    ] = None,
     retain_only: Annotated[
         str | None, typer.Option(help="A model that never saw the forget set.", metavar="MODEL")
     ] = None,
@@ -442,6 +446,7 @@ def evaluate(
         suites=tuple(name.strip() for name in suite.split(",") if name.strip()),
         adapter=adapter,
         data=rows,
+        tokenizer=tokenizer,
         retain_only=retain_only,
         initial=initial,
         limit=limit,

@@ -159,8 +159,9 @@ def read_data(spec: SweepSpec, shape: dict[str, int] | None) -> ReadData | None:
         tokenizer = local_tokenizer(model)
     except ModelError:
         return None
-    vocabulary = None if shape is None else shape["vocabulary"]
-    splits = split_data(data, tokenizer, vocabulary=vocabulary)
+    known = {} if shape is None else shape
+    vocabulary, positions = known.get("vocabulary"), known.get("positions")
+    splits = split_data(data, tokenizer, vocabulary=vocabulary, positions=positions)
     wording = wording_notice(
         data,
         tokenizer,

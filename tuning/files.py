@@ -21,7 +21,7 @@ from tuning.pinning import pin
 from tuning.space import problems_apart, space_problems, with_meant_numbers
 
 MAX_FILE_BYTES = 1 << 20
-_PATH_KEYS = ("source", "mirror", "retain_only")
+_PATH_KEYS = ("source", "mirror", "retain_only", "tokenizer")
 
 
 def load_sweep(path: Path, *, overrides: Mapping[str, Any] | None = None) -> SweepSpec:

@@ -14,7 +14,7 @@ from core.config import (
 from core.data.inspection import inspect_sources, size_problems
 from core.data.sources import source_problem
 from core.errors import ConfigError
-from core.model.source import missing_package, problem
+from core.model.source import missing_package, problem, tokenizer_problem
 from tuning.config import SweepSpec
 from tuning.files import load_sweep, read_yaml
 from tuning.prepare import load_preparation
@@ -138,6 +138,8 @@ def _refuse_absent(sources: Mapping[str, SourceConfig], model: ModelConfig, wher
         ConfigError: With every problem at once.
     """
     problems = [problem(model.source, field="model.source"), missing_package(model)]
+    if model.tokenizer is not None:
+        problems.append(tokenizer_problem(model.tokenizer))
     if model.retain_only is not None:
         other = problem(model.retain_only, field="model.retain_only")
         problems.append(other and f"{other}; `unlearn-tune prepare` makes one")

@@ -19,6 +19,9 @@ class ModelConfig(Section):
     """``package:smollm2``, ``hub:ORG/NAME`` (or ``ORG/NAME``), or a folder written by ``save_pretrained``."""
     revision: str | None = None
     """Commit hash, tag or branch of a hub model; a commit hash makes the run repeatable."""
+    tokenizer: ModelSource | None = None
+    """Another source of the tokenizer, as ``source``, for a model without one; the model's own if absent. A
+    ``retain_only`` model is read with it, too."""
     quantisation: Quantisation = "none"
     """``nf4``: the linear layers of the frozen model are held in 4 bits and compute in ``engine.dtype`` (QLoRA); a
     fraction of the memory, somewhat slower. Baselines, probes and reference are of the 4-bit model. Needs

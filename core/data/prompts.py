@@ -10,6 +10,18 @@ from core.errors import DataError, foreign, in_a_line
 CHAT_DATE = "10 Apr 2025"
 """What templates that name today's date are given, so that rows are the same every day; open-unlearning's choice."""
 
+_CHAT_DAY = {
+    **{"%Y": "2025", "%y": "25", "%m": "04", "%-m": "4", "%B": "April", "%b": "Apr"},
+    **{"%d": "10", "%-d": "10", "%e": "10", "%j": "100", "%A": "Thursday", "%a": "Thu"},
+    **{"%H": "00", "%I": "12", "%M": "00", "%S": "00", "%p": "AM"},
+}
+_SAME_DAY = (
+    "{% macro strftime_now(format) %}{{ format"
+    + "".join(f" | replace('{code}', '{text}')" for code, text in _CHAT_DAY.items())
+    + " }}{% endmacro %}"
+)
+"""In place of the function by which a template asks for today: transformers hands no function on to it."""
+
 _MARK = "\ue000"
 """A character that no text has, in an answer's place."""
 
@@ -196,6 +208,9 @@ def _chat(
             f"{err}; " + ("use plain" if system is None else "remove data.system_prompt")
         ) from err
     context, ids = _alone(head, tokenizer), _alone(text, tokenizer)
+    longer = _alone(head + preface, tokenizer)
+    if ids[: len(longer)] == longer:  # also where the block goes on in the last token of the prompt
+        return ids, len(longer)
     if ids[: len(context)] != context:
         shared = next(
             (i for i, (a, b) in enumerate(zip(context, ids, strict=False)) if a != b),
@@ -205,8 +220,7 @@ def _chat(
             f"data.prompt_format: the chat template's conversation must begin with its generation prompt, "
             f"but only {shared} of {len(context)} token ids agree ({where}); use plain"
         )
-    longer = _alone(head + preface, tokenizer)
-    return ids, len(longer if ids[: len(longer)] == longer else context)
+    return ids, len(context)
 
 
 def _head(template: str) -> str:
@@ -236,7 +250,12 @@ def _rendered(messages: Messages, tokenizer: Any, *, is_open: bool = False) -> s
         return err if isinstance(err, TemplateError) else TemplateError(in_a_line(err))
 
     with foreign(refused):  # a template calls what it likes, such as methods of text
+        template: str = tokenizer.get_chat_template()
         text: str = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=is_open, tokenize=False, date_string=CHAT_DATE
+            messages,
+            add_generation_prompt=is_open,
+            tokenize=False,
+            date_string=CHAT_DATE,
+            chat_template=_SAME_DAY + template if "strftime_now" in template else None,
         )
     return text

@@ -11,6 +11,7 @@ from typing import Any
 
 from core.config import DataConfig
 from core.data.counts import Counts
+from core.data.positions import refuse_long
 from core.data.sources import read_rows
 from core.data.tokens import TokenisedRow, TokenRow, TokenSplits, tokenise_row
 from core.errors import DataError
@@ -25,7 +26,13 @@ Document = list[TokenisedRow]
 """What is never split: a row of a source, with all that share a row of token ids with it."""
 
 
-def split_data(config: DataConfig, tokenizer: Any, *, vocabulary: int | None = None) -> TokenSplits:
+def split_data(
+    config: DataConfig,
+    tokenizer: Any,
+    *,
+    vocabulary: int | None = None,
+    positions: int | None = None,
+) -> TokenSplits:
     """Read all sources, tokenise them and split them; the same configuration and contents give the same splits.
 
     Two rows are equal if their token ids are, after cutting and chunking: texts that differ in a sign differ, and
@@ -39,10 +46,12 @@ def split_data(config: DataConfig, tokenizer: Any, *, vocabulary: int | None = N
         config: The sources, and how they are cut and split.
         tokenizer: A tokenizer of transformers.
         vocabulary: Token ids that the model knows; the tokenizer's own number if absent.
+        positions: Tokens of a row that the model can read at most; any if absent.
 
     Raises:
         DataError: If a source is missing or empty, too small for its parts, two roles share a row of token ids,
-            a prompt alone fills ``max_tokens``, or a token id is not in the vocabulary.
+            a prompt alone fills ``max_tokens``, a row has more tokens than the model has positions, or a token id
+            is not in the vocabulary.
     """
     limit = len(tokenizer) if vocabulary is None else vocabulary
     rows = {
@@ -52,6 +61,8 @@ def split_data(config: DataConfig, tokenizer: Any, *, vocabulary: int | None = N
         ]
         for role, source in config.sources.items()
     }
+    for role, found in rows.items():
+        refuse_long(found, positions, role=role)
     refuse_overlap(rows)
     parts: dict[str, Sequence[TokenisedRow]] = {"forget": rows["forget"]}
     for role in (role for role in _CUT if role in rows):

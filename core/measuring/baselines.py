@@ -174,7 +174,8 @@ class _RetainOnly:
     def network(self) -> nn.Module:
         source = self._config.model.retain_only
         assert source is not None
-        alike = ModelConfig(source=source, quantisation=self._config.model.quantisation)
+        own = self._config.model
+        alike = ModelConfig(source=source, tokenizer=own.tokenizer, quantisation=own.quantisation)
         other = load_model(alike, self._config.engine, field="model.retain_only")
         sizes = [vocabulary_size(m.network) for m in (self._model, other)]
         if sizes[0] != sizes[1] or self._model.tokenizer.get_vocab() != other.tokenizer.get_vocab():

@@ -1,29 +1,35 @@
-"""Greedy decoding with a key-value cache; a door to transformers.
+"""Greedy decoding: answers to prompts, and the continuations of all prefixes of a text.
 
-Every row of a batch ends at the last column of the cache and has its padding on the left. So one new column
-serves all rows, the distance of two columns is the distance of their tokens (which is what sliding and local
-attention windows measure), and positions are passed explicitly (which learned and rotary positions need).
-
-Shapes: S sequences, R rows decoded together, H heads, C columns, D dimensions of a head.
+A model is decoded in the first of three ways that gives what one pass over the whole row gives; it is tried on
+short rows. By keys and values of tokens, rows of any length together (:mod:`core.model.columns`). With the states
+that the model itself keeps, such as recurrent ones; or without any (:mod:`core.model.stepwise`).
 """
 
+import random
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from contextlib import suppress
+from typing import Literal
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import pad
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
+from torch import nn
 
+from core.model.branch import Branch, Known
+from core.model.columns import Columns, column_bytes
+from core.model.layers import vocabulary_size
 from core.model.memory import free_bytes
+from core.model.stepwise import TOKENS_AT_ONCE, Stepwise, states_bytes
+from core.model.tolerance import agree
 
-PREFILL_TOKENS = 4096
-"""Tokens of one forward pass over prompts: bounds the memory of its logits."""
+Way = Literal["columns", "states", "rows"]
+"""How a model is decoded: with keys and values of tokens, with states of its own, or by reading whole rows."""
 
 SHARE_OF_FREE_MEMORY = 0.25
 """What keys and values may take of the free memory where the model lies."""
 
+_WAYS: WeakKeyDictionary[nn.Module, Way] = WeakKeyDictionary()
+_TRIES = 3
+_TRIED_TOKENS, _TRIED_STEPS = 24, 6
 _COPIES = 3  # of a row's keys and values: the sequence's, the branch's, and the branch's as rows leave the batch
 
 
@@ -39,20 +45,23 @@ def rows_at_once(
         budget: Bytes for keys and values; a quarter of what is free on the model's device if absent.
     """
     if budget is None:
-        budget = int(SHARE_OF_FREE_MEMORY * free_bytes(_device(network)))
-    return max(1, min(at_most, budget // (_COPIES * columns * column_bytes(network))))
+        budget = int(SHARE_OF_FREE_MEMORY * free_bytes(next(network.parameters()).device))
+    way = way_of(network)
+    if way == "rows":
+        fitting = TOKENS_AT_ONCE // columns
+    elif way == "states":
+        fitting = budget // states_bytes(network, columns=columns)
+    else:
+        fitting = budget // (_COPIES * columns * column_bytes(network))
+    return max(1, min(at_most, fitting))
 
 
-@torch.no_grad()
-def column_bytes(network: nn.Module) -> int:
-    """Bytes of the keys and values of one token, over all layers, as a pass over one token leaves them.
-
-    For ordinary attention: layers x key-value heads x dimensions of a head x 2 x bytes of a number.
-    """
-    cache = DynamicCache()
-    ids = torch.zeros((1, 1), dtype=torch.int64, device=_device(network))
-    network(input_ids=ids, past_key_values=cache, use_cache=True)
-    return sum(keys.nbytes + values.nbytes for keys, values, _ in cache)
+def way_of(network: nn.Module) -> Way:
+    """The first way of decoding that agrees with one pass over whole rows; tried once for a network."""
+    if network not in _WAYS:
+        ways: tuple[Way, ...] = ("columns", "states")
+        _WAYS[network] = next((way for way in ways if _is_right(network, way)), "rows")
+    return _WAYS[network]
 
 
 def generate(
@@ -86,12 +95,12 @@ def generate(
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     for start in range(0, len(prompts), batch_size):
         chosen = by_length[start : start + batch_size]
-        known = _prefill(network, [prompts[i] for i in chosen])
+        known = _read(network, [prompts[i] for i in chosen], way_of(network))
         branches = [
-            _Branch(row=row, length=len(prompts[i]), token=known.greedy[row][-1], n=max_new_tokens)
+            Branch(row=row, length=len(prompts[i]), token=known.greedy[row][-1], n=max_new_tokens)
             for row, i in enumerate(chosen)
         ]
-        for i, answer in zip(chosen, _decode(network, known, branches, stop_ids), strict=True):
+        for i, answer in zip(chosen, known.decoded(branches, stop_ids), strict=True):
             answers[i] = answer
     return answers
 
@@ -143,7 +152,7 @@ def suffix_continuations(
 def _suffixes(
     network: nn.Module, sequences: Sequence[Sequence[int]], batch_size: int, min_length: int
 ) -> list[list[list[int]]]:
-    known = _prefill(network, [sequence[:-1] for sequence in sequences])
+    known = _read(network, [sequence[:-1] for sequence in sequences], way_of(network))
     departures = [
         _departures(sequence, greedy, len(sequence) - min_length)
         for sequence, greedy in zip(sequences, known.greedy, strict=True)
@@ -156,10 +165,10 @@ def _suffixes(
     for start in range(0, len(wanted), batch_size):
         chosen = wanted[start : start + batch_size]
         branches = [
-            _Branch(row=row, length=at, token=known.greedy[row][at - 1], n=len(sequences[row]) - at)
+            Branch(row=row, length=at, token=known.greedy[row][at - 1], n=len(sequences[row]) - at)
             for at, row in chosen
         ]
-        decoded.update(zip(chosen, _decode(network, known, branches, ()), strict=True))
+        decoded.update(zip(chosen, known.decoded(branches, ()), strict=True))
     return [
         [
             [*sequence[i:at], *decoded.get((at, row), ())]
@@ -179,189 +188,49 @@ def _departures(sequence: Sequence[int], greedy: Sequence[int], n_prefixes: int)
     return found[::-1][: max(0, n_prefixes)]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Known:
-    """One forward pass over sequences.
-
-    Attributes:
-        greedy: For each sequence, the greedy token after each of its prefixes.
-        layers: Keys and values ``(S, H, C, D)`` of each layer; padding on the right.
-    """
-
-    greedy: list[list[int]]
-    layers: list[tuple[Tensor, Tensor]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Branch:
-    """A row to decode: the first ``length`` tokens of sequence ``row``, then ``token``; ``n`` new ones in all."""
-
-    row: int
-    length: int
-    token: int
-    n: int
-
-
-class _Window(CacheLayerMixin):
-    """Keys and values of one layer in memory that is taken once: DynamicCache copies all of them at each step."""
-
-    is_sliding = False  # windows are left to the mask, which knows the columns
-
-    def __init__(self, keys_RHCD: Tensor, values_RHCD: Tensor, *, room: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._filled = keys_RHCD.shape[2]
-        self._keys = _with_room(keys_RHCD, room)
-        self._values = _with_room(values_RHCD, room)
-        self.is_initialized = True
-
-    def kept(self, rows: Tensor, *, columns: int, room: int) -> "_Window":
-        """Some of the rows, with the last ``columns`` only."""
-        span = slice(self._filled - columns, self._filled)
-        return _Window(self._keys[:, :, span][rows], self._values[:, :, span][rows], room=room)
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Nothing is left to do."""
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Append columns."""
-        end = self._filled + key_states.shape[2]
-        self._keys[:, :, self._filled : end] = key_states
-        self._values[:, :, self._filled : end] = value_states
-        self._filled = end
-        return self._keys[:, :, :end], self._values[:, :, :end]
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Columns with the new ones, and the first of them."""
-        return self._filled + query_length, 0
-
-    def get_seq_length(self) -> int:
-        """Columns."""
-        return self._filled
-
-    def get_max_length(self) -> int:
-        """No limit."""
-        return -1
-
-
-class _Rows:
-    """Rows that are decoded together."""
-
-    def __init__(self, network: nn.Module, windows: list[_Window], lengths: list[int]) -> None:
-        self._network, self._windows, self._lengths = network, windows, lengths
-
-    @classmethod
-    def of(
-        cls, network: nn.Module, known: _Known, branches: Sequence[_Branch], *, room: int
-    ) -> "_Rows":
-        """Rows at their branches, aligned on the right."""
-        device = _device(network)
-        lengths = [branch.length for branch in branches]
-        rows_R = torch.tensor([branch.row for branch in branches], device=device)
-        longest = max(lengths)
-        shifts_R = longest - torch.tensor(lengths, device=device)
-        columns_RC = (torch.arange(longest, device=device) - shifts_R[:, None]).clamp_min(0)
-
-        def aligned(states_SHCD: Tensor) -> Tensor:
-            return states_SHCD[rows_R[:, None], :, columns_RC].transpose(1, 2)
-
-        windows = [_Window(aligned(k), aligned(v), room=room) for k, v in known.layers]
-        return cls(network, windows, lengths)
-
-    def kept(self, rows: Sequence[int], *, room: int) -> "_Rows":
-        """Some of the rows, without the columns that only others used."""
-        lengths = [self._lengths[row] for row in rows]
-        index = torch.tensor(rows, device=_device(self._network))
-        windows = [w.kept(index, columns=max(lengths), room=room) for w in self._windows]
-        return _Rows(self._network, windows, lengths)
-
-    def step(self, tokens: Sequence[int]) -> list[int]:
-        """Append a token to each row; the greedy tokens that follow."""
-        device = _device(self._network)
-        positions_R1 = torch.tensor(self._lengths, device=device).unsqueeze(1)
-        self._lengths = [length + 1 for length in self._lengths]
-        columns = self._windows[0].get_seq_length() + 1
-        mask_RC = torch.arange(columns, device=device) >= columns - 1 - positions_R1
-        logits = self._network(
-            input_ids=torch.tensor(tokens, device=device).unsqueeze(1),
-            attention_mask=mask_RC,
-            position_ids=positions_R1,
-            past_key_values=Cache(layers=[*self._windows]),
-            use_cache=True,
-        ).logits
-        greedy: list[int] = logits[:, -1].argmax(dim=-1).tolist()
-        return greedy
+def _read(network: nn.Module, sequences: Sequence[Sequence[int]], way: Way) -> Known:
+    if way == "columns":
+        return Columns(network, sequences)
+    return Stepwise(network, sequences, keeps_states=way == "states")
 
 
 @torch.no_grad()
-def _decode(
-    network: nn.Module, known: _Known, branches: Sequence[_Branch], stop_ids: Collection[int]
-) -> list[list[int]]:
-    """Tokens of each branch up to its number or a stop; rows leave the batch as they end."""
-    found: list[list[int]] = [[] for _ in branches]
-    going = list(range(len(branches)))
-    tokens = [branch.token for branch in branches]
-    rows: _Rows | None = None
-    while True:
-        staying = []
-        for place, (branch, token) in enumerate(zip(going, tokens, strict=True)):
-            if token not in stop_ids:
-                found[branch].append(token)
-                if len(found[branch]) < branches[branch].n:
-                    staying.append(place)
-        if not staying:
-            return found
-        ended = len(staying) < len(going)
-        going = [going[place] for place in staying]
-        room = max(branches[branch].n - len(found[branch]) for branch in going)
-        if rows is None:
-            rows = _Rows.of(network, known, [branches[branch] for branch in going], room=room)
-        elif ended:
-            rows = rows.kept(staying, room=room)
-        tokens = rows.step([tokens[place] for place in staying])
-
-
-@torch.no_grad()
-def _prefill(network: nn.Module, sequences: Sequence[Sequence[int]]) -> _Known:
-    """Forward pass over sequences, padded on the right: there a causal model does not look."""
-    longest = max(map(len, sequences))
-    size = max(1, PREFILL_TOKENS // longest)
-    greedy: list[list[int]] = []
-    parts: list[list[tuple[Tensor, Tensor]]] = []
-    for start in range(0, len(sequences), size):
-        chunk = sequences[start : start + size]
-        columns = max(map(len, chunk))
-        ids = torch.tensor(
-            [[*s, *[0] * (columns - len(s))] for s in chunk], device=_device(network)
-        )
-        cache = DynamicCache()  # keeps all columns, also of layers with a window
-        logits = network(
-            input_ids=ids,
-            position_ids=torch.arange(columns, device=ids.device).expand_as(ids),
-            past_key_values=cache,
-            use_cache=True,
-        ).logits
-        choices = logits.argmax(dim=-1).tolist()
-        greedy += [row[: len(s)] for row, s in zip(choices, chunk, strict=True)]
-        padding = (0, 0, 0, longest - columns)
-        parts.append([(pad(keys, padding), pad(values, padding)) for keys, values, _ in cache])
-    layers = [
-        (torch.cat([k for k, _ in layer]), torch.cat([v for _, v in layer]))
-        for layer in zip(*parts, strict=True)
+def _is_right(network: nn.Module, way: Way) -> bool:
+    """Whether rows that are read on in this way have the logits of rows read at once."""
+    draws = random.Random(0)  # noqa: S311
+    ids = [
+        [draws.randrange(vocabulary_size(network)) for _ in range(_TRIED_TOKENS)]
+        for _ in range(2 * _TRIES)
     ]
-    return _Known(greedy=greedy, layers=layers)
+    # a model's own code may raise anything, given something else than usual
+    with suppress(Exception):
+        return any(
+            _reads_on(
+                network, way, ids[2 * i : 2 * i + 2], cut=(18, 11) if way == "columns" else (18, 18)
+            )
+            for i in range(_TRIES)
+        )
+    return False
 
 
-def _with_room(states_RHCD: Tensor, room: int) -> Tensor:
-    rows, heads, columns, dimensions = states_RHCD.shape
-    buffer = states_RHCD.new_empty(rows, heads, columns + room, dimensions)
-    buffer[:, :, :columns] = states_RHCD
-    return buffer
-
-
-def _device(network: nn.Module) -> torch.device:
-    return next(network.parameters()).device
+def _reads_on(
+    network: nn.Module, way: Way, rows: Sequence[Sequence[int]], *, cut: Sequence[int]
+) -> bool:
+    device = next(network.parameters()).device
+    known = _read(network, [row[:length] for row, length in zip(rows, cut, strict=True)], way)
+    branches = [
+        Branch(row=i, length=length, token=0, n=_TRIED_STEPS) for i, length in enumerate(cut)
+    ]
+    following = [
+        [row[at + j] for row, at in zip(rows, cut, strict=True)] for j in range(_TRIED_STEPS)
+    ]
+    found = torch.stack(known.forced(branches, following), dim=1)
+    for row, at, logits in zip(rows, cut, found, strict=True):
+        ids = torch.tensor([row[: at + _TRIED_STEPS]], device=device)
+        wanted = network(input_ids=ids, use_cache=False).logits[0, at:]
+        if not agree(logits, wanted):
+            return False
+    return True
 
 
 def _check(

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,10 +16,12 @@ from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deep
 
 from core.config import EngineConfig, ModelConfig, Quantisation
 from core.errors import ModelError, foreign, in_a_line
-from core.model.layers import linear_shape, resolve_targets, vocabulary_size
+from core.model.architecture import auto_class, refuse_looking_ahead
+from core.model.layers import linear_shape, n_positions, resolve_targets, vocabulary_size
 from core.model.quantised import keep_codes
 from core.model.reading import PADDED, Reader, reader_of
 from core.model.source import locate, missing_package, model_identity
+from core.model.tokenizer import load_tokenizer
 
 _CHECKSUM_CHUNK = 1 << 20  # words at a time: they and their places stay in a cache
 
@@ -73,11 +75,19 @@ def load_model(
     dtype, device = resolve_dtype(engine), resolve_device(engine)
     arguments = {"revision": revision, "trust_remote_code": False}
     with foreign(partial(_not_loaded, config, field=field)):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(location, **arguments)
-        network = transformers.AutoModelForCausalLM.from_pretrained(
-            location, dtype=dtype, use_safetensors=True, **_held(config, dtype, device), **arguments
+        architecture = transformers.AutoConfig.from_pretrained(location, **arguments)
+        tokenizer = load_tokenizer(config, field=field)
+        network, loading = auto_class(architecture).from_pretrained(
+            location,
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            **_held(config, dtype, device),
+            **arguments,
         )
+    _refuse_missing(network, loading["missing_keys"], config, field=field)
     keep_codes(nn.Module.to(network, device)).eval().requires_grad_(False)
+    refuse_looking_ahead(network, source=config.source, field=field)
     return LoadedModel(
         network=network,
         tokenizer=tokenizer,
@@ -108,11 +118,8 @@ def local_tokenizer(config: ModelConfig) -> Any:
     Raises:
         ModelError: If it is not on this machine.
     """
-    location, revision = locate(config)
     with foreign(partial(_not_here, config, "tokenizer")):
-        return transformers.AutoTokenizer.from_pretrained(
-            location, revision=revision, trust_remote_code=False, local_files_only=True
-        )
+        return load_tokenizer(config, field="model.source", is_local=True)
 
 
 def load_outline(config: ModelConfig, engine: EngineConfig) -> LoadedModel:
@@ -125,8 +132,8 @@ def load_outline(config: ModelConfig, engine: EngineConfig) -> LoadedModel:
     dtype = resolve_dtype(engine)
     arguments = {"revision": revision, "trust_remote_code": False}
     with foreign(partial(_not_loaded, config)):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(location, **arguments)
         architecture = transformers.AutoConfig.from_pretrained(location, **arguments)
+        tokenizer = load_tokenizer(config, field="model.source")
         network = _outlined(architecture, dtype)
     return LoadedModel(
         network=network,
@@ -161,7 +168,10 @@ def load_partitioned(config: ModelConfig, dtype: torch.dtype, zero: Mapping[str,
     )
     try:
         with foreign(partial(_not_loaded, config)):
-            network = transformers.AutoModelForCausalLM.from_pretrained(
+            architecture = transformers.AutoConfig.from_pretrained(
+                location, revision=revision, trust_remote_code=False
+            )
+            network = auto_class(architecture).from_pretrained(
                 location,
                 dtype=dtype,
                 use_safetensors=True,
@@ -189,6 +199,18 @@ def _no_classifier(source: str, err: Exception) -> ModelError:
         f"--fluency-model: cannot load {source!r}: {in_a_line(err)}; give a sequence classifier as a folder with "
         "safetensors, or a hub id that this machine can reach"
     )
+
+
+def _refuse_missing(
+    network: nn.Module, missing: Collection[str], config: ModelConfig, *, field: str
+) -> None:
+    """Refuse weights that are not there: transformers draws them at random, and says so in a warning only."""
+    if missing:
+        shown = ", ".join(sorted(missing)[:3]) + (", ..." if len(missing) > 3 else "")
+        raise ModelError(
+            f"{field}: {config.source!r} lacks {len(missing)} weights of {type(network).__name__} ({shown}); give a "
+            "model folder with all of them, such as save_pretrained writes"
+        )
 
 
 def _not_loaded(config: ModelConfig, err: Exception, *, field: str = "model.source") -> ModelError:
@@ -242,7 +264,7 @@ def resolve_device(engine: EngineConfig) -> torch.device:
 
 def load_network(folder: Path, like: LoadedModel) -> nn.Module:
     """A model folder of ours in the precision and on the device of ``like``."""
-    network = transformers.AutoModelForCausalLM.from_pretrained(
+    network = auto_class(cast(Any, like.network).config).from_pretrained(
         str(folder), dtype=like.dtype, use_safetensors=True, trust_remote_code=False
     )
     loaded: nn.Module = nn.Module.to(network, like.device).eval().requires_grad_(False)
@@ -317,7 +339,7 @@ def outlined_network(config: ModelConfig, dtype: torch.dtype = torch.float32) ->
 
 def _outlined(architecture: Any, dtype: torch.dtype) -> nn.Module:
     with torch.device("meta"):
-        network = transformers.AutoModelForCausalLM.from_config(architecture, dtype=dtype)
+        network = auto_class(architecture).from_config(architecture, dtype=dtype)
     outlined: nn.Module = network.eval().requires_grad_(False)
     return outlined
 
@@ -341,12 +363,15 @@ def outlined_model(config: ModelConfig, engine: EngineConfig) -> LoadedModel:
 def model_shape(config: ModelConfig) -> dict[str, int]:
     """``parameters``, ``vocabulary`` and ``linear_in_plus_out`` (over all target layers), without weights.
 
+    ``positions``, too, of a model that has a table of them.
+
     Raises:
         ModelError: If the model's configuration is not on this machine.
     """
     network = outlined_network(config)
     targets = resolve_targets(network, "all", rank=1)
-    return {
+    positions = n_positions(network)
+    return ({} if positions is None else {"positions": positions}) | {
         "parameters": sum(p.numel() for p in network.parameters()),
         "vocabulary": vocabulary_size(network),
         "linear_in_plus_out": sum(sum(linear_shape(network.get_submodule(n))) for n in targets),

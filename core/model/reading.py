@@ -3,7 +3,6 @@
 Shapes: B rows, T tokens of the longest, N counted tokens, V vocabulary, D width of the model.
 """
 
-import inspect
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -16,11 +15,10 @@ from torch import Tensor, nn
 from core.data.layouts import EndToEnd, Layout, Padded
 from core.data.tokens import TokenRow
 from core.model.attention import attending_by_row
-from core.model.layers import vocabulary_size
+from core.model.layers import takes, vocabulary_size
+from core.model.tolerance import agree
 
 _TRIES = 3
-_TOLERANCE = {torch.float32: 1e-3}
-_TOLERANCE_OF_LOW_PRECISION = 0.2  # ordinary tokens differ by some per cent, another context by all
 
 Call = Callable[..., Any]
 """A network, or what is wrapped around one, called with transformers' arguments."""
@@ -66,7 +64,7 @@ class Reader:
             layout: What :meth:`lay` gave.
             with_blocks: Whether the outputs of all blocks are kept.
         """
-        keeps = {"logits_to_keep": layout.predicting} if _keeps_some(network) else {}
+        keeps = {"logits_to_keep": layout.predicting} if takes(network, "logits_to_keep") else {}
         with attending_by_row(network, layout):
             output = call(
                 **layout.inputs, **keeps, use_cache=False, output_hidden_states=with_blocks
@@ -99,12 +97,10 @@ def reader_of(network: nn.Module, device: torch.device) -> Reader:
     with suppress(Exception), torch.no_grad():
         for rows in _tried_rows(vocabulary_size(network)):
             wanted, found = (
-                reader.read(network, network, reader.lay(rows, device)).logits_NV.float()
+                reader.read(network, network, reader.lay(rows, device)).logits_NV
                 for reader in (PADDED, Reader(end_to_end=True))
             )
-            distance_N = (found - wanted).norm(dim=-1) / wanted.norm(dim=-1)
-            dtype = next(network.parameters()).dtype
-            if float(distance_N.max()) < _TOLERANCE.get(dtype, _TOLERANCE_OF_LOW_PRECISION):
+            if agree(found, wanted):
                 return Reader(end_to_end=True)
     return PADDED
 
@@ -120,9 +116,3 @@ def _tried_rows(vocabulary: int) -> Iterator[tuple[TokenRow, TokenRow]]:
         draws = random.Random(i)  # noqa: S311
         ids = [draws.randrange(vocabulary) for _ in range(11)]
         yield TokenRow(tuple(ids[:7]), n_context=1), TokenRow(tuple(ids[7:]), n_context=0)
-
-
-def _keeps_some(network: nn.Module) -> bool:
-    """Whether the model computes the logits of some positions only."""
-    base = getattr(network, "get_base_model", lambda: network)()
-    return "logits_to_keep" in inspect.signature(base.forward).parameters

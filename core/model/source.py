@@ -42,6 +42,22 @@ def problem(source: str, *, field: str) -> str | None:
     return f"{field}: {source!r} is no folder and no hub id; give package:NAME, hub:ORG/NAME or a model folder"
 
 
+def tokenizer_problem(source: str, *, field: str = "model.tokenizer") -> str | None:
+    """What is wrong with another source of the tokenizer as far as can be told without loading it, or ``None``.
+
+    A folder need not hold a model; what is no folder is judged as a model's source.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        return problem(source, field=field)
+    if any(path.is_file() for pattern in _TOKENIZER_FILES for path in folder.glob(pattern)):
+        return None
+    return (
+        f"{field}: folder {source!r} holds no tokenizer; give one with tokenizer.json, tokenizer.model or a "
+        "vocabulary, as save_pretrained writes them"
+    )
+
+
 def locate(config: ModelConfig, *, field: str = "model.source") -> tuple[str, str | None]:
     """Folder or hub id to load from, and the revision.
 
@@ -85,6 +101,8 @@ def public_name(config: ModelConfig) -> str:
     """
     return config.source.removeprefix("hub:")
 
+
+_TOKENIZER_FILES = ("tokenizer*.json", "*.model", "*.tiktoken", "vocab.*", "*vocab.txt")
 
 CONTENT = "content-sha256:"
 """What the identity of a model folder begins with."""

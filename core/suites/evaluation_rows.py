@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from core.config import DataConfig, SourceConfig, describe_problems, with_numbers
 from core.config.prompting import Prompting
 from core.data.counts import Counts
+from core.data.positions import refuse_long
 from core.data.rows import Row
 from core.data.sources import read_records, rows_and_records
 from core.data.splits import count, usable
@@ -116,11 +117,17 @@ class EvaluationRows:
     """Rows of every role, read and tokenised when they are first asked for."""
 
     def __init__(
-        self, data: EvaluationData, tokenizer: Any, *, vocabulary: int, limit: int | None = None
+        self,
+        data: EvaluationData,
+        tokenizer: Any,
+        *,
+        vocabulary: int,
+        positions: int | None = None,
+        limit: int | None = None,
     ) -> None:
         """Nothing is read yet; ``limit`` keeps the first rows of each role."""
         self._data, self._tokenizer = data, tokenizer
-        self._vocabulary, self._limit = vocabulary, limit
+        self._vocabulary, self._positions, self._limit = vocabulary, positions, limit
         self._examples: dict[str, list[Example]] = {}
         self._records: dict[str, list[Mapping[str, Any]]] = {}
         self._counts: dict[str, Counts] = {}
@@ -200,6 +207,7 @@ class EvaluationRows:
                 Example(piece, row.prompt, row.answer, record, row.place)
                 for piece in tokenised.pieces
             ]
+        refuse_long(read, self._positions, role=role)
         usable(read, role=role)
         self._counts[role] = count(read, [example.tokens for example in found])
         return found[: self._limit]

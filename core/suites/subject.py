@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from core.data.batches import Batch
+from core.data.positions import refuse_long_pieces
 from core.data.tokens import TokenRow
 from core.measuring.meter import Meter, extraction_likelihoods
 from core.metrics.memorization import (
     cut_generation,
 )
 from core.model.decoding import generate
+from core.model.layers import n_positions
 from core.model.loading import LoadedModel, forward_of
 from core.suites.evaluation_rows import Example
 from core.suites.pace import Pace
@@ -85,6 +87,7 @@ class Subject:
             rows: What is read; any order and lengths.
             names: Keys of :data:`~core.metrics.rows.ROW_METRICS`; those not known yet come from one pass.
         """
+        refuse_long_pieces(rows, n_positions(self.model.network), what=self.name)
         known = self._read.setdefault(tuple(rows), {})
         missing = [name for name in names if name not in known]
         if missing:
@@ -187,8 +190,9 @@ class Subject:
 
     @property
     def _positions(self) -> int:
-        config = cast(Any, self.model.network).config
-        return int(getattr(config, "max_position_embeddings", None) or 2**31)
+        config = cast(Any, self.model.network).config.get_text_config()
+        meant = int(getattr(config, "max_position_embeddings", None) or 2**31)
+        return min(meant, n_positions(self.model.network) or meant)
 
     @property
     def _stop_ids(self) -> set[int]:

@@ -130,8 +130,12 @@ class _Added(torch.autograd.Function):
         inner = flat @ both_a.T
         ctx.save_for_backward(flat, inner, both_a, both_b)
         ctx.scaling, ctx.shape = scaling, x.shape
-        added = torch.addmm(result.flatten(0, -2), inner, both_b.T, alpha=scaling)
-        return added.view_as(result)
+        added = torch.empty_like(
+            result
+        )  # no view: some models write into a layer's output (Falcon)
+        flat_added = added.view(-1, added.shape[-1])
+        torch.addmm(result.flatten(0, -2), inner, both_b.T, alpha=scaling, out=flat_added)
+        return added
 
     @staticmethod
     @once_differentiable

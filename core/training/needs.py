@@ -16,11 +16,12 @@ from torch import Tensor
 from core.config import TrialConfig
 from core.config.method import Need
 from core.data.alternatives import alternative_rows
+from core.data.positions import refuse_long_pieces
 from core.data.tokens import TokenRow, TokenSplits
 from core.errors import ModelError
 from core.losses import Residual, random_labels
 from core.losses.outputs import Given
-from core.model.layers import n_blocks, vocabulary_size
+from core.model.layers import n_blocks, n_positions, vocabulary_size
 from core.model.loading import LoadedModel
 from core.seeding import derive_seed
 from core.training.passes import Forwarded, Wanted
@@ -278,6 +279,7 @@ class Alternatives:
             alternatives=config.method.alternatives,
             seed=derive_seed(config.data.split_seed, "alternatives"),
         )
+        refuse_long_pieces(self.rows, n_positions(model.network), what="method.alternatives")
         self._by_row = dict(zip(data["forget"], self.rows, strict=True))
 
     def give(self, rows: Sequence[TokenRow]) -> list[TokenRow]:

@@ -12,7 +12,7 @@ from core.data.splits import split_data
 from core.data.taught import wording_notice
 from core.data.tokens import TokenSplits
 from core.errors import IntegrityError
-from core.model.layers import coverage, resolve_targets, vocabulary_size
+from core.model.layers import coverage, n_positions, resolve_targets, vocabulary_size
 from core.model.loading import (
     LoadedModel,
     load_model,
@@ -78,7 +78,10 @@ class Warm:
         if key not in self._data:
             model = self.model(config)
             self._data[key] = split_data(
-                config.data, model.tokenizer, vocabulary=vocabulary_size(model.network)
+                config.data,
+                model.tokenizer,
+                vocabulary=vocabulary_size(model.network),
+                positions=n_positions(model.network),
             )
         return self._data[key]
 
@@ -107,7 +110,7 @@ class Warm:
         return (
             f"adapter.targets: {adapter.targets} covers {found.share:.0%} of these weights in "
             f"{type(network).__name__}; {', '.join(found.left_out[:3])} carry no adapter, because they are no "
-            "linear layers: what they hold is unlearned through the layers that do"
+            "linear layers, or none that stock PEFT finds: what they hold is unlearned through the layers that do"
         )
 
     @property

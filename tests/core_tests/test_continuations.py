@@ -20,8 +20,9 @@ from transformers import (
 )
 
 from core.metrics.memorization import extraction_likelihood
-from core.model import decoding as continuations
-from core.model.decoding import column_bytes, generate, rows_at_once, suffix_continuations
+from core.model import columns
+from core.model.columns import column_bytes
+from core.model.decoding import generate, rows_at_once, suffix_continuations
 
 VOCABULARY = 23
 POSITIONS = 28
@@ -371,7 +372,7 @@ def test_forward_passes_over_few_prompts_at_a_time_change_nothing(
 ) -> None:
     sequences = random_prompts(8, [9, 2, 14, 5])
     found = list(suffix_continuations(network, sequences, batch_size=4))
-    monkeypatch.setattr(continuations, "PREFILL_TOKENS", 20)
+    monkeypatch.setattr(columns, "PREFILL_TOKENS", 20)
     assert list(suffix_continuations(network, sequences, batch_size=4)) == found
 
 

@@ -29,11 +29,14 @@ QUESTION = Row("who?", "me")
 END = 0
 
 
-def byte_tokenizer(chat_template: str | None = None) -> Any:
+def byte_tokenizer(
+    chat_template: str | None = None, *, merges: Sequence[tuple[str, str]] = ()
+) -> Any:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {"<eos>": END} | {c: i for i, c in enumerate(alphabet, start=1)}
-    made = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    pieces = [*alphabet, *(a + b for a, b in merges)]
+    vocabulary = {"<eos>": END} | {c: i for i, c in enumerate(pieces, start=1)}
+    made = Tokenizer(models.BPE(vocab=vocabulary, merges=list(merges)))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not merges)
     made.decoder = decoders.ByteLevel()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<eos>", pad_token="<eos>")
     tokenizer.chat_template = chat_template
@@ -161,6 +164,30 @@ def test_what_the_template_puts_before_every_answer_is_context() -> None:
         before,
         f"{thought.answer}</assistant>\n",
     )
+
+
+def test_a_block_that_the_prompt_opens_and_the_answer_s_turn_closes_is_context() -> None:
+    """Qwen3.5's generation prompt ends within the block, and the last line ends in one token with the next."""
+    template = CHAT.replace("<assistant>{%", "<assistant><think>\n{%").replace(
+        "{{ m.content }}",
+        "{% if m.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}{{ m.content }}",
+    )
+    tokenizer = byte_tokenizer(template, merges=[("Ċ", "Ċ")])  # two ends of a line are one token
+    before = "<user>who?</user>\n<assistant><think>\n\n</think>\n\n"
+    assert parts(written(QUESTION, tokenizer), tokenizer) == (before, "me</assistant>\n")
+
+
+@pytest.mark.parametrize(
+    ("today", "expected"),
+    [
+        pytest.param("{{ strftime_now('%Y-%m-%d') }}", "2025-04-10", id="function"),
+        pytest.param("{{ date_string }}", "10 Apr 2025", id="variable"),
+    ],
+)
+def test_a_template_that_names_today_names_the_same_day_for_ever(today: str, expected: str) -> None:
+    tokenizer = byte_tokenizer(today + CHAT)
+    before, _ = parts(written(QUESTION, tokenizer), tokenizer)
+    assert before == f"{expected}<user>who?</user>\n<assistant>"
 
 
 def test_a_space_that_the_template_puts_before_an_answer_counts_with_it() -> None:
