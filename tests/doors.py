@@ -78,13 +78,13 @@ DOORS: Mapping[str, Door] = {
         r"(.*\.)?tokenizer|.*\.apply_chat_template",
         "core/data/prompts.py",
         "core/model/loading.py",  # of a text classifier
-        "core/model/tokenizer.py",
         tests="doors_tests/test_tokenizers.py",
     ),
     "models": door(
         r".*\.(from_pretrained|from_config)",
         "core/model/gguf.py",
         "core/model/loading.py",
+        "core/model/tokenizer.py",
         "core/training/adapter.py",
         tests="doors_tests/test_model_folders.py",
     ),

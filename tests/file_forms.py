@@ -251,7 +251,7 @@ FORMS: Sequence[Form] = (
         name="pointer.csv",
         content=b"version https://git-lfs.github.com/spec/v1\noid sha256:12\n",
         rows=None,
-        message=r"pointer\.csv: is a pointer of Git LFS, not the file; run `git lfs pull`",
+        message=r"pointer\.csv:1: is a pointer of Git LFS, not the file; run `git lfs pull`",
         outcome="refused, with what to do",
     ),
     Form(

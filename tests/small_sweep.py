@@ -21,7 +21,8 @@ BASE: Mapping[str, Any] = {
     "data": {
         role: {"source": f"embedded:{role}"}
         for role in ("forget", "retain", "approximate", "general")
-    },
+    }
+    | {"probe_rows": 8, "report_rows": 8},
     "method": {"forget_loss": "ihl"},
     "space": {
         "optimizer.learning_rate": {

@@ -640,7 +640,7 @@ def _start_ray(spec: SweepSpec) -> Cluster:
     problem = loopback_problem() or shell_problem()
     if problem is not None:
         raise UserError(f"this machine: {problem}")
-    with foreign(_not_started):
+    with foreign(not_started):
         ray.init(
             address="local",
             num_cpus=int(cluster.cpus),
@@ -661,7 +661,8 @@ def _join_ray(address: str) -> Cluster:
     return _largest_cluster()
 
 
-def _not_started(err: Exception) -> UserError:
+def not_started(err: Exception) -> UserError:
+    """What is said where Ray does not start; what half began is ended."""
     ray.shutdown()  # what half began
     return UserError(
         f"Ray does not start on this machine: {in_a_line(err)}; `unlearn-tune doctor` looks at what it needs, and "

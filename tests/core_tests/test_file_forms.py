@@ -102,7 +102,7 @@ def test_a_file_is_read_no_further_than_it_is_asked_for(tmp_path: Path) -> None:
 def test_a_file_that_may_not_be_read_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl.gz"
     path.write_bytes(gzip.compress(b'{"text": "one"}\n' * 1000)[:-20])
-    with pytest.raises(DataError, match=r"rows\.jsonl\.gz cannot be read: .*; check the file"):
+    with pytest.raises(DataError, match=r"rows\.jsonl\.gz: cannot be read: .*; give a whole file"):
         rows_of(path)
 
 

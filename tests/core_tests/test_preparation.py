@@ -140,10 +140,7 @@ def test_rows_that_are_not_there_are_refused(
             {"txt": "a river"}, r"row 2: no field 'text'; fields are 'txt'; did you mean 'txt'\?",
             id="no-field",
         ),
-        pytest.param(
-            {"text": "  "}, r"row 2: field 'text' must be text that is not blank, got '  '", id="blank"
-        ),
-        pytest.param({"text": None}, r"row 2: field 'text' must be text .*, got None", id="no-text"),
+        pytest.param({"text": 3}, r"row 2: field 'text' must be text", id="a-number"),
     ],
 )  # fmt: skip
 def test_a_row_without_text_is_refused(

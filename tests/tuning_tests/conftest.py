@@ -144,7 +144,8 @@ def sweep_values() -> dict[str, Any]:
         "data": {
             role: {"source": f"embedded:{role}"}
             for role in ("forget", "retain", "approximate", "general")
-        },
+        }
+        | {"probe_rows": 8, "report_rows": 8},
         "method": {"forget_loss": "ihl", "adapter_init": "fila"},
         "space": {
             "optimizer.learning_rate": {

@@ -111,7 +111,10 @@ def test_dry_run_as_json(tune: Command, tiny_sweep: dict[str, Any]) -> None:
     shown = json.loads(done.out)
     assert (done.status, list(shown)) == (
         0,
-        ["run", "space", "samples", "estimate", "limits", "spec", "data_counts"],
+        [
+            *("run", "space", "samples", "estimate", "limits", "spec"),
+            *("data_counts", "rows", "wording"),
+        ],
     )
     assert shown["run"] == "runs/tiny"
     assert shown["space"]["adapter.rank"] == "2, 4"

@@ -91,7 +91,7 @@ def test_a_damaged_history_is_named(
     ("content", "said"),
     [
         pytest.param(b"{", ":1: not JSON: ", id="torn"),
-        pytest.param(b"[]", ": names no base model; restore the file from a copy", id="list"),
+        pytest.param(b"[]", ": is not what a trial saved (TypeError: ", id="list"),
         pytest.param(b"\xff", ":1: is not UTF-8", id="bytes"),
     ],
 )

@@ -55,7 +55,8 @@ def validated(**model: str) -> None:
         "data": {
             role: {"source": f"embedded:{role}"}
             for role in ("forget", "retain", "approximate", "general")
-        },
+        }
+        | {"probe_rows": 8, "report_rows": 8},
         "method": {"forget_loss": "ihl"},
         "space": {"optimizer.learning_rate": {"categorical": [1e-3], "why": "it matters"}},
         "budget": {"trials": 1, "max_steps": 1},

@@ -95,7 +95,7 @@ def test_an_override_replaces_a_value(
         ),
         pytest.param(
             "space.adapter.rank",
-            "--set space.adapter.rank: change the search space in the file",
+            "--set space.adapter.rank: change ranges in the file, not by --set",
             id="the-space-stays-in-the-file",
         ),
     ],

@@ -26,7 +26,7 @@ from tuning.space import bind, corner_proposals, describe, searchable_fields
         pytest.param(
             "learning_rate",
             {"float": {"low": 0.1, "high": 0.2}},
-            "did you mean 'optimizer.learning_rate'?",
+            "is no searchable field of a trial; here it is optimizer.learning_rate",
             id="section-left-out",
         ),
         pytest.param(
