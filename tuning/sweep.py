@@ -51,7 +51,7 @@ from tuning.packing import (
     start_packs,
     time_sizes,
 )
-from tuning.ranking import by_probes
+from tuning.ranking import best, by_probes
 from tuning.resources import (
     DRIVER_GIB,
     Cluster,
@@ -66,6 +66,7 @@ from tuning.resources import (
     with_gpus,
 )
 from tuning.run import Run, load_run
+from tuning.samples import read_samples, write_samples
 from tuning.shared_folder import QUESTION, refuse_unshared
 from tuning.space import bind, corner_proposals
 from tuning.trainable import UnlearningTrial, placement, start_rank
@@ -286,8 +287,8 @@ def _drive(
     signals: "_Signals",
     prepared: PreparedFiles,
 ) -> None:
-    """Bring the ledger to its target, measure finalists, and record how it ended."""
-    log = EventLog(run_dir / "events.jsonl", watcher)
+    """Bring the ledger to its target, measure finalists, write samples, and record how it ended."""
+    log = EventLog(run_dir / records.EVENTS_FILE, watcher)
     began, before = time.monotonic(), ledger.driver_facts()
     target = before.target or spec.budget.trials
     points = ledger.n_points()
@@ -316,7 +317,7 @@ def _drive(
             with signals.handed_to(dispatcher):
                 _execute(spec, plan, dispatcher, handed_out)
             signals.raise_received()
-        _report_finalists(spec, run_dir, ledger, log, handed_out)
+        _finish(spec, run_dir, ledger, log, handed_out)
         run = load_run(run_dir)
         ledger.set_note("ended", _ending(run))
     finally:
@@ -480,31 +481,59 @@ def _prepare_all(
     return facts, hardware, warm.notices(trials[0]), PreparedFiles.here(files)
 
 
-def _report_finalists(
+def _finish(
     spec: SweepSpec,
     run_dir: Path,
     ledger: Ledger,
     log: EventLog,
     handed_out: HandedOut | None,
 ) -> None:
-    """Measure the best trials on the split that neither losses nor probes saw."""
+    """Measure finalists on the split that neither losses nor probes saw, then let the best trial write samples."""
     run = load_run(run_dir)
     finalists = [
         t
         for t in by_probes(run.trials)[: spec.budget.finalists]
         if t.adapter is not None and not ledger.has_report_metrics(t.number)
     ]
-    if not finalists:
+    if not finalists and not _lacks_samples(run):
         return
-    log.emit(Reporting(numbers=tuple(t.number for t in finalists)))
-    work = [
-        (bind(spec, t.params, where=f"trial {t.number}"), (run_dir / str(t.adapter)).resolve())
-        for t in finalists
-    ]
     with _a_rank(spec, handed_out) as call:
-        measured = call(_measure_finalists, work)
-    for trial, (metrics, intervals) in zip(finalists, measured, strict=True):
-        ledger.set_report_metrics(trial.number, metrics, intervals=intervals)
+        if finalists:
+            log.emit(Reporting(numbers=tuple(t.number for t in finalists)))
+            work = [_with_adapter(spec, run_dir, t) for t in finalists]
+            measured = call(_measure_finalists, work)
+            for trial, (metrics, intervals) in zip(finalists, measured, strict=True):
+                ledger.set_report_metrics(trial.number, metrics, intervals=intervals)
+            run = load_run(run_dir)  # they may have changed which trial is the best
+        first = best(run.trials)
+        if first is not None and _lacks_samples(run):
+            rows = call(_continue_rows, (*_with_adapter(spec, run_dir, first), spec.budget.samples))
+            write_samples(run_dir, first.number, first.attempt, rows)
+
+
+def _lacks_samples(run: Run) -> bool:
+    """Whether the best trial is to write samples, and those that are there are not its own."""
+    first, budget = best(run.trials), run.spec.budget
+    if first is None or first.adapter is None or 0 in (budget.finalists, budget.samples):
+        return False
+    found = read_samples(run.path)
+    return found is None or (found.trial, found.attempt) != (first.number, first.attempt)
+
+
+def _with_adapter(
+    spec: SweepSpec, run_dir: Path, trial: records.TrialRecord
+) -> tuple[TrialConfig, Path]:
+    bound = bind(spec, trial.params, where=f"trial {trial.number}")
+    return bound, (run_dir / str(trial.adapter)).resolve()
+
+
+def _continue_rows(
+    warm: Any, group: Any, work: tuple[TrialConfig, Path, int]
+) -> list[dict[str, str]]:
+    from core.suites.samples import continued_rows
+
+    trial, folder, n_rows = work
+    return [asdict(row) for row in continued_rows(trial, folder, warm=warm, n_rows=n_rows)]
 
 
 def _measure_finalists(
