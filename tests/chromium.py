@@ -26,6 +26,7 @@ _OPTIONS = (
     "--hide-scrollbars",
     "--remote-debugging-pipe",
 )
+_TWO_FRAMES = "new Promise(go => requestAnimationFrame(() => requestAnimationFrame(() => go(0))))"
 
 
 def found() -> str | None:
@@ -78,7 +79,7 @@ class Browser:
             self.call(f"{domain}.enable")
 
     def open(self, page: Path | str, *, width: int, height: int = 900, **media: str) -> None:
-        """Load a file or an address in a window of a size, with media features such as ``prefers-color-scheme``."""
+        """Load a file or an address; see :meth:`emulate`."""
         url = page if isinstance(page, str) else page.resolve().as_uri()
         self.emulate(width=width, height=height, **media)
         self._events.clear()
@@ -96,6 +97,7 @@ class Browser:
         )
         pairs = [{"name": n.replace("_", "-"), "value": value} for n, value in features.items()]
         self.call("Emulation.setEmulatedMedia", media=media, features=pairs)
+        self.value(_TWO_FRAMES)  # in the first the page is told
 
     def value(self, expression: str) -> Any:
         """Value of an expression of JavaScript in the page; of a promise, what it becomes."""

@@ -97,6 +97,7 @@ TUNING: Layers = {
     "sweep file": (
         "tuning/config.py",
         "tuning/files.py",
+        "tuning/places.py",
         "tuning/points.py",
         "tuning/space.py",
         "tuning/strict_yaml.py",
@@ -117,7 +118,7 @@ TUNING: Layers = {
         "tuning/run.py",
         "tuning/samples.py",
     ),
-    "knobs": ("tuning/importance.py", "tuning/knobs.py"),
+    "understanding": ("tuning/importance.py", "tuning/knobs.py"),
     "figures": ("tuning/plots/*.py",),
     "drawings": ("tuning/plots/drawing/*.py",),
     "report": ("tuning/export.py", "tuning/report/*.py"),

@@ -1,8 +1,8 @@
 """Door to optuna: how much each searched field mattered, by Optuna's two evaluators, with intervals.
 
-*fANOVA* answers: how much of the spread of all values comes from this field alone, averaged over the others. *PED-ANOVA*
-answers: how much does this field decide whether a trial is among the better ones. A field that only matters where the
-others are already good has little of the first and much of the second.
+*fANOVA* answers: how much of the spread of all values comes from this field alone, averaged over the others.
+*PED-ANOVA* answers: how much does this field decide whether a trial is among the better ones. A field that only matters
+where the others are already good has little of the first and much of the second.
 """
 
 import logging

@@ -14,7 +14,7 @@ from tuning.run import Run
 from tuning.wording import duration
 
 if TYPE_CHECKING:
-    from tuning.importance import Importances
+    from tuning.importance import Importances, Kind
 
 DPI: Final = 130
 
@@ -52,10 +52,10 @@ class ReportFigure:
 
 def report_figures(run: Run) -> list[ReportFigure]:
     """The figures of a run, in their order on the page."""
-    from tuning.importance import importances  # loads Optuna
+    from tuning.importance import MEANINGS, importances  # loads Optuna
 
     found = importances(run.spec.space, run.trials)
-    return [*_search_figures(run), *_field_figures(run, found)]
+    return [*_search_figures(run), *_field_figures(run, found, MEANINGS)]
 
 
 def _search_figures(run: Run) -> list[ReportFigure]:
@@ -124,7 +124,9 @@ def _search_figures(run: Run) -> list[ReportFigure]:
     ]
 
 
-def _field_figures(run: Run, found: "Importances | None") -> list[ReportFigure]:
+def _field_figures(
+    run: Run, found: "Importances | None", meanings: Mapping["Kind", str]
+) -> list[ReportFigure]:
     shares = plots.importances_data(run, found)
     space = run.spec.space
     windows = {name: feasible_window(run.trials, name, d) for name, d in space.items()}
@@ -135,10 +137,9 @@ def _field_figures(run: Run, found: "Importances | None") -> list[ReportFigure]:
             name="importances",
             part="fields",
             title="Which fields mattered",
-            caption="PED-ANOVA: how much a field decides whether a trial is among the better ones. fANOVA: how "
-            "much of the spread of all values comes from the field alone, whichever the others are. A field that "
-            "matters only where the others are good already has much of the first and little of the second. "
-            "Lines: the middle 90 % when trials are drawn again.",
+            caption=f"PED-ANOVA: {meanings['ped_anova']}. fANOVA: {meanings['fanova']}, averaged over the others. "
+            "One that matters only where the others are good already has much of the first and little of the "
+            "second. Thin lines: the middle 90 % when trials are drawn again.",
             png=_png(drawing.importances_matplotlib(shares)),
             panels={"importances": _plain(drawing.importances_plotly(shares))},
         ),

@@ -35,7 +35,7 @@ def findings(run: Run) -> list[str]:
 
 
 def _may_be_nothing(run: Run, trial: TrialRecord) -> bool:
-    """Whether a finished trial may have forgotten nothing; where less is better, 0 is not the untouched model's value."""
+    """Whether a trial may have forgotten nothing; where less is better, 0 is not the untouched model's value."""
     ends = trial.value_interval
     if ends is None or not trial.feasible or metric_facts(run.spec.objective.metric).better != "up":
         return False

@@ -124,7 +124,7 @@ def curves_plotly(data: CurvesData) -> Any:
             )
         for curve in data.curves:
             chosen, fall = curve.chosen(panel), curve.fall(panel)
-            place = {"row": row, "col": 1, "legendgroup": "chosen"}
+            place: dict[str, Any] = {"row": row, "col": 1, "legendgroup": "chosen"}
             if curve.is_best and chosen is not None:
                 plotly_ring(figure, *chosen, curve.ring, showlegend=row == 1, **place)
             if curve.is_best and fall is not None:
