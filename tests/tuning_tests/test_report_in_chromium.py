@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import chromium
 import pytest
 
+from core.store.durable import append_line
+from tuning.records import EVENTS_FILE, now
 from tuning.report import write_report
 from tuning.run import Run
 from tuning.samples import write_samples
@@ -20,7 +23,7 @@ LONG = "wordwithoutanyblank" * 30
 
 DRAWN = """
 Array.from(document.querySelectorAll(".plot"), e => [e.id, e.querySelectorAll(
-    ".scatterlayer .trace, .barlayer .trace, .infolayer .annotation").length])
+    ".scatterlayer .trace .point, .scatterlayer .js-line, .barlayer .point").length])
 """
 
 TOO_WIDE = """
@@ -49,10 +52,17 @@ def browser(tmp_path: Path) -> Iterator[chromium.Browser]:
 
 
 @pytest.fixture
-def page(sample_run: Run) -> Path:
+def page(build_run: Callable[..., Run], trial_script: Callable[..., Any]) -> Path:
+    """Of a run with enough trials for importances, an event log, and words that no line holds."""
+    probes = [[(1.2 + 0.1 * n, 0.009 * n, 0.0)] * 6 for n in range(11)]
+    run = build_run(scripts=[trial_script(probes=p) for p in probes])
+    for event in ("TrialBegan", "TrialProbed", "TrialEnded"):
+        for number in range(11):
+            line = {"time": now(), "event": event, "number": number, "attempt": 1}
+            append_line(run.path / EVENTS_FILE, line, synced=False)
     texts = dict.fromkeys(("prompt", "truth", "before", "after"), LONG)
-    write_samples(sample_run.path, 0, 1, [{"role": role, **texts} for role in ("forget", "retain")])
-    return write_report(sample_run)
+    write_samples(run.path, 0, 1, [{"role": role, **texts} for role in ("forget", "retain")])
+    return write_report(run)
 
 
 def test_every_figure_is_drawn_and_nothing_complains_on_a_desk_a_phone_and_paper(

@@ -25,7 +25,7 @@
         if (!/^[xy]axis/.test(key)) { return; }
         layout[key].gridcolor = line;
         layout[key].linecolor = line;
-        if (narrow.matches && layout[key].title && layout[key].title.text) { layout[key].title.text = folded(layout[key].title.text); }
+        if (narrow.matches && key[0] === "x" && layout[key].title && layout[key].title.text) { layout[key].title.text = folded(layout[key].title.text); }
       });
       var small = layout.showlegend === false;
       if (narrow.matches && !small) {
