@@ -49,6 +49,8 @@ def test_before_is_the_untouched_model_and_after_is_the_saved_adapter(
         n = len(tokenizer(row.truth)["input_ids"])
         with torch.no_grad():
             found = stock.generate(**ids, max_new_tokens=n + 1, do_sample=False, pad_token_id=0)
-        text = tokenizer.decode(found[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
+        text = str(
+            tokenizer.decode(found[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
+        )
         assert text.strip().startswith(row.after)
         assert len(row.after) <= TOKENS

@@ -183,8 +183,8 @@ def test_the_ring_of_a_landed_trial_stands_off_its_curve_and_says_why(
     data = plots.curves_data(run)
     closure, curve = data.panels[0], data.curves[0]
     assert curve.ring == "its value: step 4, scaled back (0.50)"
-    assert curve.chosen(closure) == (4, pytest.approx(0.99))
-    assert curve.fall(closure) == (4, pytest.approx(0.4), pytest.approx(0.99))
+    assert curve.chosen(closure) == pytest.approx((4, 0.99))
+    assert curve.fall(closure) == pytest.approx((4, 0.4, 0.99))
     legend = legend_of(drawing.curves_matplotlib(data))
     assert f"ring: {curve.ring}" in legend
     traces = json.loads(drawing.curves_plotly(data).to_json())["data"]
