@@ -17,7 +17,18 @@ from layers import LAYERS
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("core", "tuning", "search_spaces")
-DRAWINGS = ("canvas", "history", "tradeoff", "curves", "steps")
+DRAWINGS = (
+    "canvas",
+    "curves",
+    "history",
+    "importances",
+    "pair",
+    "parallel",
+    "slices",
+    "steps",
+    "timeline",
+    "tradeoff",
+)
 
 DOORS: Mapping[str, frozenset[str]] = {
     "ray": frozenset(
@@ -34,7 +45,8 @@ DOORS: Mapping[str, frozenset[str]] = {
         )
     ),
     "optuna": frozenset(
-        f"tuning/{n}.py" for n in ("copies", "ledger", "samplers", "pruning", "proposals")
+        f"tuning/{n}.py"
+        for n in ("copies", "importance", "ledger", "samplers", "pruning", "proposals")
     ),
     "sqlite3": frozenset({"tuning/ledger.py", "tuning/records.py"}),
     "plotly": frozenset(f"tuning/plots/drawing/{n}.py" for n in DRAWINGS),
@@ -204,11 +216,11 @@ def test_results_and_reports_import_no_framework_of_training() -> None:
             "run",
             "results",
             "views",
-            "report",
+            "samples",
             "export",
             "wording",
         )
-    } | {source.name for source in of("tuning/plots")}
+    } | {source.name for package in ("plots", "report") for source in of(f"tuning/{package}")}
     for module in ("ray", "optuna", "torch", "transformers", "deepspeed", "peft"):
         assert not importers(module) & readers
 

@@ -214,6 +214,9 @@ class BudgetSpec(Section):
     """Attempts at a trial that breaks (crash, out of memory)."""
     finalists: Annotated[int, Field(ge=0, le=100_000)] = 3
     """Best trials that are measured on the reporting split at the end, also calibrated to equal utility."""
+    samples: Annotated[int, Field(ge=0, le=100)] = 4
+    """Rows of the forget and of the retain set that the best trial and the untouched model continue at the end; their
+    texts stand in ``samples.json`` and in the report. None where this or ``finalists`` is 0."""
 
 
 SamplerName = Literal["auto", "tpe", "random", "grid", "qmc", "gp", "nsga2"]

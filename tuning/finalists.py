@@ -1,54 +1,82 @@
-"""The best trials of a sweep on the split that neither losses nor probes saw, several at a time."""
+"""The end of a sweep: its best trials on the split that neither losses nor probes saw, and samples of the best one."""
 
-from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from core.config import TrialConfig
-from tuning.apart import several_ranks
+from tuning.apart import CallForEach, several_ranks
 from tuning.config import SweepSpec
 from tuning.events import EventLog, Reporting
 from tuning.handing_out import HandedOut
 from tuning.ledger import Ledger
+from tuning.ranking import best, by_probes
 from tuning.records import TrialRecord
+from tuning.run import Run, load_run
+from tuning.samples import read_samples, write_samples
 from tuning.space import bind
 
 Work = tuple[int, TrialConfig, Path]
 """Number, configuration and adapter of a trial."""
 
 
-def report_finalists(
-    finalists: Sequence[TrialRecord],
-    *,
+def finish(
     spec: SweepSpec,
     run_dir: Path,
     ledger: Ledger,
     log: EventLog,
+    *,
     handed_out: HandedOut | None,
     at_a_time: int,
 ) -> None:
-    """Measure those that were not measured yet; each is in the ledger as soon as it is measured.
+    """Measure finalists that were not measured yet, several at a time, then let the best trial write samples.
 
     Args:
-        finalists: Trials, the best first.
         spec: The sweep.
         run_dir: Its run folder.
-        ledger: Takes the metrics.
+        ledger: Takes the metrics of each finalist as soon as it is measured.
         log: Is told which trials are measured.
         handed_out: Prepared files that nodes may lack.
         at_a_time: Ranks that fit.
     """
+    run = load_run(run_dir)
     work = [
-        (t.number, bind(spec, t.params, where=f"trial {t.number}"), run_dir / t.adapter)
-        for t in finalists
+        _work(spec, run_dir, t)
+        for t in by_probes(run.trials)[: spec.budget.finalists]
         if t.adapter is not None and not ledger.has_report_metrics(t.number)
     ]
-    if not work:
+    if not work and not _lacks_samples(run):
         return
-    log.emit(Reporting(numbers=tuple(number for number, *_ in work)))
-    with several_ranks(spec, min(at_a_time, len(work)), handed_out=handed_out) as call_for_each:
-        for number, metrics, intervals in call_for_each(_measured, work):
+    with several_ranks(spec, min(at_a_time, max(1, len(work))), handed_out=handed_out) as call:
+        if work:
+            log.emit(Reporting(numbers=tuple(number for number, *_ in work)))
+        for number, metrics, intervals in call(_measured, work):
             ledger.set_report_metrics(number, metrics, intervals=intervals)
+        _sample(spec, run_dir, call)
+
+
+def _sample(spec: SweepSpec, run_dir: Path, call: CallForEach) -> None:
+    run = load_run(run_dir)  # finalists' metrics may have changed which trial is the best
+    first = best(run.trials)
+    if first is None or not _lacks_samples(run):
+        return
+    _, trial, adapter = _work(spec, run_dir, first)
+    for rows in call(_continued, [(trial, adapter, spec.budget.samples)]):
+        write_samples(run_dir, first.number, first.attempt, rows)
+
+
+def _lacks_samples(run: Run) -> bool:
+    """Whether the best trial is to write samples, and those that are there are not its own."""
+    first, budget = best(run.trials), run.spec.budget
+    if first is None or first.adapter is None or 0 in (budget.finalists, budget.samples):
+        return False
+    found = read_samples(run.path)
+    return found is None or (found.trial, found.attempt) != (first.number, first.attempt)
+
+
+def _work(spec: SweepSpec, run_dir: Path, trial: TrialRecord) -> Work:
+    bound = bind(spec, trial.params, where=f"trial {trial.number}")
+    return trial.number, bound, (run_dir / str(trial.adapter)).resolve()
 
 
 def _measured(
@@ -58,5 +86,13 @@ def _measured(
     from core.worker import report_measurement
 
     number, trial, adapter = work
-    found = report_measurement(trial, adapter.resolve(), warm=warm, group=group)
+    found = report_measurement(trial, adapter, warm=warm, group=group)
     return number, dict(found.metrics), dict(found.intervals)
+
+
+def _continued(warm: Any, group: Any, work: tuple[TrialConfig, Path, int]) -> list[dict[str, str]]:
+    """Runs on a rank: what the trial and the untouched model write."""
+    from core.suites.samples import continued_rows
+
+    trial, folder, n_rows = work
+    return [asdict(row) for row in continued_rows(trial, folder, warm=warm, n_rows=n_rows)]

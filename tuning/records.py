@@ -22,6 +22,7 @@ from tuning.data_words import read_counts
 LEDGER_FILE = "ledger.db"
 SPEC_FILE = "spec.yaml"
 LOCK_FILE = "driver.lock"
+EVENTS_FILE = "events.jsonl"
 
 TrialState = Literal["COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING"]
 Ending = Literal["done", "no_feasible", "failed"]

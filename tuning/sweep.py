@@ -43,7 +43,7 @@ from tuning.config import SweepSpec, specification_changes
 from tuning.data_words import data_warnings
 from tuning.events import EventLog, Prepared, Silent, Warned, Watcher
 from tuning.extending import asked_trials
-from tuning.finalists import report_finalists
+from tuning.finalists import finish
 from tuning.handing_out import HandedOut, PreparedFiles, hand_out
 from tuning.ledger import Ledger
 from tuning.packing import (
@@ -56,7 +56,6 @@ from tuning.packing import (
     start_packs,
     time_sizes,
 )
-from tuning.ranking import by_probes
 from tuning.resources import (
     DRIVER_GIB,
     Cluster,
@@ -313,8 +312,8 @@ def _drive(
     signals: "_Signals",
     prepared: PreparedFiles,
 ) -> None:
-    """Bring the ledger to its target, measure finalists, and record how it ended."""
-    log = EventLog(run_dir / "events.jsonl", watcher)
+    """Bring the ledger to its target, measure finalists, write samples, and record how it ended."""
+    log = EventLog(run_dir / records.EVENTS_FILE, watcher)
     began, before = time.monotonic(), ledger.driver_facts()
     target = before.target or spec.budget.trials
     points = ledger.n_points()
@@ -343,12 +342,11 @@ def _drive(
             with signals.handed_to(dispatcher):
                 _execute(spec, plan, dispatcher, handed_out)
             signals.raise_received()
-        report_finalists(
-            by_probes(load_run(run_dir).trials)[: spec.budget.finalists],
-            spec=spec,
-            run_dir=run_dir,
-            ledger=ledger,
-            log=log,
+        finish(
+            spec,
+            run_dir,
+            ledger,
+            log,
             handed_out=handed_out,
             at_a_time=plan.running.workers * spec.resources.ranks_per_trial,
         )

@@ -22,6 +22,7 @@ import yaml
 from core.config import ModelConfig
 from core.model.source import model_identity
 from tuning.run import Run, load_run
+from tuning.samples import read_samples
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
@@ -149,6 +150,11 @@ def test_a_sweep_ends_with_a_best_trial_that_can_be_exported_and_repeated(sweepe
     assert "proposed by" in sweeper.call("show", "runs/tiny", str(best["number"]))
     report = Path(sweeper.call("report", "runs/tiny").strip())
     assert (sweeper.folder / report).is_file()
+
+    samples = read_samples(run.path)
+    assert samples is not None and samples.trial == best["number"]
+    assert [s.role for s in samples.rows] == ["forget"] * 4 + ["retain"] * 4
+    assert "What the model writes" in (sweeper.folder / report).read_text(encoding="utf-8")
 
     sweeper.call("export", "runs/tiny", "--out", "best")
     assert "a valid trial" in sweeper.call("validate", "best/trial.yaml")

@@ -124,7 +124,7 @@ def test_dry_run_refuses_what_the_sweep_would_refuse(
     values = with_texts(
         tiny_sweep,
         forget=[f"{head} a licence"],
-        retain=[f"{head} a novel", *(f"retain row {i}" for i in range(14))],
+        retain=[f"{head} a novel", *(f"retain row {i}" for i in range(24))],
     )
     is_refused(
         tune("sweep", write(values), "--dry-run"),

@@ -24,19 +24,37 @@ EXTRACT: dict[str, Callable[[Run], Any]] = {
     "history": plots.history_data,
     "tradeoff": plots.tradeoff_data,
     "curves": plots.curves_data,
+    "levels": plots.levels_data,
     "steps": plots.steps_data,
+    "timeline": plots.timeline_data,
+    "importances": lambda run: plots.importances_data(run, None),
+    "slices": lambda run: plots.slices_data(run, {}),
+    "pair": lambda run: plots.pair_data(run, []),
+    "parallel": plots.parallel_data,
 }
 MATPLOTLIB: dict[str, Callable[[Any], Figure]] = {
     "history": drawing.history_matplotlib,
     "tradeoff": drawing.tradeoff_matplotlib,
     "curves": drawing.curves_matplotlib,
+    "levels": drawing.curves_matplotlib,
     "steps": drawing.steps_matplotlib,
+    "timeline": drawing.timeline_matplotlib,
+    "importances": drawing.importances_matplotlib,
+    "slices": drawing.slices_matplotlib,
+    "pair": drawing.pair_matplotlib,
+    "parallel": drawing.parallel_matplotlib,
 }
 PLOTLY: dict[str, Callable[[Any], Any]] = {
     "history": drawing.history_plotly,
     "tradeoff": drawing.tradeoff_plotly,
     "curves": drawing.curves_plotly,
+    "levels": drawing.curves_plotly,
     "steps": drawing.steps_plotly,
+    "timeline": drawing.timeline_plotly,
+    "importances": drawing.importances_plotly,
+    "slices": lambda data: drawing.slices_plotly(data)[0],
+    "pair": drawing.pair_plotly,
+    "parallel": drawing.parallel_plotly,
 }
 
 
@@ -155,6 +173,32 @@ def test_diverged_curve_ends_at_its_last_number_or_at_the_edge(sample_run: Run) 
     ends = [diverged.end(panel) for panel in (closure, retain, general)]
     assert [end and end[0] for end in ends] == [1, 1, 2]
     assert [end and end[1] for end in ends] == pytest.approx([-0.5, 0.45, 0.6])  # infinite: cut
+
+
+def test_the_ring_of_a_landed_trial_stands_off_its_curve_and_says_why(
+    build_run: Built, trial_script: Callable[..., Any]
+) -> None:
+    past = [(2.0, 0.0, 0.0), (3.4, 0.05, 0.05), (3.8, 0.06, 0.05), (4.2, 0.06, 0.06)]
+    run = build_run(scripts=[trial_script(probes=past, landing=(2.98, 0.03, 0.01))])
+    data = plots.curves_data(run)
+    closure, curve = data.panels[0], data.curves[0]
+    assert curve.ring == "its value: step 4, scaled back (0.50)"
+    assert curve.chosen(closure) == pytest.approx((4, 0.99))
+    assert curve.fall(closure) == pytest.approx((4, 0.4, 0.99))
+    legend = legend_of(drawing.curves_matplotlib(data))
+    assert f"ring: {curve.ring}" in legend
+    traces = json.loads(drawing.curves_plotly(data).to_json())["data"]
+    assert curve.ring in [t.get("name") for t in traces]
+    dotted = [t for t in traces if t.get("line", {}).get("dash") == "dot"]
+    assert [t["x"] for t in dotted] == [[4, 4]] * 3
+    assert dotted[0]["y"] == pytest.approx([0.4, 0.99])
+
+
+def test_the_ring_of_a_trial_that_did_not_land_lies_on_its_curve(sample_run: Run) -> None:
+    data = plots.curves_data(sample_run)
+    curve = data.curves[0]
+    assert curve.ring == "its value is taken at step 5"
+    assert [curve.fall(panel) for panel in data.panels] == [None] * 3
 
 
 def test_steps_made_and_saved_agree_with_the_ledger(sample_run: Run) -> None:

@@ -52,17 +52,34 @@ class Page(HTMLParser):
         return [attributes for tag, attributes in self.elements if tag == name]
 
 
-def test_report_is_a_page_a_markdown_file_and_four_pictures(sample_run: Run) -> None:
+FIGURES = [
+    "history",
+    "tradeoff",
+    "curves",
+    "levels",
+    "steps",
+    "timeline",
+    "importances",
+    "slices",
+    "pair",
+    "parallel",
+]
+PANELS = [
+    *FIGURES[: FIGURES.index("slices")],
+    *(f"slices_{i}" for i in range(3)),
+    *FIGURES[FIGURES.index("pair") :],
+]
+
+
+def test_report_is_a_page_a_markdown_file_a_sweep_file_and_pictures(sample_run: Run) -> None:
     page = write_report(sample_run)
     assert page == sample_run.path / "report" / "index.html"
-    assert sorted(p.name for p in page.parent.iterdir()) == [
-        "curves.png",
-        "history.png",
+    assert {p.name for p in page.parent.iterdir()} == {
         "index.html",
         "report.md",
-        "steps.png",
-        "tradeoff.png",
-    ]
+        "sweep.yaml",
+        *(f"{name}.png" for name in FIGURES),
+    }
     for picture in page.parent.glob("*.png"):
         assert picture.read_bytes().startswith(b"\x89PNG")
 
@@ -98,7 +115,7 @@ def test_figures_of_the_page_are_json_with_the_runs_numbers(sample_run: Run) -> 
         r'<script type="application/json" id="data-(\w+)">(.*?)</script>', text, re.S
     )
     figures = {name: json.loads(content) for name, content in found}
-    assert list(figures) == ["history", "tradeoff", "curves", "steps"]
+    assert list(figures) == PANELS
     feasible = next(t for t in figures["history"]["data"] if t["name"] == "COMPLETE, feasible (4)")
     assert feasible["x"] == [0, 2, 3, 7]
     assert feasible["y"] == pytest.approx([0.9, 0.4, 0.8, 0.6])
@@ -109,6 +126,7 @@ def test_sections_stand_in_the_order_a_reader_needs(sample_run: Run) -> None:
     order = [
         "Best configuration",
         "Figures",
+        "What mattered",
         "Guard savings",
         "All trials",
         "Pruned and failed trials, and why",
@@ -235,7 +253,8 @@ def test_hostile_texts_are_shown_and_never_run(
     )
     path = write_report(run)
     page = Page(path)
-    assert len(page.scripts) == 6  # library, four figures, our own
+    # the library, a script of ours before it and one behind, and the drawings: two fields, two slices
+    assert len(page.scripts) == 3 + len(PANELS) - 1
     assert not any("alert(" in s for s in page.scripts if len(s) < 1_000_000)
     assert {(i["src"] or "")[:15] for i in page.tags("img")} == {"data:image/png;"}
     assert page.text.count("<script>alert(1)</script>") >= 8
@@ -255,7 +274,7 @@ def test_empty_run_still_gives_a_report(build_run: Built) -> None:
     path = write_report(run)
     assert "No trial has finished yet." in Page(path).text
     assert "No trial has begun yet." in path.with_name("report.md").read_text(encoding="utf-8")
-    assert len(list(path.parent.glob("*.png"))) == 4
+    assert len(list(path.parent.glob("*.png"))) == len(FIGURES)
 
 
 def test_run_without_a_feasible_trial_says_what_came_nearest(

@@ -1,7 +1,7 @@
-"""Curves of a run: objective and watched metrics of each trial against the optimiser step."""
+"""Curves of a run: metrics of each trial against the optimiser step, those that decide and the levels of the sets."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from core.config import metric_facts
@@ -14,11 +14,19 @@ from tuning.run import Run
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """One metric over steps; ``limit`` is the constraint's, else the guard's; values above ``top`` are cut."""
+    """One metric over steps, with a line across; values above ``top`` are cut.
+
+    Attributes:
+        metric: The metric.
+        limit: Where the line lies: the constraint's limit, else the guard's; of a level its target or origin.
+        top: Upper end of what is drawn.
+        line: What the line is.
+    """
 
     metric: str
     limit: float | None
     top: float
+    line: str = "limit"
 
     @property
     def words(self) -> list[str]:
@@ -50,6 +58,22 @@ class Curve:
     steps: tuple[int, ...]
     values: Mapping[str, tuple[float, ...]]
     landed: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def ring(self) -> str:
+        """What the ring around the probe that counts says: its step, and why it may stand off the curve."""
+        if not self.landed:
+            return f"its value is taken at step {self.chosen_step}"
+        factor = self.landed["landing_factor"]
+        return f"its value: step {self.chosen_step}, scaled back ({factor:.2f})"
+
+    def fall(self, panel: Panel) -> tuple[int, float, float] | None:
+        """Step, and height on the curve and at the ring, where the probe that counts was scaled back; else ``None``."""
+        chosen = self.chosen(panel)
+        if chosen is None or panel.metric not in self.landed:
+            return None
+        trained, value = self.drawn(panel)[self.steps.index(chosen[0])], chosen[1]
+        return None if trained is None or value is None else (chosen[0], trained, value)
 
     def chosen(self, panel: Panel) -> tuple[int, float | None] | None:
         """Where the probe that counts stands; ``None`` if no probe of the curve does."""
@@ -107,6 +131,36 @@ def curves_data(run: Run) -> CurvesData:
                 top=max(1.2, top) if is_utility else top,
             )
         )
+    return _curves(run, panels)
+
+
+def levels_data(run: Run) -> CurvesData:
+    """Cross-entropy of forget, retain and general set at each probe, with the target and where each set began."""
+    guard = run.spec.trial_selection().retain_guard
+    room = 1.2 * (guard.hard_limit if guard else 1.0)
+    before = _before(run)
+    began, target = before.get("forget_nll"), before.get("target_nll")
+    top = math.inf if began is None or target is None else target + abs(target - began)
+    panels = [Panel(metric="forget_nll", limit=target, top=top, line="target of forgetting")]
+    for metric in ("retain_nll", "general_nll"):
+        level = before.get(metric)
+        top = math.inf if level is None else level + room
+        panels.append(Panel(metric=metric, limit=level, top=top, line="before unlearning"))
+    return _curves(run, panels)
+
+
+def _before(run: Run) -> Mapping[str, float]:
+    """Levels before unlearning: as the run noted them, else as a trial's first line has them."""
+    if run.facts.baseline:
+        return run.facts.baseline
+    for trial in run.trials:
+        for line in run.history(trial.number)[:1]:
+            found = {m: number_or_nan(v) for m, v in (line.get("metrics") or {}).items()}
+            return found | {"target_nll": number_or_nan(line.get("target_nll"))}
+    return {}
+
+
+def _curves(run: Run, panels: Sequence[Panel]) -> CurvesData:
     first = best(run.trials)
     curves = []
     for trial in run.trials:

@@ -1,14 +1,19 @@
 """What the drawings share: empty canvases, grids, rings and legends of matplotlib and of plotly."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final, Literal
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from plotly.offline import get_plotlyjs
 
+from tuning.plots.scales import Scale
 from tuning.plots.style import BEST_COLOR, KINDS, Kind, Style
+
+NO_TRIAL: Final = "no finished trial"
+FIELD_ENDS: Final = (-0.05, 1.05)
+"""Ends of the axis of a searched field: room for a marker at 0 and at 1."""
 
 
 def columns(pairs: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
@@ -29,12 +34,12 @@ def tidy(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def say_empty(axes: Axes) -> None:
+def say_empty(axes: Axes, words: str = NO_TRIAL) -> None:
     """Say in place of data that there is none."""
     axes.text(
         0.5,
         0.5,
-        "no finished trial",
+        words,
         transform=axes.transAxes,
         ha="center",
         va="center",
@@ -45,12 +50,17 @@ def say_empty(axes: Axes) -> None:
 
 
 def finished(
-    figure: Figure, axes: Axes, *, is_empty: bool, handles: list[Patch] | None = None
+    figure: Figure,
+    axes: Axes,
+    *,
+    is_empty: bool,
+    handles: list[Patch] | None = None,
+    empty: str = NO_TRIAL,
 ) -> Figure:
-    """Close a figure of one panel: grid, and the legend below."""
+    """Close a figure of one panel: grid, and the legend below; ``empty`` stands in place of data."""
     tidy(axes)
     if is_empty:
-        say_empty(axes)
+        say_empty(axes, empty)
         return figure
     found = handles or axes.get_legend_handles_labels()[0]
     figure.legend(handles=found, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
@@ -117,7 +127,30 @@ def whole_ticks(numbers: Sequence[int], *, at_most: int = 20) -> dict[str, Any]:
     return {"dtick": 1} if few else {}
 
 
-def plotly_finished(figure: Any, *, height: int, is_empty: bool) -> Any:
+def mark(axes: Axes, scale: Scale, *, along: Literal["x", "y"]) -> None:
+    """Let an axis be that of a searched field."""
+    places, labels = [p for p, _ in scale.marks], [text for _, text in scale.marks]
+    if along == "x":
+        axes.set_xticks(places, labels)
+        axes.set_xlim(*FIELD_ENDS)
+        axes.set_xlabel(scale.name)
+    else:
+        axes.set_yticks(places, labels)
+        axes.set_ylim(*FIELD_ENDS)
+        axes.set_ylabel(scale.name)
+
+
+def plotly_marks(scale: Scale) -> dict[str, Any]:
+    """The axis of a searched field."""
+    return {
+        "tickvals": [place for place, _ in scale.marks],
+        "ticktext": [label for _, label in scale.marks],
+        "range": list(FIELD_ENDS),
+        "title": scale.name,
+    }
+
+
+def plotly_finished(figure: Any, *, height: int, is_empty: bool, empty: str = NO_TRIAL) -> Any:
     """Common layout; ground and text colour are the page's."""
     figure.update_layout(
         template="none",
@@ -135,9 +168,7 @@ def plotly_finished(figure: Any, *, height: int, is_empty: bool) -> Any:
     if is_empty:
         figure.update_xaxes(visible=False)
         figure.update_yaxes(visible=False)
-        figure.add_annotation(
-            text="no finished trial", x=0.5, y=0.5, xref="paper", yref="paper", showarrow=False
-        )
+        figure.add_annotation(text=empty, x=0.5, y=0.5, xref="paper", yref="paper", showarrow=False)
     return figure
 
 

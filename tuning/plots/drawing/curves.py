@@ -42,10 +42,12 @@ def curves_matplotlib(data: CurvesData) -> Figure:
             if curve.ending is not None and end is not None:
                 style = ENDINGS[curve.ending]
                 axes.scatter(*end, color=style.color, marker=style.marker, s=42, zorder=5)
-            chosen = curve.chosen(panel)
+            chosen, fall = curve.chosen(panel), curve.fall(panel)
             if curve.is_best and chosen is not None:
                 step, value = chosen
                 axes.scatter([step], [math.nan if value is None else value], **ring(""))
+            if curve.is_best and fall is not None:
+                axes.plot([fall[0]] * 2, fall[1:], color=BEST_COLOR, lw=1.6, ls=":", zorder=4)
         tidy(axes)
         axes.set_xlabel("optimiser step")
         name, *rest = panel.words
@@ -60,10 +62,12 @@ def curves_matplotlib(data: CurvesData) -> Figure:
         )
     for curve in data.curves:
         if curve.is_best:
-            label = f"best: trial {curve.number}, ring at step {curve.chosen_step}"
+            label = f"best: trial {curve.number}"
             handles.append(Line2D([], [], color=BEST_COLOR, lw=2.6, label=label))
-    if any(p.limit is not None for p in data.panels):
-        handles.append(Line2D([], [], color=LIMIT_COLOR, ls="--", label="limit"))
+            look = {"ls": "none", "marker": "o", "ms": 10, "mfc": "none", "mew": 2.0}
+            handles.append(Line2D([], [], color=BEST_COLOR, label=f"ring: {curve.ring}", **look))
+    for line in dict.fromkeys(p.line for p in data.panels if p.limit is not None):
+        handles.append(Line2D([], [], color=LIMIT_COLOR, ls="--", label=line))
     for ending, count in data.n_by_ending.items():
         style = ENDINGS[ending]
         handles.append(
@@ -76,7 +80,7 @@ def curves_matplotlib(data: CurvesData) -> Figure:
                 label=f"ended: {style.label} ({count})",
             )
         )
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     return figure
 
 
@@ -119,16 +123,19 @@ def curves_plotly(data: CurvesData) -> Any:
                 col=1,
             )
         for curve in data.curves:
-            chosen = curve.chosen(panel)
+            chosen, fall = curve.chosen(panel), curve.fall(panel)
+            place: dict[str, Any] = {"row": row, "col": 1, "legendgroup": "chosen"}
             if curve.is_best and chosen is not None:
-                plotly_ring(
-                    figure,
-                    *chosen,
-                    f"its value is taken at step {curve.chosen_step}",
-                    row=row,
-                    col=1,
-                    showlegend=row == 1,
-                    legendgroup="chosen",
+                plotly_ring(figure, *chosen, curve.ring, showlegend=row == 1, **place)
+            if curve.is_best and fall is not None:
+                figure.add_scatter(
+                    x=[fall[0]] * 2,
+                    y=list(fall[1:]),
+                    mode="lines",
+                    line={"color": BEST_COLOR, "width": 2, "dash": "dot"},
+                    showlegend=False,
+                    hoverinfo="skip",
+                    **place,
                 )
         if panel.limit is not None and data.curves:  # not on a panel without a trace
             figure.add_hline(
@@ -136,7 +143,7 @@ def curves_plotly(data: CurvesData) -> Any:
                 row=row,
                 col=1,
                 line={"color": LIMIT_COLOR, "dash": "dash", "width": 1.5},
-                annotation_text=f"limit {panel.limit:g}",
+                annotation_text=f"{panel.line} {panel.limit:.4g}",
                 annotation_position="top left",
             )
         figure.update_yaxes(title="<br>".join(panel.words), row=row, col=1)

@@ -1,0 +1,15 @@
+"""The report of a run: what is said of it, its figures, and the pages that show both."""
+
+from tuning.report.content import report_content
+from tuning.report.figures import ReportFigure, report_figures
+from tuning.report.pages import markdown, write_report
+from tuning.report.verdict import verdict
+
+__all__ = [
+    "ReportFigure",
+    "markdown",
+    "report_content",
+    "report_figures",
+    "verdict",
+    "write_report",
+]

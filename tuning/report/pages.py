@@ -1,0 +1,108 @@
+"""Writes the report of a run: one HTML page that needs nothing else, the same in Markdown, and figures as PNG.
+
+Needs neither Ray nor torch. All texts of a run are untrusted (a run folder may come from a stranger).
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from core.store.durable import commit, commit_yaml
+from tuning.plots import drawing
+from tuning.report.commands import REPORT_FOLDER, SWEEP_FILE
+from tuning.report.content import report_content
+from tuning.report.figures import report_figures
+from tuning.run import Run
+from tuning.wording import (
+    between,
+    duration,
+    measured,
+    number,
+    parameter,
+    percent,
+    signed,
+    with_interval,
+)
+
+_SWEEP_HEADER = "# The sweep of this run with every default, as `unlearn-tune sweep` takes it.\n"
+
+
+def write_report(run: Run) -> Path:
+    """Write ``report/`` in the run folder: ``index.html``, ``report.md``, ``sweep.yaml`` and PNGs.
+
+    Older ones are replaced.
+
+    Returns:
+        The HTML page.
+
+    Raises:
+        OSError: If the folder cannot be written.
+        UserError: If the samples of the run cannot be read.
+    """
+    folder = run.path / REPORT_FOLDER
+    content = report_content(run)
+    figures = report_figures(run)
+    for figure in figures:
+        commit(folder / f"{figure.name}.png", _writer(figure.png))
+    commit_yaml(folder / SWEEP_FILE, run.spec.plain(), header=_SWEEP_HEADER)
+    content |= {"figures": figures}
+    pages = _environment()
+    text = pages.get_template("report.md.j2").render(content)
+    commit(folder / "report.md", _writer(re.sub(r"\n{3,}", "\n\n", text).encode("utf-8")))
+    html = pages.get_template("report.html.j2").render(
+        content,
+        plotly_js=Markup(drawing.plotly_js()),  # noqa: S704  # the library's own text
+    )
+    page = folder / "index.html"
+    commit(page, _writer(html.encode("utf-8")))
+    return page
+
+
+_MARKDOWN_SIGNS = re.compile(r"([\\`*\[\]|~#])")
+
+
+def markdown(value: Any) -> Markup:
+    """A text that Markdown shows as it is, in one line, also in a cell of a table."""
+    line = " ".join(str(value).split())
+    safe = str(escape(line)).replace("&#39;", "'").replace("&#34;", '"')
+    return Markup(_MARKDOWN_SIGNS.sub(r"\\\1", safe))  # noqa: S704  # escaped above
+
+
+def verbatim(value: Any) -> Markup:
+    """A line of an indented code block, where Markdown shows every sign as it is."""
+    return Markup(" ".join(str(value).splitlines()))  # noqa: S704  # a code block holds no markup
+
+
+def _environment() -> Environment:
+    pages = Environment(
+        loader=PackageLoader("tuning", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    shown: Sequence[Callable[..., Any]] = (
+        number,
+        signed,
+        measured,
+        with_interval,
+        between,
+        parameter,
+        percent,
+        duration,
+        markdown,
+        verbatim,
+    )
+    pages.filters |= {function.__name__: function for function in shown}
+    return pages
+
+
+def _writer(content: bytes) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        path.write_bytes(content)
+
+    return write
