@@ -17,7 +17,7 @@ from layers import LAYERS
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("core", "tuning", "search_spaces")
-DRAWINGS = ("canvas", "history", "tradeoff", "curves", "steps")
+DRAWINGS = ("canvas", "history", "tradeoff", "curves", "steps", "guideline")
 
 DOORS: Mapping[str, frozenset[str]] = {
     "ray": frozenset(
