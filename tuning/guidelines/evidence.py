@@ -3,9 +3,10 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from core.config import ConstraintConfig
-from tuning.config import Choice
+from tuning.config import Choice, SweepSpec
 from tuning.run import Run
 
 MOST_DAMAGE = 10.0
@@ -86,38 +87,35 @@ def judged_by(evidence: Evidence, damage: str) -> Evidence:
 
 
 def from_run(run: Run) -> list[Observed]:
-    """The finished trials of a run that have probes; their unit is the seed."""
-    objective = run.spec.objective.metric
-    limits = run.spec.trial_selection().constraints
-    data = run.spec.trial_data()
-    rows = run.spec.batch.get("global_batch_size", 8)
-    n_roles = 1 if run.spec.method.get("retain_loss") == "none" else 2
-    found = []
-    for trial in run.trials:
-        if trial.state not in ("COMPLETE", "PRUNED"):
-            continue
-        before, *probes = run.history(trial.number) or [{}]
-        if not probes:
-            continue
-        fixed = {"seed": run.spec.seed} | dict(trial.params)
-        found.append(
-            Observed(
-                unit=f"seed {fixed['seed']}",
-                params=dict(trial.params),
-                readings=tuple(
-                    _reading(p["step"], p["metrics"], objective=objective, limits=limits)
-                    for p in probes
-                ),
-                limit=max((c.tolerance for c in limits), default=math.inf),
-                step_tokens=float(
-                    n_roles
-                    * int(fixed.get("batch.global_batch_size", rows))
-                    * max(data.forget.max_tokens, data.retain.max_tokens, data.general.max_tokens)
-                ),
-                target_nll=float(before.get("target_nll", math.nan)),
-            )
-        )
-    return found
+    """The finished trials of a run that have probes."""
+    finished = [t for t in run.trials if t.state in ("COMPLETE", "PRUNED")]
+    found = [observed(run.spec, t.params, run.history(t.number)) for t in finished]
+    return [trial for trial in found if trial is not None]
+
+
+def observed(
+    spec: SweepSpec, params: Mapping[str, Choice], history: Sequence[Mapping[str, Any]]
+) -> Observed | None:
+    """A trial of a sweep, from the lines of its history; ``None`` if it has no probe. Its unit is the seed."""
+    before, *probes = history or [{}]
+    if not probes:
+        return None
+    selection, data = spec.trial_selection(), spec.trial_data()
+    sources = (data.forget, data.retain, data.general)
+    rows = int(params.get("batch.global_batch_size", spec.batch.get("global_batch_size", 8)))
+    n_roles = 1 if spec.method.get("retain_loss") == "none" else 2
+    limits = selection.constraints
+    return Observed(
+        unit=f"seed {params.get('seed', spec.seed)}",
+        params=dict(params),
+        readings=tuple(
+            _reading(p["step"], p["metrics"], objective=selection.metric, limits=limits)
+            for p in probes
+        ),
+        limit=max((c.tolerance for c in limits), default=math.inf),
+        step_tokens=float(n_roles * rows * max(source.max_tokens for source in sources)),
+        target_nll=float(before.get("target_nll", math.nan)),
+    )
 
 
 def _reading(

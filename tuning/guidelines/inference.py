@@ -61,7 +61,7 @@ class Estimate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tested:
+class Compared:
     """An estimate against what is claimed of it.
 
     Attributes:
@@ -106,12 +106,12 @@ def estimate(values: Sequence[float], *, resolution: float = 0.0) -> Estimate:
     )
 
 
-def held_against(values: Sequence[float], region: Region) -> Tested:
+def held_against(values: Sequence[float], region: Region) -> Compared:
     """Hold the numbers of the units against a claimed region."""
     found = [v for v in values if math.isfinite(v)]
     mean = estimate(found, resolution=region.resolution)
     if mean.n < 2:
-        return Tested(
+        return Compared(
             estimate=mean,
             p_for=1.0,
             p_against=1.0,
@@ -125,7 +125,7 @@ def held_against(values: Sequence[float], region: Region) -> Tested:
     inwards += [region.high - mean.value] if math.isfinite(region.high) else []
     tails = [float(stdtr(freedom, distance / error)) for distance in inwards]
     quantiles = stdtrit(freedom, 1.0 - ALPHA / 2) + stdtrit(freedom, POWER)
-    return Tested(
+    return Compared(
         estimate=mean,
         p_for=max(1.0 - tail for tail in tails),
         p_against=min(1.0, len(tails) * min(tails)),
@@ -135,7 +135,7 @@ def held_against(values: Sequence[float], region: Region) -> Tested:
     )
 
 
-def joint_p(tested: Sequence[Tested]) -> float:
+def joint_p(tested: Sequence[Compared]) -> float:
     """Two-sided p-value of a claim that is a conjunction: all regions hold, or one of them does not.
 
     For the claim the largest p-value counts (an intersection-union test), against it the smallest, times their
@@ -161,7 +161,7 @@ def holm(p_values: Mapping[str, float], *, total: int) -> dict[str, float]:
     return adjusted
 
 
-def verdict(tested: Sequence[Tested], *, adjusted_p: float) -> Verdict:
+def verdict(tested: Sequence[Compared], *, adjusted_p: float) -> Verdict:
     """Supported if every interval lies in its region, contradicted if one lies outside, else inconclusive.
 
     Either only if the p-value, adjusted over the set of guidelines, is at most 0.05.

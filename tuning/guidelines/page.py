@@ -6,7 +6,7 @@ from pathlib import Path
 
 from core.store.durable import commit_text
 from tuning.guidelines.findings import PerUnit
-from tuning.guidelines.inference import ALPHA, Estimate, Tested, estimate
+from tuning.guidelines.inference import ALPHA, Estimate, Compared, estimate
 from tuning.guidelines.record import Judged
 from tuning.plots.guideline import EffectData, LinesData
 
@@ -220,7 +220,7 @@ def _reason(one: Judged) -> str:
     return f"The interval of {', '.join(held)} does not lie wholly where it is claimed; {p}."
 
 
-def _power(name: str, tested: Tested) -> str:
+def _power(name: str, tested: Compared) -> str:
     if not math.isfinite(tested.detectable):
         return f"{name}: with fewer than two units nothing can be told."
     return (

@@ -10,7 +10,7 @@ from core.errors import DataError
 from core.store.durable import commit_json, finite
 from tuning.guidelines.catalogue import Guideline, guidelines
 from tuning.guidelines.findings import Findings, PerUnit
-from tuning.guidelines.inference import Tested, Verdict, held_against, holm, joint_p, verdict
+from tuning.guidelines.inference import Compared, Verdict, held_against, holm, joint_p, verdict
 from tuning.plots.guideline import Line, LinesData
 
 
@@ -52,7 +52,7 @@ class Judged:
 
     guideline: Guideline
     record: Record | None = None
-    tested: Mapping[str, Tested] = field(default_factory=dict)
+    tested: Mapping[str, Compared] = field(default_factory=dict)
     p: float = 1.0
     adjusted_p: float = 1.0
     verdict: Verdict | None = None
@@ -92,7 +92,7 @@ def judged(folder: Path) -> list[Judged]:
     Raises:
         DataError: If a record cannot be read, or was measured by other rules.
     """
-    measured: dict[str, tuple[Record, dict[str, Tested]]] = {}
+    measured: dict[str, tuple[Record, dict[str, Compared]]] = {}
     for guideline in guidelines():
         path = record_path(folder, guideline)
         if path.is_file():
@@ -132,7 +132,7 @@ def listing(found: Sequence[Judged]) -> list[dict[str, Any]]:
     ]
 
 
-def _tested(guideline: Guideline, record: Record, path: Path) -> dict[str, Tested]:
+def _tested(guideline: Guideline, record: Record, path: Path) -> dict[str, Compared]:
     effects = record.findings.effects
     if set(effects) != set(guideline.verdict):
         raise DataError(

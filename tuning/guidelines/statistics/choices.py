@@ -239,17 +239,16 @@ def _knob_figure(trials: Sequence[Observed], knob: str, y: str, *, steep: bool) 
 
 
 def _edge_figure(group: str, by_method: Mapping[str, Sequence[float]]) -> LinesData:
-    """Places of the best rates, each method's studies sorted by theirs."""
+    """Places of the best rates, the studies of each method sorted; one line for all if each method has one."""
+    shown = {method: sorted(found) for method, found in sorted(by_method.items())}
+    if all(len(found) == 1 for found in shown.values()):
+        shown = {"one study a method": sorted(place for found in shown.values() for place in found)}
     return LinesData(
         title=f"{group}: where the best rate lies in its range (0 lower end, 1 upper end)",
-        x_label="study of the method, sorted",
+        x_label="study, sorted",
         y_label="place in the range, in decades",
         lines=tuple(
-            Line(
-                label=method,
-                x=tuple(float(i + 1) for i in range(len(found))),
-                y=tuple(sorted(found)),
-            )
-            for method, found in sorted(by_method.items())
+            Line(label=label, x=tuple(float(i + 1) for i in range(len(found))), y=tuple(found))
+            for label, found in shown.items()
         ),
     )

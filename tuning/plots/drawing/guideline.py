@@ -48,7 +48,8 @@ def _draw_effect(axes: Axes, data: EffectData) -> None:
     if is_bounded:
         axes.plot([data.low, data.high], [0, 0], color="#2b83ba", lw=2.2, zorder=3)
     axes.scatter([data.value], [0], color="#2b83ba", s=52, zorder=4)
-    axes.scatter(data.units, [0.25] * len(data.units), color="#5d6470", s=10, zorder=5)
+    heights = [0.2 + 0.08 * data.units[:i].count(unit) for i, unit in enumerate(data.units)]
+    axes.scatter(data.units, heights, color="#5d6470", s=10, zorder=5)
     left, right = axes.get_xlim()
     ends = [end for end in (data.claimed_low, data.claimed_high) if math.isfinite(end)]
     left, right = min(left, *ends), max(right, *ends)
@@ -59,7 +60,7 @@ def _draw_effect(axes: Axes, data: EffectData) -> None:
     shaded = max(left, data.claimed_low), min(right, data.claimed_high)
     axes.axvspan(*shaded, color=BEST_COLOR, alpha=0.10, lw=0)
     axes.set_xlim(left, right)
-    axes.set_ylim(-0.5, 0.75)
+    axes.set_ylim(-0.3, max([0.6, *heights]) + 0.15)
     tidy(axes)
     axes.set_yticks([])
     axes.set_title(data.title, fontsize=10, loc="left")
