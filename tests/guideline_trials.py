@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+from tuning.config import Choice
 from tuning.guidelines.evidence import Observed, Reading
 from tuning.guidelines.trajectories import RATE
 
@@ -17,13 +18,13 @@ def trial(
     unit: str = "seed 0",
     limit: float = 0.1,
     target_nll: float = 3.0,
-    **params: float,
+    at: Mapping[str, Choice] | None = None,
 ) -> Observed:
-    """A trial with a reading at each step; a forget cross-entropy of ``4 * score`` beside them."""
+    """A trial with a reading at each step; its forget cross-entropy is ``4 * score``. ``at`` are its knobs."""
     damages = damages or [0.0] * len(scores)
     return Observed(
         unit=unit,
-        params={RATE: 1e-3} | {name.replace("__", "."): value for name, value in params.items()},
+        params={RATE: 1e-3, **(at or {})},
         readings=tuple(
             Reading(step=i, score=s, damage=d, metrics={"forget_nll": 4.0 * s, "retain_drop": d})
             for i, (s, d) in enumerate(zip(scores, damages, strict=True), start=1)
@@ -38,12 +39,11 @@ def over_rates(
     course: Callable[[float], tuple[Sequence[float], Sequence[float]]],
     *,
     units: Sequence[str] = ("seed 0", "seed 1"),
-    **params: float,
+    at: Mapping[str, Choice] | None = None,
 ) -> list[Observed]:
     """A trial at each rate and unit whose scores and damages are a function of the rate."""
-    name = RATE.replace(".", "__")
     return [
-        trial(*course(rate), unit=unit, **{name: rate}, **params)
+        trial(*course(rate), unit=unit, at={RATE: rate, **(at or {})})
         for rate in RATES
         for unit in units
     ]

@@ -9,8 +9,8 @@ import pytest
 from scipy import stats
 
 from tuning.guidelines.inference import (
-    Region,
     Compared,
+    Region,
     estimate,
     held_against,
     holm,
@@ -40,7 +40,7 @@ def test_the_interval_of_three_units_is_their_range() -> None:
 
 def test_the_interval_covers_the_mean_about_as_often_as_it_says() -> None:
     rng = np.random.default_rng(0)
-    intervals = [estimate(rng.normal(size=6)) for _ in range(200)]
+    intervals = [estimate(list(rng.normal(size=6))) for _ in range(200)]
     covering = np.mean([i.low <= 0.0 <= i.high for i in intervals])
     assert 0.90 <= covering <= 0.99
 
@@ -86,9 +86,7 @@ def compared(values: list[float]) -> Compared:
     return held_against(values, ABOVE_0)
 
 
-UP, DOWN, AROUND = (
-    compared(v) for v in ([1.0, 1.1, 1.2], [-1.0, -1.1, -1.2], [-1.0, 0.2, 1.0])
-)
+UP, DOWN, AROUND = (compared(v) for v in ([1.0, 1.1, 1.2], [-1.0, -1.1, -1.2], [-1.0, 0.2, 1.0]))
 
 
 @pytest.mark.parametrize(

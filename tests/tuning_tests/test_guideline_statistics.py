@@ -11,6 +11,7 @@ from tuning.guidelines.evidence import Observed, judged_by
 from tuning.guidelines.findings import Findings
 from tuning.guidelines.statistics import STATISTICS
 from tuning.guidelines.trajectories import (
+    RATE,
     best_place,
     best_score,
     crossing,
@@ -19,8 +20,6 @@ from tuning.guidelines.trajectories import (
     step_at,
     window_decades,
 )
-
-RATE = "optimizer__learning_rate"
 
 
 def value(findings: Findings, name: str) -> float:
@@ -81,7 +80,7 @@ def test_steps_count_within_the_limit_only() -> None:
 
 
 def test_a_profile_takes_the_best_trial_at_each_value() -> None:
-    trials = [trial([s], adapter__rank=r) for r, s in ((4, 0.2), (4, 0.5), (8, -0.3))]
+    trials = [trial([s], at={"adapter.rank": r}) for r, s in ((4, 0.2), (4, 0.5), (8, -0.3))]
     assert profile(trials, "adapter.rank") == ([4.0, 8.0], [0.5, 0.0])
 
 
@@ -90,9 +89,7 @@ def test_a_profile_takes_the_best_trial_at_each_value() -> None:
 
 def peak(at: float, height: float = 1.0) -> list[Observed]:
     """A sweep whose best rate is ``at``; two thirds of its height are lost in a decade."""
-    return over_rates(
-        lambda rate: ([max(0.0, height - 0.66 * abs(math.log10(rate / at)))], [0.0])
-    )
+    return over_rates(lambda rate: ([max(0.0, height - 0.66 * abs(math.log10(rate / at)))], [0.0]))
 
 
 def test_window_margin_is_against_the_widest_other() -> None:
@@ -125,13 +122,12 @@ def test_rate_shift_is_in_decades() -> None:
 def test_rate_ratio_is_a_mean_over_ranks_and_their_spread() -> None:
     def ranked(at: float, rank: int) -> list[Observed]:
         return over_rates(
-            lambda rate: ([1.0 - 0.3 * abs(math.log10(rate / at))], [0.0]), adapter__rank=rank
+            lambda rate: ([1.0 - 0.3 * abs(math.log10(rate / at))], [0.0]),
+            at={"adapter.rank": rank},
         )
 
     evidence = {"adapters": ranked(1e-3, 4) + ranked(1e-2, 64), "all": peak(1e-4)}
-    found = STATISTICS["rate_ratio"](
-        evidence, low_rank="adapters", full="all", knob="adapter.rank"
-    )
+    found = STATISTICS["rate_ratio"](evidence, low_rank="adapters", full="all", knob="adapter.rank")
     assert value(found, "ratio") == pytest.approx(1.5)
     assert value(found, "spread over ranks") == pytest.approx(1.0)
 
@@ -159,7 +155,7 @@ def test_one_metric_can_be_the_damage() -> None:
 
 
 def test_low_rank_damage_is_a_mean_over_ranks() -> None:
-    low = [trial([0.5], [d], adapter__rank=r) for r, d in ((4, 0.4), (8, 0.2))]
+    low = [trial([0.5], [d], at={"adapter.rank": r}) for r, d in ((4, 0.4), (8, 0.2))]
     evidence = {"low": low, "full": [trial([0.5], [0.1])]}
     found = STATISTICS["low_rank_damage"](
         evidence, low_rank="low", full="full", knob="adapter.rank", level=0.5, cap=1.0
@@ -206,8 +202,10 @@ def test_a_speed_up_of_two_is_one() -> None:
 
 
 def test_knob_effects_are_a_spread_and_a_cliff() -> None:
-    ranks = [trial([s], adapter__rank=r) for r, s in ((4, 0.7), (8, 0.8), (16, 0.75))]
-    weights = [trial([s], method__retain_weight=w) for w, s in ((0.1, -1.0), (1.0, 0.6), (9.0, 0.1))]
+    ranks = [trial([s], at={"adapter.rank": r}) for r, s in ((4, 0.7), (8, 0.8), (16, 0.75))]
+    weights = [
+        trial([s], at={"method.retain_weight": w}) for w, s in ((0.1, -1.0), (1.0, 0.6), (9.0, 0.1))
+    ]
     found = STATISTICS["knob_effects"](
         {"r": ranks, "w": weights},
         flat="r",
@@ -228,9 +226,7 @@ def test_a_tight_limit_loses_a_winner_that_recovers() -> None:
 
 
 def test_a_winner_before_its_offence_is_not_lost() -> None:
-    found = STATISTICS["lost_winners"](
-        {"a": [trial([0.9, 0.2], [0.0, 0.3])]}, tight=0.1, loose=0.4
-    )
+    found = STATISTICS["lost_winners"]({"a": [trial([0.9, 0.2], [0.0, 0.3])]}, tight=0.1, loose=0.4)
     assert value(found, "difference") == 0.0
 
 
@@ -253,7 +249,7 @@ def test_edge_hits_are_counted_beyond_chance(
 
 
 def test_the_edge_of_a_range_has_a_width() -> None:
-    trials = [trial([1.0], **{RATE: 9e-3}), trial([0.5], **{RATE: 1e-3})]
+    trials = [trial([1.0], at={RATE: 9e-3}), trial([0.5], at={RATE: 1e-3})]
     found = STATISTICS["edge_hits"](
         {"g/m": trials}, margins={"g": 0.1}, upper_only=[], ranges={"m": [1e-4, 1e-2]}
     )

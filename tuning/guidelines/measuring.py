@@ -91,9 +91,7 @@ def finished(spec: SweepSpec, run_dir: Path, *, launch: Launch, say: Callable[[s
     say(f"{run_dir}: {done} of {spec.budget.trials} trials are done")
     with Progress(spec, target=spec.budget.trials, done=done) as progress:
         if is_there:
-            run = resume_sweep(
-                run_dir, trials=spec.budget.trials, launch=launch, watcher=progress
-            )
+            run = resume_sweep(run_dir, trials=spec.budget.trials, launch=launch, watcher=progress)
         else:
             run = run_sweep(spec, run_dir, launch=launch, watcher=progress)
     if run.state == "failed":

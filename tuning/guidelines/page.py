@@ -6,7 +6,7 @@ from pathlib import Path
 
 from core.store.durable import commit_text
 from tuning.guidelines.findings import PerUnit
-from tuning.guidelines.inference import ALPHA, Estimate, Compared, estimate
+from tuning.guidelines.inference import ALPHA, Compared, Estimate, estimate
 from tuning.guidelines.record import Judged
 from tuning.plots.guideline import EffectData, LinesData
 

@@ -1,5 +1,6 @@
 """The sweeps that test a guideline: put together from preset, guideline and changes, each a grid over its knobs."""
 
+import copy
 import hashlib
 import json
 import math
@@ -34,6 +35,7 @@ def sweeps_of(
         values: dict[str, Any] = {"schema": 1, "name": f"{preset}-{name}"}
         for layer in (base.sweep, guideline.shared, own, use.changes):
             values = _over(values, layer)
+        values = copy.deepcopy(values)  # what follows writes into it, and presets are read once
         for key, value in (overrides or {}).items():
             set_dotted(values, key, value, where=where)
         found[name] = parse_sweep(_as_grid(values, base, where=where), where=where)
