@@ -5,10 +5,10 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import harmonic_mean
 from typing import Any, Literal
 
 from core.errors import DataError, UserError
-from core.metrics.composites import harmonic_mean
 from tuning.guidelines.evidence import MOST_DAMAGE, Evidence, Observed, Reading
 from tuning.guidelines.trajectories import RATE
 

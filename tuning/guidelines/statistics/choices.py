@@ -3,10 +3,10 @@
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from statistics import harmonic_mean
 
 import numpy as np
 
-from core.metrics.composites import harmonic_mean
 from tuning.guidelines.evidence import Evidence, Observed, of_unit, units
 from tuning.guidelines.findings import Findings, PerUnit
 from tuning.guidelines.trajectories import RATE, best_score, profile
