@@ -424,7 +424,10 @@ def evaluate(
 @app.command(epilog=_examples("validate search_spaces/demo.yaml", "validate cluster.yaml"))
 def validate(
     file: Annotated[
-        Path, typer.Argument(help="A sweep, trial, preparation or cluster file.", metavar="FILE")
+        Path,
+        typer.Argument(
+            help="A sweep, trial, preparation, guideline or cluster file.", metavar="FILE"
+        ),
     ],
 ) -> None:
     """Check a file and name every problem at once."""

@@ -140,17 +140,18 @@ def test_a_guideline_runs_its_sweeps_goes_on_with_them_and_reuses_them(tmp_path:
     first = measure(
         guideline, "quick", runs=tmp_path, launch=Launch(), overrides={}, say=said.append
     )
-    assert [line.partition(": ")[2] for line in said] == [
+    assert [line.partition(": ")[2] for line in said[1:]] == [
         "2 of 4 trials are done",
         "0 of 4 trials are done",
     ]
     assert "8 trials (0 failed) of at most 3 steps over 2 seeds" in " ".join(first.subject)
     assert set(first.findings.effects) == {"window", "scatter"}
+    assert said[0].startswith("ihl-is-stable: 2 sweeps, 8 trials; preset quick is meant for")
     said.clear()
     again = measure(
         guideline, "quick", runs=tmp_path, launch=Launch(), overrides={}, say=said.append
     )
-    assert [line.partition(": ")[2] for line in said] == ["reused, 4 trials"] * 2
+    assert [line.partition(": ")[2] for line in said[1:]] == ["reused, 4 trials"] * 2
     assert json.dumps(again.findings.effects) == json.dumps(first.findings.effects)
     run = finished(begun, tmp_path / run_name(begun), launch=Launch(), say=said.append)
     assert {t.unit for t in from_run(run)} == {"seed 0", "seed 1"}

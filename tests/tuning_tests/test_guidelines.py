@@ -76,6 +76,13 @@ def test_every_sweep_is_a_grid_that_binds(guideline: Guideline, preset: Any) -> 
         assert spec.stop.past_target is None
 
 
+def test_validate_knows_a_guideline(tune: Command) -> None:
+    done = tune("validate", FOLDER / "14-prune-loosely.yaml")
+    assert "a valid guideline with the presets quick (published), gpu (60 trials)" in done.out
+    done = tune("validate", FOLDER / "05-ihl-is-stable.yaml")
+    assert "presets quick (60 trials), gpu (40 trials), full (60 trials)" in done.out
+
+
 def test_guidelines_that_ask_for_the_same_sweep_share_its_run() -> None:
     one, two = (sweeps_of(pick(name), "quick")["ga_gd_in"] for name in ("1", "13"))
     assert run_name(one) == run_name(two)
@@ -275,6 +282,11 @@ def test_figures_are_the_same_whenever_they_are_drawn(tune: Command, trials_fold
 
 
 # The verb
+
+
+def test_reproduce_refuses_sweeps_whose_model_is_not_there(tune: Command) -> None:
+    done = tune("reproduce", "5", "--set", "model.source=nowhere")
+    is_refused(done, "guideline ihl-is-stable, sweep ga", "model.source")
 
 
 def test_reproduce_lists_every_guideline_in_the_binding_shape(tune: Command) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from core.errors import UserError
 from tuning.config import SweepSpec
-from tuning.guidelines.catalogue import Guideline, PresetName
+from tuning.guidelines.catalogue import Guideline, PresetName, bases
 from tuning.guidelines.evidence import Evidence, from_run
 from tuning.guidelines.published import DATA_VARIABLE, published
 from tuning.guidelines.record import Record
@@ -19,6 +19,7 @@ from tuning.progress import Progress
 from tuning.records import LEDGER_FILE
 from tuning.run import Run, load_run
 from tuning.sweep import Launch, resume_sweep, run_sweep
+from tuning.validate import refuse_missing
 
 
 def measure(
@@ -54,6 +55,15 @@ def measure(
         ]
     else:
         specs = sweeps_of(guideline, preset, overrides=overrides)
+        if launch.address is None:  # a cluster may have what this machine has not
+            for name, spec in specs.items():
+                refuse_missing(spec, where=f"guideline {guideline.id}, sweep {name}")
+        base = bases()[use.base or preset]
+        n_trials = sum(spec.budget.trials for spec in specs.values())
+        say(
+            f"{guideline.id}: {len(specs)} sweeps, {n_trials} trials; preset {preset} is meant for {base.machine} and "
+            f"at most {base.minutes} minutes"
+        )
         done = {
             n: finished(s, runs / run_name(s), launch=launch, say=say) for n, s in specs.items()
         }
