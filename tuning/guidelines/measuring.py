@@ -60,9 +60,10 @@ def measure(
                 refuse_missing(spec, where=f"guideline {guideline.id}, sweep {name}")
         base = bases()[use.base or preset]
         n_trials = sum(spec.budget.trials for spec in specs.values())
+        sweeps = "1 sweep" if len(specs) == 1 else f"{len(specs)} sweeps"
         say(
-            f"{guideline.id}: {len(specs)} sweeps, {n_trials} trials; preset {preset} is meant for {base.machine} and "
-            f"at most {base.minutes} minutes"
+            f"{guideline.id}: {sweeps}, {n_trials} trials; preset {preset} is meant for {base.machine} and at most "
+            f"{base.minutes} minutes"
         )
         done = {
             n: finished(s, runs / run_name(s), launch=launch, say=say) for n, s in specs.items()
