@@ -106,8 +106,8 @@ def index(found: Sequence[Judged]) -> str:
         "`quick` runs SmolLM2-135M on two CPU cores, meant for at most 30 minutes a guideline; `gpu` one GPU and TOFU "
         "with a 1B model; `full` the papers' models by hub id on a cluster. Guidelines that ask for the same sweep "
         "share its run, below `runs/guideline-*`; a run that is there is reused, one that was interrupted is "
-        "resumed. Guidelines on published trials read them from the folder that `UNLEARN_TUNE_DATA` names. A measurement "
-        "replaces the one of the same guideline in the folder of the pages; `--out` keeps presets apart.",
+        "resumed. Guidelines on published trials read them from the folder that `UNLEARN_TUNE_DATA` names. A "
+        "measurement replaces the one of the same guideline in the folder of the pages; `--out` keeps presets apart.",
     ]
     return _joined(lines)
 
