@@ -144,6 +144,21 @@ TUNING: Layers = {
     "figures": ("tuning/plots/*.py",),
     "drawings": ("tuning/plots/drawing/*.py",),
     "report": ("tuning/card.py", "tuning/export.py", "tuning/report/*.py"),
+    "evidence on guidelines": (
+        "tuning/guidelines/__init__.py",
+        "tuning/guidelines/evidence.py",
+        "tuning/guidelines/findings.py",
+        "tuning/guidelines/inference.py",
+        "tuning/guidelines/published.py",
+        "tuning/guidelines/trajectories.py",
+    ),
+    "statistics": ("tuning/guidelines/statistics/*.py",),
+    "guidelines": (
+        "tuning/guidelines/catalogue.py",
+        "tuning/guidelines/page.py",
+        "tuning/guidelines/record.py",
+        "tuning/guidelines/sweeps.py",
+    ),
     "events": ("tuning/events.py",),
     "screen": ("tuning/progress.py", "tuning/views.py"),
     "ledger": ("tuning/ledger.py",),
@@ -169,6 +184,7 @@ TUNING: Layers = {
     "ranks apart from trials": ("tuning/apart.py", "tuning/finalists.py"),
     "bridge": ("tuning/bridge.py",),
     "sweep": ("tuning/sweep.py",),
+    "measuring guidelines": ("tuning/guidelines/measuring.py",),
     "command line": ("tuning/cli.py",),
 }
 

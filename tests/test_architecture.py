@@ -20,6 +20,7 @@ PACKAGES = ("core", "tuning", "search_spaces")
 DRAWINGS = (
     "canvas",
     "curves",
+    "guideline",
     "history",
     "importances",
     "pair",

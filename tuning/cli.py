@@ -38,6 +38,8 @@ app = typer.Typer(
 )
 
 RUNS = Path("runs")
+GUIDELINES = Path("docs/guidelines")
+"""Where `reproduce` keeps what it measured, unless told otherwise."""
 _MOST_INDENTED = 100
 """More trials are printed as JSON without line breaks, which takes a fraction of the time."""
 REFUSED, NO_FEASIBLE, FAILED = 2, 3, 4
@@ -472,7 +474,10 @@ def evaluate(
 @app.command(epilog=_examples("validate search_spaces/demo.yaml", "validate cluster.yaml"))
 def validate(
     file: Annotated[
-        Path, typer.Argument(help="A sweep, trial, preparation or cluster file.", metavar="FILE")
+        Path,
+        typer.Argument(
+            help="A sweep, trial, preparation, guideline or cluster file.", metavar="FILE"
+        ),
     ],
 ) -> None:
     """Check a file and name every problem at once."""
@@ -542,6 +547,58 @@ def cache_clear(
         _print(json.dumps(cleared_json(removed, in_use), indent=1))
     else:
         _print(cleared_text(removed, in_use))
+
+
+@app.command(epilog=_examples("reproduce", "reproduce ihl-is-stable --preset quick"))
+def reproduce(
+    guideline: Annotated[
+        str | None,
+        typer.Argument(help="Number or id of a guideline; all are listed if absent."),
+    ] = None,
+    preset: Annotated[
+        Literal["quick", "gpu", "full"],
+        typer.Option(help="How large the sweeps are: two CPU cores, one GPU, or a cluster."),
+    ] = "quick",
+    out: Annotated[
+        Path, typer.Option(help="Folder of the pages and of what was measured.")
+    ] = GUIDELINES,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Replace a fixed value of every sweep: key=value, dotted key."),
+    ] = None,
+    address: Annotated[str | None, typer.Option(help="Address of an existing Ray cluster.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The list, for scripts.")] = False,
+) -> None:
+    """List the tuning guidelines with their verdicts, or test one: run or reuse its sweeps, and write its page."""
+    from tuning.guidelines.catalogue import pick
+    from tuning.guidelines.page import list_text, measured_text, write_pages
+    from tuning.guidelines.record import commit_record, judged, listing, record_path
+
+    if guideline is not None:
+        chosen = pick(guideline)
+        chosen.use(preset)
+        overrides = _overrides(set_ or [])
+        from tuning.guidelines.measuring import measure
+        from tuning.sweep import Interrupted, Launch
+
+        launch = Launch(address=address)
+        try:
+            record = measure(
+                chosen, preset, runs=RUNS, launch=launch, overrides=overrides, say=_say
+            )
+        except Interrupted as err:
+            _say("interrupted; nothing finished is lost. The same command goes on where it stopped")
+            raise typer.Exit(128 + err.signal_number) from None
+        commit_record(record_path(out, chosen), record)
+        written = write_pages(out, judged(out))
+        _say(f"wrote {written[-1]} and the pages of {len(written) - 1} measured guidelines")
+    found = judged(out)
+    if as_json:
+        _print(json.dumps(listing(found), indent=1))
+    elif guideline is None:
+        _print(list_text(found))
+    else:
+        _print(measured_text(next(one for one in found if one.guideline is chosen)))
 
 
 @app.command(epilog=_examples("report runs/demo", "report runs/loku"))

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from core.config import (
     DataConfig,
@@ -37,6 +38,8 @@ def validate_file(path: Path) -> str:
         return f"{path}: a valid cluster file"
     if "training" in values:
         return _validate_preparation(path)
+    if "claim" in values:
+        return _validate_guideline(path, values)
     if "space" in values or "schema" in values:
         return _validate_sweep(path)
     trial = parse_trial(values, where=str(path))
@@ -53,6 +56,23 @@ def _validate_sweep(path: Path) -> str:
     ranges = "; ".join(f"{n}: {describe(d)}" for n, d in spec.space.items())
     said = f"{path}: a valid sweep of {spec.budget.trials} trials over {ranges}"
     return "\n".join([said, *_warned(spec.trial_selection()), *notes])
+
+
+def _validate_guideline(path: Path, values: Mapping[str, Any]) -> str:
+    from tuning.guidelines.catalogue import parse_guideline
+    from tuning.guidelines.sweeps import sweeps_of
+
+    guideline = parse_guideline(values, where=str(path))
+    n_trials = {
+        preset: sum(s.budget.trials for s in sweeps_of(guideline, preset).values())
+        for preset, use in guideline.presets.items()
+        if not use.published
+    }
+    shown = [
+        f"{preset} ({n_trials[preset]} trials)" if preset in n_trials else f"{preset} (published)"
+        for preset in guideline.presets
+    ]
+    return f"{path}: a valid guideline with the presets {', '.join(shown)}"
 
 
 def _validate_preparation(path: Path) -> str:

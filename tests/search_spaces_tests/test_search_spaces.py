@@ -30,7 +30,11 @@ from tuning.validate import validate_file
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "search_spaces"
-FILES = {str(p.relative_to(FOLDER)): p for p in sorted(FOLDER.rglob("*.yaml"))}
+FILES = {
+    str(p.relative_to(FOLDER)): p
+    for p in sorted(FOLDER.rglob("*.yaml"))
+    if p.parent.name != "guidelines"  # which are no sweep files
+}
 ROLES = ("forget", "retain", "approximate", "general")
 README = (FOLDER / "README.md").read_text(encoding="utf-8")
 METHODS_PAGE = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")

@@ -99,5 +99,7 @@ def test_a_file_that_holds_no_samples_is_refused_with_its_name(
     content: Any, sample_run: Run
 ) -> None:
     (sample_run.path / SAMPLES_FILE).write_text(content, encoding="utf-8")
-    with pytest.raises(UserError, match=r"samples\.json: is no file of samples: .*; remove it"):
+    with pytest.raises(
+        UserError, match=r"samples\.json(:1: not JSON: |: is no file of samples \()"
+    ):
         read_samples(sample_run.path)

@@ -18,7 +18,9 @@ from tuning.run import Run
 from tuning.space import bind, corner_proposals
 
 ROOT = Path(__file__).resolve().parents[2]
-SHIPPED = sorted((ROOT / "search_spaces").rglob("*.yaml"))
+SHIPPED = sorted(
+    p for p in (ROOT / "search_spaces").rglob("*.yaml") if p.parent.name != "guidelines"
+)
 
 
 def test_the_front_door_offers_what_is_documented() -> None:

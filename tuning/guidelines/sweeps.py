@@ -1,0 +1,92 @@
+"""The sweeps that test a guideline: put together from preset, guideline and changes, each a grid over its knobs."""
+
+import copy
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from core.errors import ConfigError
+from tuning.config import SweepSpec
+from tuning.files import parse_sweep, set_dotted
+from tuning.guidelines.catalogue import Base, Guideline, PresetName, bases
+from tuning.guidelines.trajectories import RATE
+
+
+def sweeps_of(
+    guideline: Guideline, preset: PresetName, *, overrides: Mapping[str, Any] | None = None
+) -> dict[str, SweepSpec]:
+    """The sweeps of a guideline under a preset, by name.
+
+    Args:
+        guideline: The guideline.
+        preset: One that it has.
+        overrides: Dotted key to value, put over all of them last, as ``--set`` does.
+
+    Raises:
+        ConfigError: If one of them is no valid sweep.
+    """
+    use = guideline.use(preset)
+    base = bases()[use.base or preset]
+    found = {}
+    for name, own in guideline.sweeps.items():
+        where = f"guideline {guideline.id}, sweep {name}"
+        values: dict[str, Any] = {"schema": 1, "name": f"{preset}-{name}"}
+        for layer in (base.sweep, guideline.shared, own, use.changes):
+            values = _over(values, layer)
+        values = copy.deepcopy(values)  # what follows writes into it, and presets are read once
+        for key, value in (overrides or {}).items():
+            set_dotted(values, key, value, where=where)
+        found[name] = parse_sweep(_as_grid(values, base, where=where), where=where)
+    return found
+
+
+def run_name(spec: SweepSpec) -> str:
+    """Name of the run folder of a guideline's sweep: guidelines that ask for the same sweep share its run."""
+    plain = spec.plain()
+    for key in ("name", "resources"):
+        plain.pop(key)
+    content = json.dumps(plain, sort_keys=True).encode()
+    return f"guideline-{spec.name}-{hashlib.sha256(content).hexdigest()[:8]}"
+
+
+def _as_grid(values: dict[str, Any], base: Base, *, where: str) -> dict[str, Any]:
+    """Add rates and seeds to what is searched, and the number of trials that this makes.
+
+    Raises:
+        ConfigError: If a searched field is not categorical.
+    """
+    kind = values.get("adapter", {}).get("kind", "lora")
+    space: dict[str, Any] = {}
+    if "learning_rate" not in values.get("optimizer", {}):
+        rates = list(base.rates["full" if kind == "full" else "lora"])
+        space[RATE] = {"categorical": rates, "why": "The preset's rates, evenly spread in decades."}
+    space |= values.get("space", {})
+    space["seed"] = {"categorical": list(base.seeds), "why": "Units of the interval."}
+    wrong = [name for name, dimension in space.items() if "categorical" not in dimension]
+    if wrong:
+        raise ConfigError(where, [f"space.{name}: a guideline needs categorical" for name in wrong])
+    trials = math.prod(len(dimension["categorical"]) for dimension in space.values())
+    budget = {"finalists": 0} | values.get("budget", {}) | {"trials": trials}
+    return values | {"space": space, "budget": budget, "sampler": {"name": "grid"}}
+
+
+def _over(values: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
+    """``layer`` over ``values``, section by section; null removes, and a searched field is replaced whole."""
+    made = dict(values)
+    for key, value in layer.items():
+        below = made.get(key)
+        if value is None and key not in _NULL_MEANS_OFF:
+            made.pop(key, None)
+        elif key != "space" and isinstance(value, Mapping) and isinstance(below, Mapping):
+            made[key] = _over(below, value)
+        elif key == "space" and isinstance(below, Mapping):
+            made[key] = {**below, **value}
+        else:
+            made[key] = value
+    return made
+
+
+_NULL_MEANS_OFF = ("past_target", "no_effect", "retain")
+"""Keys of a sweep file whose null says something itself."""
