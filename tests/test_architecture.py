@@ -33,7 +33,8 @@ DOORS: Mapping[str, frozenset[str]] = {
         )
     ),
     "optuna": frozenset(
-        f"tuning/{n}.py" for n in ("copies", "ledger", "samplers", "pruning", "proposals")
+        f"tuning/{n}.py"
+        for n in ("copies", "importance", "ledger", "samplers", "pruning", "proposals")
     ),
     "sqlite3": frozenset({"tuning/records.py"}),
     "plotly": frozenset(f"tuning/plots/drawing/{n}.py" for n in DRAWINGS),

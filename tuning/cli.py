@@ -15,7 +15,7 @@ import yaml
 from rich.console import Console
 
 from core.errors import ConfigError, UserError
-from core.store.durable import commit_json, finite
+from core.store.durable import commit_json, commit_yaml, finite
 from tuning.config import RUN_NAME, SweepSpec
 from tuning.files import load_sweep, read_yaml
 
@@ -203,6 +203,38 @@ def best(
         _print(found.to_dataframe().set_index("number").loc[order].to_csv().rstrip())
     else:
         Console().print(best_table(found, top=top or 10))
+
+
+@app.command(
+    epilog=_examples("advise runs/demo", "advise runs/demo runs/demo-next --out next.yaml --json")
+)
+def advise(
+    runs: Annotated[
+        list[Path], typer.Argument(help="Runs on one model and data.", metavar="RUN...")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Write the next sweep here, ready to launch.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+) -> None:
+    """Say what the trials show of each parameter, and make the next sweep."""
+    from tuning.advice import advise as advise_on
+    from tuning.advice_view import advice_text
+    from tuning.pool import pooled
+    from tuning.run import load_run
+
+    if out is not None and out.exists():
+        raise UserError(f"--out: {out} exists already; give a new file")
+    found = advise_on(pooled([load_run(run) for run in runs]))
+    if as_json:
+        _print(json.dumps(finite(found.plain()), indent=1))
+    else:
+        Console().print(advice_text(found), highlight=False)
+    if out is not None:
+        commit_yaml(
+            out, found.next_sweep, header=f"# The next sweep after {', '.join(found.runs)}.\n"
+        )
+        _say(f"wrote {out}; launch it with: unlearn-tune sweep {out}")
 
 
 @app.command(epilog=_examples("show runs/demo 3", "show runs/demo best --json"))

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from difflib import unified_diff
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -373,6 +374,24 @@ class SweepSpec(Section):
                     f"{', '.join(beside)}"
                 )
         return self
+
+    @classmethod
+    def from_file(
+        cls, path: Path | str, *, overrides: Mapping[str, Any] | None = None
+    ) -> "SweepSpec":
+        """Read a sweep file, as :func:`tuning.files.load_sweep`: files are read above the sections they hold.
+
+        Args:
+            path: A YAML file; relative paths in it are relative to it.
+            overrides: Dotted path to value, as ``--set`` has them.
+
+        Raises:
+            ConfigError: With every problem at once.
+        """
+        import tuning
+
+        spec: SweepSpec = tuning.load_sweep(path, overrides=overrides)
+        return spec
 
     @property
     def has_auto(self) -> bool:

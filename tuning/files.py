@@ -22,7 +22,7 @@ MAX_FILE_BYTES = 1 << 20
 _PATH_KEYS = ("source", "mirror", "retain_only")
 
 
-def load_sweep(path: Path, *, overrides: Mapping[str, Any] | None = None) -> SweepSpec:
+def load_sweep(path: Path | str, *, overrides: Mapping[str, Any] | None = None) -> SweepSpec:
     """Read and check a sweep file; relative paths in it become absolute.
 
     Args:
@@ -32,6 +32,7 @@ def load_sweep(path: Path, *, overrides: Mapping[str, Any] | None = None) -> Swe
     Raises:
         ConfigError: With every problem at once.
     """
+    path = Path(path)
     spec = parse_sweep(read_specification(path, overrides or {}), where=str(path))
     problem = spec.trial_selection().horizon_problem
     if problem:

@@ -109,7 +109,11 @@ class Launch:
 
 
 def run_sweep(
-    spec: SweepSpec, run_dir: Path, *, launch: Launch | None = None, watcher: Watcher | None = None
+    spec: SweepSpec,
+    run_dir: Path | str,
+    *,
+    launch: Launch | None = None,
+    watcher: Watcher | None = None,
 ) -> Run:
     """Run a sweep in a new run folder.
 
@@ -117,7 +121,7 @@ def run_sweep(
         UserError: If the run exists, or model, data or resources are not as the file says.
         Interrupted: If a signal ended it.
     """
-    launch, watcher = launch or Launch(), watcher or Silent()
+    launch, watcher, run_dir = launch or Launch(), watcher or Silent(), Path(run_dir)
     refuse_existing(spec, run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     upkeep.limit()  # refused before anything is done
@@ -139,7 +143,7 @@ def run_sweep(
 
 
 def resume_sweep(
-    run_dir: Path,
+    run_dir: Path | str,
     *,
     trials: int | None = None,
     spec: SweepSpec | None = None,
@@ -159,7 +163,7 @@ def resume_sweep(
         UserError: If there is no run, another driver holds it, or the sweep, model or data changed.
         Interrupted: If a signal ended it.
     """
-    launch, watcher = launch or Launch(), watcher or Silent()
+    launch, watcher, run_dir = launch or Launch(), watcher or Silent(), Path(run_dir)
     run = load_run(run_dir)
     if spec is not None:
         refuse_changed(spec, run)
