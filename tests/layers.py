@@ -127,7 +127,14 @@ TUNING: Layers = {
     "drawings": ("tuning/plots/drawing/*.py",),
     "report": ("tuning/export.py", "tuning/report.py"),
     "events": ("tuning/events.py",),
-    "screen": ("tuning/advice_view.py", "tuning/progress.py", "tuning/views.py"),
+    "screen": (
+        "tuning/advice_view.py",
+        "tuning/best_view.py",
+        "tuning/comparison.py",
+        "tuning/repetition.py",
+        "tuning/progress.py",
+        "tuning/views.py",
+    ),
     "ledger": ("tuning/ledger.py",),
     "verbs without Ray": (
         "tuning/cached.py",

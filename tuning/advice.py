@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from tuning.importance import MEANINGS, Importances, importances, needed
+from tuning.importance import MEANINGS, Estimate, Importances, importances, needed
 from tuning.knobs import (
     SURE,
     EdgeHit,
@@ -145,10 +145,7 @@ def _mattered(pool: Pool, weights: Importances | None) -> Iterator[Finding]:
     chances = dict(zip(tested, holm([raw[name] or 0.0 for name in tested]), strict=True))
     for name, estimate in weights.fanova.items():
         other = weights.ped_anova[name]
-        shares = (
-            f"fANOVA {percent(estimate.value)} ({percent(estimate.low)} to {percent(estimate.high)}), "
-            f"PED-ANOVA {percent(other.value)} ({percent(other.low)} to {percent(other.high)})"
-        )
+        shares = f"fANOVA {_share(estimate)}, PED-ANOVA {_share(other)}"
         is_shown = chances.get(name, 1.0) <= SURE
         verdict = (
             f"{name} mattered (chance alone: {_chance(chances[name])})"
@@ -334,8 +331,13 @@ def _defaults(pool: Pool, first: TrialRecord | None) -> Iterator[Finding]:
         yield Finding(
             section="defaults",
             text=f"{len(tied)} trial{'s' * (len(tied) != 1)} cannot be told from it by value: {'; '.join(spans)}.",
-            trials=_named(pool, [first.number, *_of(tied)]),
+            trials=_named(pool, sorted([first.number, *_of(tied)])),
         )
+
+
+def _share(estimate: Estimate) -> str:
+    """``62 % (41 to 80)``."""
+    return f"{estimate.value:.0%} ({100 * estimate.low:.0f} to {100 * estimate.high:.0f})"
 
 
 def _chance(chance: float) -> str:

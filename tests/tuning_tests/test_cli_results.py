@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -192,6 +193,50 @@ def test_advise_does_not_write_over_a_file(tune: Command, sample_run: Run, tmp_p
     out.write_text("mine", "utf-8")
     is_refused(tune("advise", sample_run.path, "--out", out), "exists already")
     assert out.read_text("utf-8") == "mine"
+
+
+# Comparison
+
+
+def copy_of(run: Run, to: Path) -> Path:
+    shutil.copytree(run.path, to)
+    return to
+
+
+def test_runs_that_found_the_same_cannot_be_told_apart(
+    tune: Command, build_run: Callable[..., Run], trial_script: Any, tmp_path: Path
+) -> None:
+    run = build_run(scripts=[trial_script(probes=[(2.8, 0.02, 0.02)] * 6, half_width=0.1)])
+    other = copy_of(run, tmp_path / "other")
+    shown = json.loads(tune("compare", run.path, other, "--json").out)
+    assert [r["best"]["value"] for r in shown["runs"]] == pytest.approx([0.9, 0.9])
+    assert shown["differs"] == {other.as_posix(): {"measured": [], "settings": []}}
+    assert shown["ties"] == [[run.path.as_posix(), other.as_posix()]]
+    assert "cannot be told apart" in tune("compare", run.path, other).out
+
+
+def test_runs_on_other_data_are_shown_with_what_differs_and_not_compared(
+    tune: Command, sample_run: Run, tmp_path: Path
+) -> None:
+    other = copy_of(sample_run, tmp_path / "other")
+    spec = yaml.safe_load((other / "spec.yaml").read_text("utf-8"))
+    spec["identity"] = dict(spec["identity"] or {}) | {"data.forget": "sha256:other"}
+    spec["sweep"]["budget"]["max_steps"] = 7
+    (other / "spec.yaml").write_text(yaml.safe_dump(spec), "utf-8")
+    shown = json.loads(tune("compare", sample_run.path, other, "--json").out)
+    (differs,) = shown["differs"].values()
+    assert differs["measured"] == ["data.forget"]
+    assert [line.split() for line in differs["settings"]] == [
+        ["-", '"max_steps":', "6,"],
+        ["+", '"max_steps":', "7,"],
+    ]
+    assert shown["ties"] is None
+    text = " ".join(tune("compare", sample_run.path, other).out.split())
+    assert "not to be compared: data.forget" in text
+
+
+def test_a_single_run_is_no_comparison(tune: Command, sample_run: Run) -> None:
+    is_refused(tune("compare", sample_run.path), "at least two run folders")
 
 
 # Python
