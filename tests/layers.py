@@ -94,25 +94,27 @@ CORE: Layers = {
 
 TUNING: Layers = {
     "front door": ("tuning/__init__.py",),
+    "rows of a ledger": ("tuning/data_words.py", "tuning/ranking.py", "tuning/records.py"),
     "sweep file": (
         "tuning/config.py",
         "tuning/files.py",
+        "tuning/places.py",
         "tuning/points.py",
         "tuning/space.py",
+        "tuning/starts.py",
         "tuning/strict_yaml.py",
     ),
     "machines": ("tuning/cluster.py", "tuning/resources.py"),
     "judgement": (
         "tuning/copies.py",
         "tuning/objective.py",
+        "tuning/prior.py",
         "tuning/proposals.py",
         "tuning/pruning.py",
         "tuning/samplers.py",
     ),
-    "wording": ("tuning/data_words.py", "tuning/time_left.py", "tuning/wording.py"),
+    "wording": ("tuning/time_left.py", "tuning/wording.py"),
     "records": (
-        "tuning/ranking.py",
-        "tuning/records.py",
         "tuning/results.py",
         "tuning/run.py",
     ),

@@ -20,9 +20,9 @@ from tuning.knobs import (
     good_trials,
     holm,
     interactions,
-    is_ordered,
 )
 from tuning.next_sweep import next_sweep
+from tuning.places import is_ordered
 from tuning.pool import Pool
 from tuning.ranking import best, tied_with_best
 from tuning.records import TrialRecord

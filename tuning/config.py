@@ -220,6 +220,16 @@ class BudgetSpec(Section):
 SamplerName = Literal["auto", "tpe", "random", "grid", "qmc", "gp", "nsga2"]
 
 
+class PriorSpec(Section):
+    """Where good configurations are expected; the search recovers where that is wrong."""
+
+    points: Annotated[tuple[StartingPoint, ...], Field(min_length=1)]
+    """Configurations around which some trials are drawn: values with their source, or ``{run: ..., top: 5}``."""
+    confidence: Literal["low", "medium", "high"] = "medium"
+    """How near to them, and how many trials: 30, 50 or 70 % at first. The share falls with the number of trials, and to
+    nothing where they turn out worse than the others."""
+
+
 class SamplerSpec(Section):
     """Who proposes configurations."""
 
@@ -231,6 +241,8 @@ class SamplerSpec(Section):
     n_startup_trials: Annotated[int, Field(ge=1)] = 10
     """Trials before the model is fitted: evenly spread ones of auto (5 if absent), random ones of tpe and gp (10 if
     absent); nsga2: its population."""
+    prior: PriorSpec | None = None
+    """Where good configurations are expected; null, the default, expects nothing. Not with grid and qmc."""
 
     @model_validator(mode="before")
     @classmethod
@@ -336,6 +348,11 @@ class SweepSpec(Section):
                         f"start_from.{i}.values: the grid sampler needs every searched field, "
                         f"{', '.join(absent)} absent"
                     )
+        if self.sampler.prior is not None and self.sampler.name in ("grid", "qmc"):
+            problems.append(
+                f"sampler.prior: {self.sampler.name} tries evenly placed points whatever is expected; take auto, tpe, "
+                "gp, nsga2 or random, or leave the prior out"
+            )
         if self.sampler.name == "nsga2" and self.sampler.n_startup_trials < 2:
             problems.append(
                 "sampler.n_startup_trials: is the population of nsga2 and must be >= 2, "

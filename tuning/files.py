@@ -17,6 +17,7 @@ from core.errors import ConfigError
 from tuning import strict_yaml
 from tuning.config import SweepSpec
 from tuning.space import problems_apart, space_problems
+from tuning.starts import with_runs_read
 
 MAX_FILE_BYTES = 1 << 20
 _PATH_KEYS = ("source", "mirror", "retain_only")
@@ -33,7 +34,8 @@ def load_sweep(path: Path | str, *, overrides: Mapping[str, Any] | None = None) 
         ConfigError: With every problem at once.
     """
     path = Path(path)
-    spec = parse_sweep(read_specification(path, overrides or {}), where=str(path))
+    values = read_specification(path, overrides or {})
+    spec = parse_sweep(with_runs_read(values, path.parent, where=str(path)), where=str(path))
     problem = spec.trial_selection().horizon_problem
     if problem:
         raise ConfigError(str(path), [f"stop.past_target: {problem}"])

@@ -7,14 +7,8 @@ from typing import Any, Final
 from core.errors import ConfigError
 from tuning.config import Choice, Dimension
 from tuning.files import parse_sweep
-from tuning.knobs import (
-    EdgeHit,
-    feasible_window,
-    finished,
-    good_trials,
-    place,
-    value_at,
-)
+from tuning.knobs import EdgeHit, feasible_window, finished, good_trials
+from tuning.places import place, value_at
 from tuning.pool import Pool
 from tuning.ranking import best, tied_with_best
 from tuning.records import TrialRecord

@@ -117,6 +117,8 @@ def space_problems(spec: SweepSpec) -> list[str]:
             problems.append(f"space.{name}: is also fixed by {name}; remove one of the two")
     for i, start in enumerate(spec.start_from):
         problems += _start_problems(f"start_from.{i}", start.values, spec)
+    for i, start in enumerate(spec.sampler.prior.points if spec.sampler.prior else ()):
+        problems += _start_problems(f"sampler.prior.points.{i}", start.values, spec)
     if problems:
         return problems
     try:
@@ -330,14 +332,15 @@ def _start_problems(place: str, values: Proposal, spec: SweepSpec) -> list[str]:
             problems.append(
                 f"{place}.values: {name!r} is not searched here; {nearest(name, spec.space)}"
             )
-        elif not _contains(spec.space[name], value):
+        elif not contains(spec.space[name], value):
             problems.append(
                 f"{place}.values: {name} = {value!r} lies outside the space ({describe(spec.space[name])})"
             )
     return problems
 
 
-def _contains(dimension: Dimension, value: Choice) -> bool:
+def contains(dimension: Dimension, value: Choice) -> bool:
+    """Whether a value lies in a range, on its grid where it has one, or is one of the choices."""
     if dimension.categorical is not None:
         return any(
             value == c and isinstance(value, bool) == isinstance(c, bool)

@@ -91,6 +91,7 @@ def trial_text(run: Run, trial: TrialRecord) -> Group:
     """Everything about a trial."""
     proposed = {
         "start_from": "the sweep file (start_from)",
+        "prior": "the prior of the sampler",
         "startup": f"{run.spec.sampler.name}, before its model is fitted",
         "sampler": f"{run.spec.sampler.name}, fitted to the trials before",
     }.get(trial.proposed_by or "", "unknown")

@@ -15,7 +15,8 @@ from core.errors import UserError
 from tuning.advice import Advice, advise
 from tuning.files import parse_sweep
 from tuning.importance import importances
-from tuning.knobs import association, cliff, edge_hits, feasible_window, holm, interactions, place
+from tuning.knobs import association, cliff, edge_hits, feasible_window, holm, interactions
+from tuning.places import place
 from tuning.pool import pooled
 from tuning.records import DriverFacts, RunFacts, TrialRecord
 from tuning.run import Run
