@@ -11,7 +11,7 @@ TEST_PROCESSES ?= 2
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test parity lint format clean
+.PHONY: help setup demo test parity lint format reference clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -57,6 +57,9 @@ lint: setup ## check style, format and types
 format: setup ## sort imports, fix what can be fixed, format
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+reference: setup ## write docs/reference/configuration.md from the configuration classes
+	@$(BIN)/python docs/reference/generate.py
 
 clean: ## remove .venv, builds and caches; runs/ stays
 	@rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -40,7 +40,6 @@ from core.measuring.selection import Probe
 from core.store.durable import commit_yaml
 from tuning.bridge import SAVED_LAST, Assignment, Dispatcher
 from tuning.config import SweepSpec
-from tuning.copies import STUDY
 from tuning.events import EventLog, Silent
 from tuning.files import parse_sweep
 from tuning.ledger import Ledger
@@ -133,7 +132,7 @@ class Stopwatch:
 def enqueue(run_dir: Path, count: int, *, seed: int) -> None:
     """Points for the next trials, in the ledger."""
     drawn = random.Random(seed)
-    study = optuna.load_study(study_name=STUDY, storage=f"sqlite:///{run_dir / LEDGER_FILE}")
+    study = optuna.load_study(study_name=None, storage=f"sqlite:///{run_dir / LEDGER_FILE}")
     for _ in range(count):
         rate, rank = 10 ** drawn.uniform(-5, -2), drawn.choice([4, 8, 16])
         study.enqueue_trial({RATE: rate, RANK: rank, DECAY: drawn.random()})

@@ -89,4 +89,4 @@ def run_trial(
 
 def study_in(run_dir: Path) -> optuna.Study:
     """The study as Optuna itself reads it."""
-    return optuna.load_study(study_name="sweep", storage=f"sqlite:///{run_dir / 'ledger.db'}")
+    return optuna.load_study(study_name=None, storage=f"sqlite:///{run_dir / 'ledger.db'}")

@@ -108,6 +108,7 @@ CORE: Layers = {
 
 TUNING: Layers = {
     "front door": ("tuning/__init__.py",),
+    "rows of a ledger": ("tuning/data_words.py", "tuning/ranking.py", "tuning/records.py"),
     "sweep file": (
         "tuning/config.py",
         "tuning/files.py",
@@ -115,18 +116,19 @@ TUNING: Layers = {
         "tuning/places.py",
         "tuning/points.py",
         "tuning/space.py",
+        "tuning/starts.py",
         "tuning/strict_yaml.py",
     ),
     "machines": ("tuning/cluster.py", "tuning/resources.py", "tuning/surroundings.py"),
     "judgement": (
         "tuning/copies.py",
         "tuning/objective.py",
+        "tuning/prior.py",
         "tuning/proposals.py",
         "tuning/pruning.py",
         "tuning/samplers.py",
     ),
     "wording": (
-        "tuning/data_words.py",
         "tuning/rendering.py",
         "tuning/terminal.py",
         "tuning/time_left.py",
@@ -134,13 +136,17 @@ TUNING: Layers = {
     ),
     "records": (
         "tuning/extending.py",
-        "tuning/ranking.py",
-        "tuning/records.py",
         "tuning/results.py",
         "tuning/run.py",
         "tuning/samples.py",
     ),
-    "understanding": ("tuning/importance.py", "tuning/knobs.py"),
+    "understanding": (
+        "tuning/advice.py",
+        "tuning/importance.py",
+        "tuning/knobs.py",
+        "tuning/next_sweep.py",
+        "tuning/pool.py",
+    ),
     "figures": ("tuning/plots/*.py",),
     "drawings": ("tuning/plots/drawing/*.py",),
     "report": ("tuning/card.py", "tuning/export.py", "tuning/report/*.py"),
@@ -160,7 +166,14 @@ TUNING: Layers = {
         "tuning/guidelines/sweeps.py",
     ),
     "events": ("tuning/events.py",),
-    "screen": ("tuning/progress.py", "tuning/views.py"),
+    "screen": (
+        "tuning/advice_view.py",
+        "tuning/best_view.py",
+        "tuning/comparison.py",
+        "tuning/repetition.py",
+        "tuning/progress.py",
+        "tuning/views.py",
+    ),
     "ledger": ("tuning/ledger.py",),
     "verbs without Ray": (
         "tuning/cached.py",

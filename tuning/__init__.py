@@ -16,9 +16,34 @@ _PUBLIC = {
     "resume_sweep": "tuning.sweep",
     "load_run": "tuning.run",
     "Run": "tuning.run",
+    "load_sweep": "tuning.files",
+    "TrialRecord": "tuning.records",
+    "Advice": "tuning.advice",
+    "advise": "tuning.advice",
+    "pooled": "tuning.pool",
+    "write_report": "tuning.report",
+    "export_trial": "tuning.export",
 }
 
-__all__ = ["Run", "SweepSpec", "load_run", "resume_sweep", "run_sweep"]
+__all__ = [
+    "Advice",
+    "Run",
+    "SweepSpec",
+    "TrialRecord",
+    "advise",
+    "export_trial",
+    "load_run",
+    "load_sweep",
+    "pooled",
+    "resume_sweep",
+    "run_sweep",
+    "write_report",
+]
+
+
+def __dir__() -> list[str]:
+    """The public names alone."""
+    return sorted(__all__)
 
 
 def __getattr__(name: str) -> Any:

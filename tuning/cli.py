@@ -16,7 +16,7 @@ import typer
 import yaml
 
 from core.errors import ConfigError, UserError
-from core.store.durable import commit_json, finite
+from core.store.durable import commit_json, commit_yaml, finite
 from core.store.refusal import refusal
 from tuning import strict_yaml
 from tuning.config import RUN_NAME, SweepSpec
@@ -42,6 +42,8 @@ GUIDELINES = Path("docs/guidelines")
 """Where `reproduce` keeps what it measured, unless told otherwise."""
 _MOST_INDENTED = 100
 """More trials are printed as JSON without line breaks, which takes a fraction of the time."""
+_WIDEST = 2000
+"""Signs of a line of a table that may be wider than the terminal."""
 REFUSED, NO_FEASIBLE, FAILED = 2, 3, 4
 
 RunPath = Annotated[Path, typer.Argument(help="A run folder, such as runs/demo.", metavar="RUN")]
@@ -210,11 +212,13 @@ def best(
         Literal["table", "json", "yaml", "csv"], typer.Option("--format", help="Output format.")
     ] = "table",
     as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
+    wide: Annotated[
+        bool, typer.Option("--wide", help="All columns of the table, wider than the terminal.")
+    ] = False,
 ) -> None:
     """Show the best trials: feasible ones first, the Pareto front marked."""
     from tuning.results import best_json
     from tuning.run import load_run
-    from tuning.views import best_table
 
     found = load_run(run)
     if as_json or format_ == "json":
@@ -229,7 +233,105 @@ def best(
         order = [t["number"] for t in best_json(found, top=top)["trials"]]
         _print(found.to_dataframe().set_index("number").loc[order].to_csv().rstrip())
     else:
-        terminal().print(Shown(best_table(found, top=top or 10)))
+        from tuning.best_view import BestTable
+
+        table = Shown(BestTable(run=found, top=top or 10, is_wide=wide))
+        terminal().print(table, width=_WIDEST if wide else None, soft_wrap=wide)
+
+
+@app.command(
+    epilog=_examples("advise runs/demo", "advise runs/demo runs/demo-next --out next.yaml --json")
+)
+def advise(
+    runs: Annotated[
+        list[Path], typer.Argument(help="Runs on one model and data.", metavar="RUN...")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Write the next sweep here, ready to launch.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+) -> None:
+    """Say what the trials show of each parameter, and make the next sweep."""
+    from tuning.advice import advise as advise_on
+    from tuning.advice_view import advice_text
+    from tuning.pool import pooled
+    from tuning.run import load_run
+
+    if out is not None and out.exists():
+        raise UserError(f"--out: {out} exists already; give a new file")
+    found = advise_on(pooled([load_run(run) for run in runs]))
+    if as_json:
+        _print(json.dumps(finite(found.plain()), indent=1))
+    else:
+        terminal().print(Shown(advice_text(found)))
+    if out is not None:
+        commit_yaml(
+            out, found.next_sweep, header=f"# The next sweep after {', '.join(found.runs)}.\n"
+        )
+        _say(f"wrote {out}; launch it with: unlearn-tune sweep {out}")
+
+
+@app.command(
+    epilog=_examples("repeat runs/demo --top 3 --seeds 5", "repeat runs/demo --seeds 3 --json")
+)
+def repeat(
+    run: RunPath,
+    top: Annotated[int, typer.Option(help="How many of the best trials.", min=1)] = 3,
+    seeds: Annotated[int, typer.Option(help="Seeds of each.", min=2)] = 5,
+    name: Annotated[
+        str | None, typer.Option(help="Run folder below runs/; NAME-repeat if absent.")
+    ] = None,
+    address: Annotated[str | None, typer.Option(help="Address of an existing Ray cluster.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+) -> None:
+    """Run the best trials again over seeds: mean, spread and paired differences; goes on where it stopped."""
+    from tuning.records import LEDGER_FILE
+    from tuning.repetition import repeated_json, repeated_text, repetition
+    from tuning.run import load_run
+
+    found = load_run(run)
+    spec = repetition(found, top=top, seeds=seeds)
+    run_dir = RUNS / _run_name(name or spec.name)
+    from tuning.sweep import Launch, resume_sweep, run_sweep
+
+    launch = Launch(address=address)
+    if (run_dir / LEDGER_FILE).exists():
+        before = load_run(run_dir)
+        done = sum(t.state in ("COMPLETE", "PRUNED", "FAIL") for t in before.trials)
+
+        def go(watcher: "Watcher") -> "Run":
+            return resume_sweep(run_dir, spec=spec, launch=launch, watcher=watcher)
+    else:
+        done = 0
+        _say(f"run folder: {run_dir}   go on after a stop with the same command")
+
+        def go(watcher: "Watcher") -> "Run":
+            return run_sweep(spec, run_dir, launch=launch, watcher=watcher)
+
+    ended = _driven(go, spec, run_dir, target=spec.budget.trials, done=done)
+    if as_json:
+        _print(json.dumps(repeated_json(ended), indent=1))
+    else:
+        terminal().print(Shown(repeated_text(ended)))
+    _exit_by(ended)
+
+
+@app.command(
+    epilog=_examples("compare runs/demo runs/demo-next", "compare runs/a runs/b runs/c --json")
+)
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders.", metavar="RUN RUN...")],
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+) -> None:
+    """Show runs side by side: what each found, what cannot be told apart, and what differs."""
+    from tuning.comparison import compared, comparison_text
+    from tuning.run import load_run
+
+    found = [load_run(run) for run in runs]
+    if as_json:
+        _print(json.dumps(compared(found), indent=1))
+    else:
+        terminal().print(Shown(comparison_text(found)))
 
 
 @app.command(epilog=_examples("show runs/demo 3", "show runs/demo best --json"))
@@ -620,14 +722,36 @@ def _drive(
     as_json: bool,
 ) -> None:
     """Run or resume with progress, and end with the result and its exit status."""
-    from tuning.progress import Progress
+    from tuning.best_view import BestTable
     from tuning.results import best_json
+    from tuning.views import ending_text
+
+    run = _driven(go, spec, run_dir, target=target, done=done)
+    if as_json:
+        _print(json.dumps(best_json(run), indent=1))
+    else:
+        terminal().print(Shown(BestTable(run=run, top=5)))
+        _say(ending_text(run))
+    _exit_by(run)
+
+
+def _exit_by(run: "Run") -> None:
+    if run.state == "no_feasible":
+        raise typer.Exit(NO_FEASIBLE)
+    if run.state == "failed":
+        raise typer.Exit(FAILED)
+
+
+def _driven(
+    go: "Callable[[Watcher], Run]", spec: SweepSpec, run_dir: Path, *, target: int, done: int
+) -> "Run":
+    """Run or resume with progress; a signal ends the command with its status."""
+    from tuning.progress import Progress
     from tuning.sweep import Interrupted
-    from tuning.views import best_table, ending_text
 
     try:
         with Progress(spec, target=target, done=done) as progress:
-            run = go(progress)
+            return go(progress)
     except Interrupted as err:
         if run_dir.exists():
             _say(
@@ -636,15 +760,6 @@ def _drive(
         else:
             _say("interrupted before anything was tried; no run was made")
         raise typer.Exit(128 + err.signal_number) from None
-    if as_json:
-        _print(json.dumps(best_json(run), indent=1))
-    else:
-        terminal().print(Shown(best_table(run, top=5)))
-        _say(ending_text(run))
-    if run.state == "no_feasible":
-        raise typer.Exit(NO_FEASIBLE)
-    if run.state == "failed":
-        raise typer.Exit(FAILED)
 
 
 def _run_name(name: str) -> str:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from difflib import unified_diff
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -222,6 +223,16 @@ class BudgetSpec(Section):
 SamplerName = Literal["auto", "tpe", "random", "grid", "qmc", "gp", "nsga2"]
 
 
+class PriorSpec(Section):
+    """Where good configurations are expected; the search recovers where that is wrong."""
+
+    points: Annotated[tuple[StartingPoint, ...], Field(min_length=1)]
+    """Configurations around which some trials are drawn: values with their source, or ``{run: ..., top: 5}``."""
+    confidence: Literal["low", "medium", "high"] = "medium"
+    """How near to them, and how many trials: 30, 50 or 70 % at first. The share falls with the number of trials, and to
+    nothing where they turn out worse than the others."""
+
+
 class SamplerSpec(Section):
     """Who proposes configurations."""
 
@@ -233,6 +244,8 @@ class SamplerSpec(Section):
     n_startup_trials: Annotated[int, Field(ge=1)] = 10
     """Trials before the model is fitted: evenly spread ones of auto (5 if absent), random ones of tpe and gp (10 if
     absent); nsga2: its population."""
+    prior: PriorSpec | None = None
+    """Where good configurations are expected; null, the default, expects nothing. Not with grid and qmc."""
 
     @model_validator(mode="before")
     @classmethod
@@ -347,6 +360,11 @@ class SweepSpec(Section):
                         f"start_from.{i}.values: the grid sampler needs every searched field, "
                         f"{', '.join(absent)} absent"
                     )
+        if self.sampler.prior is not None and self.sampler.name in ("grid", "qmc"):
+            problems.append(
+                f"sampler.prior: {self.sampler.name} tries evenly placed points whatever is expected; take auto, tpe, "
+                "gp, nsga2 or random, or leave the prior out"
+            )
         if self.sampler.name == "nsga2" and self.sampler.n_startup_trials < 2:
             problems.append(
                 "sampler.n_startup_trials: is the population of nsga2 and must be >= 2, "
@@ -385,6 +403,24 @@ class SweepSpec(Section):
                     f"{', '.join(beside)}"
                 )
         return self
+
+    @classmethod
+    def from_file(
+        cls, path: Path | str, *, overrides: Mapping[str, Any] | None = None
+    ) -> "SweepSpec":
+        """Read a sweep file, as :func:`tuning.files.load_sweep`: files are read above the sections they hold.
+
+        Args:
+            path: A YAML file; relative paths in it are relative to it.
+            overrides: Dotted path to value, as ``--set`` has them.
+
+        Raises:
+            ConfigError: With every problem at once.
+        """
+        import tuning
+
+        spec: SweepSpec = tuning.load_sweep(path, overrides=overrides)
+        return spec
 
     @property
     def has_auto(self) -> bool:

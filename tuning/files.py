@@ -19,12 +19,13 @@ from tuning import strict_yaml
 from tuning.config import SweepSpec
 from tuning.pinning import pin
 from tuning.space import problems_apart, space_problems, with_meant_numbers
+from tuning.starts import with_runs_read
 
 MAX_FILE_BYTES = 1 << 20
 _PATH_KEYS = ("source", "mirror", "retain_only", "tokenizer")
 
 
-def load_sweep(path: Path, *, overrides: Mapping[str, Any] | None = None) -> SweepSpec:
+def load_sweep(path: Path | str, *, overrides: Mapping[str, Any] | None = None) -> SweepSpec:
     """Read and check a sweep file; relative paths in it become absolute.
 
     Args:
@@ -34,7 +35,9 @@ def load_sweep(path: Path, *, overrides: Mapping[str, Any] | None = None) -> Swe
     Raises:
         ConfigError: With every problem at once.
     """
-    spec = parse_sweep(read_specification(path, overrides or {}), where=str(path))
+    path = Path(path)
+    values = read_specification(path, overrides or {})
+    spec = parse_sweep(with_runs_read(values, path.parent, where=str(path)), where=str(path))
     problem = spec.trial_selection().horizon_problem
     if problem:
         raise ConfigError(str(path), [f"stop.past_target: {problem}"])

@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from core.measuring.selection import GuardVerdict, Probe, guarded_series, running_score
 from core.store.durable import commit, finite
 from tuning.config import Choice, SweepSpec
-from tuning.copies import STUDY, Forms, Shown, study_in_memory
+from tuning.copies import Forms, Shown, study_in_memory
 from tuning.objective import Outcome
 from tuning.points import count_points
 from tuning.proposals import (
@@ -67,10 +67,10 @@ class Ledger:
         if create and path.exists():
             raise FileExistsError(f"{path}: the ledger exists already")
         if create:
-            commit(path, lambda new: _create(new, spec))
+            commit(path, lambda new: _create(new, spec, name=run_dir.name))
         self._storage = _storage(path)
         self._study = optuna.load_study(
-            study_name=STUDY,
+            study_name=None,  # the only one of the file, named after the run
             storage=self._storage,
             sampler=RandomSampler(seed=0),  # never asked: proposals are made on a copy
             pruner=self._pruner,
@@ -317,10 +317,10 @@ def _storage(path: Path) -> optuna.storages.RDBStorage:
     return storage
 
 
-def _create(path: Path, spec: SweepSpec) -> None:
+def _create(path: Path, spec: SweepSpec, *, name: str) -> None:
     storage = _storage(path)
     study = optuna.create_study(
-        study_name=STUDY, storage=storage, direction=spec.objective.direction
+        study_name=name, storage=storage, direction=spec.objective.direction
     )
     study.add_trials(starting_points(spec))
     storage.remove_session()

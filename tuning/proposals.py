@@ -21,6 +21,7 @@ from core.seeding import derive_seed
 from tuning.config import Choice, SweepSpec
 from tuning.copies import Forms, Shown, study_in_memory
 from tuning.points import Mark, is_finite, mark, points
+from tuning.prior import drawn_here
 from tuning.pruning import ATTEMPT
 from tuning.samplers import is_fitted, kind_of, make_sampler, propose
 
@@ -37,7 +38,7 @@ _TRIES = 4
 _DRAWN_FROM = 1_000
 _OWN_NOTES = "qmc:"
 
-ProposedBy = Literal["start_from", "startup", "sampler"]
+ProposedBy = Literal["start_from", "startup", "sampler", "prior"]
 """Who proposed a trial: the sweep file, the sampler by chance (before its model is fitted, or because what it
 proposes was tried), or the fitted sampler."""
 
@@ -141,15 +142,22 @@ def next_proposal(
     number = next((n for n, t in enumerate(trials) if not is_born(t)), len(trials))
     unborn = trials[number] if number < len(trials) else None
     reads_pruned = kind_of(spec, number=number).reads_pruned
+    others = frozenset(filter(None, known.points.of([*trials[:number], *trials[number + 1 :]])))
+    fixed = _fixed(unborn) if unborn else {}
+    expected = {} if fixed else _expected(spec, number, trials, others)
+    fixed = fixed or expected
     shown = known.shown[reads_pruned].of(trials[: number + 1])
+    if expected and unborn is not None:
+        shown[number].system_attrs = {FIXED: expected}
     study = study_in_memory(shown, direction=spec.objective.direction)
     noted = {k: v for k, v in (study_notes or {}).items() if k.startswith(_OWN_NOTES)}
     for trial in trials[:number]:
         noted |= trial.system_attrs.get(NOTES, {})
     for key, value in noted.items():
         study._storage.set_study_system_attr(study._study_id, key, value)
-    others = frozenset(filter(None, known.points.of([*trials[:number], *trials[number + 1 :]])))
-    made, proposed_by = _untried(spec, study, number, _fixed(unborn) if unborn else {}, others)
+    if expected and unborn is None:
+        study.enqueue_trial(expected)
+    made, proposed_by = _untried(spec, study, number, fixed, others)
     after = study._storage.get_study_system_attrs(study._study_id)
     notes = {k: v for k, v in after.items() if noted.get(k) != v}
     if notes:
@@ -158,9 +166,25 @@ def next_proposal(
     return Proposed(
         number=number,
         params=made.params,
-        proposed_by="start_from" if is_start else proposed_by,
+        proposed_by="start_from" if is_start else "prior" if expected else proposed_by,
         trial=made,
     )
+
+
+def _expected(
+    spec: SweepSpec, number: int, trials: Sequence[FrozenTrial], others: frozenset[Mark]
+) -> dict[str, Choice]:
+    """What the prior proposes for a trial, if it does and that was not tried."""
+    if spec.sampler.prior is None:
+        return {}
+    sign = -1.0 if spec.objective.direction == "minimize" else 1.0
+    ended = [t for t in trials[:number] if t.state.is_finished() and t.values]
+    worths: dict[bool, list[float]] = {True: [], False: []}
+    for trial in ended:
+        is_drawn = trial.user_attrs.get("proposed_by") == "prior"
+        worths[is_drawn].append(sign * trial.values[0])
+    found = drawn_here(spec, number=number, drawn=worths[True], others=worths[False])
+    return {} if mark(spec, found) in others else found
 
 
 def _untried(

@@ -2,13 +2,14 @@
 
 import time
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.errors import ConfigError, UserError
 from tuning.config import SweepSpec
 from tuning.files import parse_sweep, read_yaml
-from tuning.ranking import trial_rows
+from tuning.ranking import best, ranked, trial_rows
 from tuning.records import (
     LEDGER_FILE,
     SPEC_FILE,
@@ -20,12 +21,13 @@ from tuning.records import (
     read_history,
     read_ledger,
 )
+from tuning.wording import parameters, with_interval
 
 if TYPE_CHECKING:
     import pandas
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Run:
     """A run folder, read.
 
@@ -44,6 +46,31 @@ class Run:
     facts: RunFacts
     driver: DriverFacts
     is_driven: bool
+
+    def __repr__(self) -> str:
+        """One line: state, counts, the best trial."""
+        metric, first = self.spec.objective.metric, self.best
+        n_finished = sum(t.state in ("COMPLETE", "PRUNED", "FAIL") for t in self.trials)
+        found = (
+            "no feasible trial"
+            if first is None
+            else f"best trial {first.number}: {metric} "
+            f"{with_interval(first.value, first.value_interval, metric)} with {parameters(first.params)}"
+        )
+        return f"Run({self.path}: {self.state}, {n_finished} of {self.target} trials, {found})"
+
+    def _repr_html_(self) -> str:
+        """The same above the ranked trials, for notebooks."""
+        shown = self.to_dataframe().set_index("number")
+        columns = ["state", "value", "value_low", "value_high", "feasible", "step"]
+        columns += [name for name in shown.columns if name.startswith("params.")]
+        table = shown.loc[[t.number for t in ranked(self.trials)], columns].head(10)
+        return f"<p>{escape(repr(self))}</p>{table.to_html()}"
+
+    @property
+    def best(self) -> TrialRecord | None:
+        """The best trial that kept every limit, finalists by the reporting split, too; ``None`` if there is none."""
+        return best(self.trials)
 
     @property
     def name(self) -> str:
@@ -100,12 +127,13 @@ class Run:
         return read_history(self.path, number, self.trials[number].attempt)
 
 
-def load_run(run_dir: Path) -> Run:
+def load_run(run_dir: Path | str) -> Run:
     """Read a run folder.
 
     Raises:
         UserError: If there is no run, or its ledger cannot be read.
     """
+    run_dir = Path(run_dir)
     ledger = run_dir / LEDGER_FILE
     if not ledger.is_file() or not (run_dir / SPEC_FILE).is_file():
         raise UserError(

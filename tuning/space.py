@@ -121,6 +121,8 @@ def space_problems(spec: SweepSpec) -> list[str]:
             problems.append(f"space.{name}: is also fixed by {name}; remove one of the two")
     for i, start in enumerate(spec.start_from):
         problems += _start_problems(f"start_from.{i}", start.values, spec)
+    for i, start in enumerate(spec.sampler.prior.points if spec.sampler.prior else ()):
+        problems += _start_problems(f"sampler.prior.points.{i}", start.values, spec)
     if problems:
         return problems
     try:
@@ -163,6 +165,11 @@ def with_meant_numbers(values: Mapping[str, Any]) -> dict[str, Any]:
         read["space"] = {n: _with_meant_choices(str(n), d) for n, d in read["space"].items()}
     if isinstance(read.get("start_from"), list):
         read["start_from"] = [_with_meant_values(start, "values") for start in read["start_from"]]
+    sampler = read.get("sampler")
+    prior = sampler.get("prior") if isinstance(sampler, Mapping) else None
+    if isinstance(prior, Mapping) and isinstance(prior.get("points"), list):
+        points = [_with_meant_values(point, "values") for point in prior["points"]]
+        read["sampler"] = {**sampler, "prior": {**prior, "points": points}}
     return read
 
 
@@ -379,14 +386,15 @@ def _start_problems(place: str, values: Proposal, spec: SweepSpec) -> list[str]:
             problems.append(
                 f"{place}.values: {name!r} is not searched here; {nearest(name, spec.space)}"
             )
-        elif not _contains(spec.space[name], value):
+        elif not contains(spec.space[name], value):
             problems.append(
                 f"{place}.values: {name} = {value!r} lies outside the space ({describe(spec.space[name])})"
             )
     return problems
 
 
-def _contains(dimension: Dimension, value: Choice) -> bool:
+def contains(dimension: Dimension, value: Choice) -> bool:
+    """Whether a value lies in a range, on its grid where it has one, or is one of the choices."""
     if dimension.categorical is not None:
         return any(
             value == c and isinstance(value, bool) == isinstance(c, bool)

@@ -122,7 +122,7 @@ class Launch:
 
 def run_sweep(
     spec: SweepSpec,
-    run_dir: Path,
+    run_dir: Path | str,
     *,
     file: Path | None = None,
     launch: Launch | None = None,
@@ -141,7 +141,7 @@ def run_sweep(
         UserError: If the run exists, or model, data or resources are not as the file says.
         Interrupted: If a signal ended it.
     """
-    launch, watcher = launch or Launch(), watcher or Silent()
+    launch, watcher, run_dir = launch or Launch(), watcher or Silent(), Path(run_dir)
     refuse_existing(spec, run_dir)
     upkeep.limit()  # refused before anything is done, as a cache that cannot be written
     with _signals() as signals, upkeep.held(), _lock(run_dir):
@@ -163,7 +163,7 @@ def run_sweep(
 
 
 def resume_sweep(
-    run_dir: Path,
+    run_dir: Path | str,
     *,
     trials: int | None = None,
     spec: SweepSpec | None = None,
@@ -184,7 +184,7 @@ def resume_sweep(
         UserError: If there is no run, another driver holds it, or the sweep, model or data changed.
         Interrupted: If a signal ended it.
     """
-    launch, watcher = launch or Launch(), watcher or Silent()
+    launch, watcher, run_dir = launch or Launch(), watcher or Silent(), Path(run_dir)
     run = load_run(run_dir)
     if spec is not None:
         refuse_changed(spec, run)

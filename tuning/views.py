@@ -3,20 +3,17 @@
 from collections.abc import Sequence
 
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from core.errors import UserError
 from tuning.plots.reading import number_or_nan
-from tuning.ranking import best, pareto_front, ranked, tied_with_best
+from tuning.ranking import best
 from tuning.records import TrialRecord
 from tuning.results import counts, doubts, eta_s, savings
 from tuning.run import Run
-from tuning.wording import between, decimals, duration, heading, parameters, with_interval
+from tuning.wording import between, duration, parameters, with_interval
 
 _SPARKS = "▁▂▃▄▅▆▇█"
-_LIMITED_COLUMNS = 2
-"""What is constrained or guarded has this many columns beside the objective, so that parameters fit 80 signs."""
 
 
 def pick_trial(run: Run, name: str) -> TrialRecord:
@@ -96,56 +93,11 @@ def ending_text(run: Run) -> str:
     return "\n".join(lines)
 
 
-def best_table(run: Run, *, top: int) -> Group:
-    """The best trials as a table, feasible ones first."""
-    front = {t.number for t in pareto_front(run.trials)}
-    tied = {t.number for t in tied_with_best(run.trials)}
-    metric = run.spec.objective.metric
-    table = Table(box=None, pad_edge=False)
-    table.add_column("trial", justify="right")
-    table.add_column("state", no_wrap=True)
-    limited = run.spec.trial_selection().limited_metrics[:_LIMITED_COLUMNS]
-    beside = (*limited, "forget_accuracy")
-    shown = ranked(run.trials)[:top]
-    for name in (heading(metric), "step", *map(heading, beside)):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("parameters", overflow="fold")
-    for trial in shown:
-        m = trial.metrics
-        marks = {
-            "*": trial.number in front,
-            "~": trial.number in tied,
-            "!": not trial.feasible,
-            "^": trial.reported_feasible is False,
-        }
-        mark = "".join(sign for sign, holds in marks.items() if holds)
-        table.add_row(
-            f"{mark}{trial.number}",
-            trial.state,
-            f"{decimals(trial.value)}\n{between(trial.value_interval, metric)}".rstrip(),
-            str(trial.step),
-            *(decimals(m.get(k)) for k in beside),
-            parameters(trial.params),
-        )
-    base = run.facts.baseline
-    legend = (
-        "* on the Pareto front of objective and largest constraint excess   ~ ties with the best   "
-        "! breaks a constraint   ^ breaks one on the reporting split   a to b: 95 % interval"
-    )
-    target = (
-        f"untouched model: forget accuracy {base['forget_accuracy']:.3f}, target {base['target_accuracy']:.3f}"
-        if base
-        else ""
-    )
-    if "approximate_accuracy" in base:
-        target += f" (approximate set {base['approximate_accuracy']:.3f})"
-    return Group(table, Text(legend, style="dim"), Text(target, style="dim"))
-
-
 def trial_text(run: Run, trial: TrialRecord) -> Group:
     """Everything about a trial."""
     proposed = {
         "start_from": "the sweep file (start_from)",
+        "prior": "the prior of the sampler",
         "startup": f"{run.spec.sampler.name}, before its model is fitted",
         "sampler": f"{run.spec.sampler.name}, fitted to the trials before",
     }.get(trial.proposed_by or "", "unknown")

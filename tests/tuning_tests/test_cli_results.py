@@ -5,16 +5,21 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from html import escape
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from command_line import ROOT, Command, is_refused
 
+import tuning
 from core.store.durable import append_line
+from tuning.files import load_sweep
 from tuning.run import Run
 
 # Results
@@ -159,3 +164,102 @@ def test_a_torn_history_line_is_left_out(tune: Command, sample_run: Run) -> None
     assert len(sample_run.history(8)) == whole
     append_line(history, {"step": 3, "metrics": {}})
     assert [line["step"] for line in sample_run.history(8)] == [0, 1, 2, 3]
+
+
+# Advice
+
+
+def test_advise_prints_a_guide_and_writes_the_next_sweep(
+    tune: Command, sample_run: Run, tmp_path: Path
+) -> None:
+    out = tmp_path / "next.yaml"
+    done = tune("advise", sample_run.path, "--out", out)
+    assert done.status == 0
+    assert "sample: 7 finished trials" in done.out
+    assert "Not enough evidence which parameters mattered" in done.out
+    assert f"unlearn-tune sweep {out}" in done.err
+    assert load_sweep(out).name == "sample-next"
+
+
+def test_advise_as_json_names_the_trials_of_each_sentence(tune: Command, sample_run: Run) -> None:
+    shown = json.loads(tune("advise", sample_run.path, "--json").out)
+    assert shown["runs"] == ["sample"]
+    assert all({"section", "text", "trials", "shown"} <= f.keys() for f in shown["findings"])
+    assert shown["recommended"] == dict((sample_run.best or sample_run.trials[0]).params)
+
+
+def test_advise_does_not_write_over_a_file(tune: Command, sample_run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "next.yaml"
+    out.write_text("mine", "utf-8")
+    is_refused(tune("advise", sample_run.path, "--out", out), "exists already")
+    assert out.read_text("utf-8") == "mine"
+
+
+# Comparison
+
+
+def copy_of(run: Run, to: Path) -> Path:
+    shutil.copytree(run.path, to)
+    return to
+
+
+def test_runs_that_found_the_same_cannot_be_told_apart(
+    tune: Command, build_run: Callable[..., Run], trial_script: Any, tmp_path: Path
+) -> None:
+    run = build_run(scripts=[trial_script(probes=[(2.8, 0.02, 0.02)] * 6, half_width=0.1)])
+    other = copy_of(run, tmp_path / "other")
+    shown = json.loads(tune("compare", run.path, other, "--json").out)
+    assert [r["best"]["value"] for r in shown["runs"]] == pytest.approx([0.9, 0.9])
+    assert shown["differs"] == {other.as_posix(): {"measured": [], "settings": []}}
+    assert shown["ties"] == [[run.path.as_posix(), other.as_posix()]]
+    assert "cannot be told apart" in tune("compare", run.path, other).out
+
+
+def test_runs_on_other_data_are_shown_with_what_differs_and_not_compared(
+    tune: Command, sample_run: Run, tmp_path: Path
+) -> None:
+    other = copy_of(sample_run, tmp_path / "other")
+    spec = yaml.safe_load((other / "spec.yaml").read_text("utf-8"))
+    spec["identity"] = dict(spec["identity"] or {}) | {"data.forget": "sha256:other"}
+    spec["sweep"]["budget"]["max_steps"] = 7
+    (other / "spec.yaml").write_text(yaml.safe_dump(spec), "utf-8")
+    shown = json.loads(tune("compare", sample_run.path, other, "--json").out)
+    (differs,) = shown["differs"].values()
+    assert differs["measured"] == ["data.forget"]
+    assert [line.split() for line in differs["settings"]] == [
+        ["-", '"max_steps":', "6,"],
+        ["+", '"max_steps":', "7,"],
+    ]
+    assert shown["ties"] is None
+    text = " ".join(tune("compare", sample_run.path, other).out.split())
+    assert "not to be compared: data.forget" in text
+
+
+def test_a_single_run_is_no_comparison(tune: Command, sample_run: Run) -> None:
+    is_refused(tune("compare", sample_run.path), "at least two run folders")
+
+
+# Python
+
+
+def test_a_run_shows_itself_in_a_line_and_as_a_table(sample_run: Run) -> None:
+    line = repr(sample_run)
+    assert "done, 8 of 10 trials, best trial 0: forget_closure 0.900" in line
+    assert "\n" not in line
+    page = sample_run._repr_html_()
+    assert page.count("<tr") > 5
+    assert escape(line) in page
+
+
+def test_a_run_is_loaded_by_the_name_of_its_folder(sample_run: Run) -> None:
+    assert tuning.load_run(str(sample_run.path)).best == sample_run.best
+
+
+def test_the_public_names_of_the_package_are_all_there() -> None:
+    assert dir(tuning) == sorted(tuning.__all__)
+    assert all(getattr(tuning, name) is not None for name in tuning.__all__)
+
+
+def test_a_sweep_file_is_read_by_its_class() -> None:
+    path = str(ROOT / "search_spaces" / "demo.yaml")
+    assert tuning.SweepSpec.from_file(path, overrides={"budget.trials": 3}).budget.trials == 3

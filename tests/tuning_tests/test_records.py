@@ -25,7 +25,7 @@ from tuning.run import Run, load_run
 
 
 def study_of(run: Run) -> optuna.Study:
-    return optuna.load_study(study_name="sweep", storage=f"sqlite:///{run.path / LEDGER_FILE}")
+    return optuna.load_study(study_name=None, storage=f"sqlite:///{run.path / LEDGER_FILE}")
 
 
 def open_ledger(path: Path) -> sqlite3.Connection:

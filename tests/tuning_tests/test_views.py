@@ -7,14 +7,15 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from rich.console import Console, Group
+from rich.console import Console, RenderableType
 
+from tuning.best_view import BestTable, short_names
 from tuning.records import DriverFacts
 from tuning.run import Run
-from tuning.views import best_table, sparkline, status_text, trial_text
+from tuning.views import sparkline, status_text, trial_text
 
 
-def lines_of(group: Group) -> list[str]:
+def lines_of(group: RenderableType) -> list[str]:
     out = io.StringIO()
     Console(file=out, width=200).print(group)
     return out.getvalue().splitlines()
@@ -26,33 +27,42 @@ def with_objective(run: Run, metric: Any) -> Run:
 
 
 def test_the_best_trials_stand_under_labels_of_two_lines(sample_run: Run) -> None:
-    first, second, row, *_ = lines_of(best_table(sample_run, top=1))
-    assert first.split() == ["forget", "retain", "general", "forget"]
-    assert " ".join(second.split()) == "trial state closure step drop drop accuracy parameters"
-    assert row.split()[:7] == ["*0", "COMPLETE", "0.900", "5", "0.060", "0.080", "0.440"]
+    first, second, row, *_ = lines_of(BestTable(run=sample_run, top=1))
+    assert first.split() == ["forget", "retain", "general", "forget", "learning"]
+    assert (
+        " ".join(second.split()) == "trial state closure step drop drop accuracy rate rank exponent"
+    )
+    shown = ["*0", "COMPLETE", "0.900", "5", "0.060", "0.080", "0.440", "0.0001", "8", "0.5"]
+    assert row.split() == shown
 
 
-def test_what_a_sweep_limits_stands_beside_the_objective_and_fits_80_columns(
-    build_run: Callable[..., Run],
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+def test_a_table_fits_its_terminal_breaks_no_number_and_names_what_it_leaves_out(
+    build_run: Callable[..., Run], width: int
 ) -> None:
     names = ["retain_utility", "retain_accuracy_drop", "general_accuracy_drop", "general_drop"]
     guard = {"retain": {"metrics": names, "limit": 0.2}}
-    run = build_run(
-        changes={
-            "constraints": [{"metric": "retain_utility", "at_least": 0.95}],
-            "pruning": guard,
-        }
-    )
+    constraints = [{"metric": "retain_utility", "at_least": 0.95}]
+    run = build_run(changes={"constraints": constraints, "pruning": guard})
     out = io.StringIO()
-    Console(file=out, width=80).print(best_table(run, top=3))
+    Console(file=out, width=width).print(BestTable(run=run, top=3))
     lines = out.getvalue().splitlines()
-    assert max(map(len, lines)) <= 80
-    assert lines[0].split() == ["forget", "retain", "retain", "forget"]
-    assert lines[1].split()[:6] == ["trial", "state", "closure", "step", "utility", "accuracy"]
-    assert "learning_rate=" in lines[2]
+    assert max(map(len, lines)) <= width
+    first = run.trials[int(lines[2].split()[0].lstrip("*~!^"))]
+    assert f"{first.params['optimizer.learning_rate']:.3g}" in lines[2].split()
+    wide = lines_of(BestTable(run=run, top=3, is_wide=True))
+    shown = " ".join(" ".join(lines).split())
+    for name in ("accuracy drop", "forget accuracy"):
+        assert "not shown: " in shown or name in shown
+    assert len(wide[2].split()) >= len(lines[2].split())
     curves = [line.split()[0] for line in lines_of(trial_text(run, run.trials[0]))]
     for name in ("forget_closure", "forget_nll", *names):
         assert name in curves
+
+
+def test_parameters_of_one_name_are_told_apart_by_what_they_belong_to() -> None:
+    names = ["method.npo.beta", "method.simnpo.beta", "adapter.rank"]
+    assert list(short_names(names).values()) == ["npo.beta", "simnpo.beta", "rank"]
 
 
 @pytest.mark.parametrize(
@@ -67,7 +77,7 @@ def test_what_a_sweep_limits_stands_beside_the_objective_and_fits_80_columns(
 def test_the_objective_stands_under_its_label(
     sample_run: Run, metric: str, heading: tuple[str, str]
 ) -> None:
-    first, second, *_ = lines_of(best_table(with_objective(sample_run, metric), top=1))
+    first, second, *_ = lines_of(BestTable(run=with_objective(sample_run, metric), top=1))
     assert first.split()[0] == heading[0]
     assert heading[1] in second
 
@@ -84,7 +94,7 @@ def test_the_table_marks_ties_and_finalists_that_break_a_constraint(
             "report:1": {"retain_drop": 0.04, "general_drop": 0.06},
         },
     )
-    text = "\n".join(lines_of(best_table(run, top=3)))
+    text = "\n".join(lines_of(BestTable(run=run, top=3)))
     assert [line.split()[0] for line in text.splitlines() if "COMPLETE" in line] == [
         "*1",
         "~^0",

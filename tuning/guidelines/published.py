@@ -7,8 +7,8 @@ from pathlib import Path
 from statistics import harmonic_mean
 from typing import Any, Literal
 
-from core.errors import DataError, FileError
-from core.store.texts import UserError, read_json
+from core.errors import DataError, FileError, UserError
+from core.store.texts import read_json
 from tuning.guidelines.evidence import MOST_DAMAGE, Evidence, Observed, Reading
 from tuning.guidelines.trajectories import RATE
 
