@@ -235,8 +235,9 @@ def best(
     else:
         from tuning.best_view import BestTable
 
-        table = Shown(BestTable(run=found, top=top or 10, is_wide=wide))
-        terminal().print(table, width=_WIDEST if wide else None, soft_wrap=wide)
+        width = _WIDEST if wide else None
+        table = BestTable(run=found, top=top or 10, is_wide=wide)
+        terminal().print(Shown(table), width=width, soft_wrap=wide)
 
 
 @app.command(

@@ -65,7 +65,9 @@ def landing_factor(
     ways = {1.0: way(whole)}
     short, past, guesses = 0.0, 1.0, [first]
     while len(ways) <= EVALUATIONS and min(abs(w - 1.0) for w in ways.values()) > TOLERANCE:
-        factor = next(guess for guess in guesses if short < guess < past)
+        factor = next((guess for guess in guesses if short < guess < past), None)
+        if factor is None:
+            break  # no number lies between the ends of the bracket
         ways[factor] = way(forget_level(factor))
         short, past = (factor, past) if ways[factor] < 1.0 else (short, factor)
         guesses = [*_by_power(ways, past), (short + past) / 2.0]

@@ -67,7 +67,7 @@ def test_best_as_csv(tune: Command, sample_run: Run) -> None:
 def test_best_as_a_table(tune: Command, sample_run: Run) -> None:
     done = tune("best", sample_run.path)
     first = next(line for line in done.out.splitlines() if line.lstrip().startswith("*0"))
-    assert "COMPLETE" in first and "0.900" in first and "rank=" in first
+    assert "COMPLETE" in first and "0.900" in first and " 0.0001 " in first
     assert "!1 " in done.out and "PRUNED" in done.out  # breaks a constraint
     assert "untouched model: forget accuracy 0.800" in done.out
 

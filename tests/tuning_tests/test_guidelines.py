@@ -304,7 +304,7 @@ def test_reproduce_lists_every_guideline_in_the_binding_shape(tune: Command) -> 
         pytest.param(["99"], "GUIDELINE: no guideline '99'", id="unknown"),
         pytest.param(["12", "--preset", "gpu"], "has no preset gpu; it has quick", id="no-preset"),
         pytest.param(
-            ["5", "--set", "space.seed=1"], "change the search space in the file", id="space"
+            ["5", "--set", "space.seed=1"], "change ranges in the file, not by --set", id="space"
         ),
     ],
 )

@@ -125,5 +125,5 @@ def test_a_ledger_is_not_made_over_another(tmp_path: Path) -> None:
 
 
 def test_a_missing_study_is_not_made_by_opening(tmp_path: Path) -> None:
-    with pytest.raises(KeyError, match="Record does not exist"):
+    with pytest.raises(ValueError, match="does not contain exactly 1 study"):
         Ledger(tmp_path, spec_of(), create=False)
