@@ -182,6 +182,8 @@ TUNING: Layers = {
         "tuning/environment_checks.py",
         "tuning/evaluate.py",
         "tuning/foresight.py",
+        "tuning/initial.py",
+        "tuning/live.py",
         "tuning/prepare.py",
         "tuning/reduced.py",
         "tuning/train.py",

@@ -20,7 +20,7 @@ from core.store.durable import commit_json, commit_yaml, finite
 from core.store.refusal import refusal
 from tuning import strict_yaml
 from tuning.config import RUN_NAME, SweepSpec
-from tuning.files import load_sweep, read_yaml
+from tuning.files import load_sweep, read_yaml, set_dotted
 from tuning.surroundings import begin_in_utf8, without_carriage_returns
 from tuning.terminal import Shown, shown, terminal
 
@@ -142,6 +142,65 @@ def sweep(
         return run_sweep(loaded, run_dir, file=spec, launch=launch, watcher=watcher)
 
     _drive(go, loaded, run_dir, target=loaded.budget.trials, done=0, as_json=as_json)
+
+
+@app.command(
+    epilog=_examples(
+        "init mine.yaml --model package:smollm2 --forget forget.jsonl --retain retain.jsonl --approximate other.jsonl",
+        "init mine.yaml",
+    )
+)
+def init(
+    out: Annotated[Path, typer.Argument(help="Sweep file to write.", metavar="OUT")],
+    model: Annotated[str | None, typer.Option(help="package:, hub: or a model folder.")] = None,
+    forget: Annotated[str | None, typer.Option(help="What must go: a file or a name.")] = None,
+    retain: Annotated[str | None, typer.Option(help="Text of its domain that must stay.")] = None,
+    approximate: Annotated[
+        str | None, typer.Option(help="Text like the forget set's that the model never saw.")
+    ] = None,
+    retain_only: Annotated[
+        str | None, typer.Option(help="Instead: a model that never saw the forget set.")
+    ] = None,
+    general: Annotated[str | None, typer.Option(help="Ordinary text; shipped if absent.")] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(help="A shipped sweep file to begin with: ihl, npo, loku, methods, ..."),
+    ] = None,
+) -> None:
+    """Write a commented sweep file for your own model and data; asks for what is not given."""
+    from tuning.initial import DEFAULT_GENERAL, Answers, write_sweep
+
+    def answer(given: str | None, option: str, question: str, default: str | None = None) -> str:
+        if given is not None:
+            return given
+        if not sys.stdin.isatty():
+            if default is None:
+                raise UserError(f"{option}: needed, and nobody is there to ask: {question}")
+            return default
+        return str(typer.prompt(question, default=default, err=True))
+
+    model = answer(model, "--model", "the model: package:smollm2, hub:ORG/NAME or a folder")
+    forget = answer(
+        forget, "--forget", "what must go: a file (.jsonl, .csv, .txt, ...) or hub:ORG/NAME"
+    )
+    retain = answer(retain, "--retain", "text of its domain that must stay")
+    if retain_only is None and approximate is None:
+        question = "text like the forget set's that the model never saw"
+        approximate = answer(None, "--approximate", f"{question} (or give --retain-only)")
+    general = answer(general, "--general", "ordinary text of other domains", DEFAULT_GENERAL)
+    method = answer(method, "--method", "method (the name of a shipped sweep file)", "ihl")
+    answers = Answers(
+        model=model,
+        forget=forget,
+        retain=retain,
+        approximate=approximate,
+        retain_only=retain_only,
+        general=general,
+        method=method,
+    )
+    write_sweep(answers, out)
+    _say(f"wrote {out}; look at it, then: unlearn-tune sweep {out} --dry-run")
+    _print(str(out))
 
 
 @app.command(epilog=_examples("resume runs/demo", "resume runs/demo --trials 24"))
@@ -406,12 +465,19 @@ def train(
         Path, typer.Argument(help="A trial file, as export writes it.", metavar="TRIAL.yaml")
     ],
     out: Annotated[Path, typer.Option(help="Folder to write; must not exist.")],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Replace a value: key=value, dotted key; repeatable."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="End with the result as JSON.")] = False,
 ) -> None:
     """Run one configuration without a sweep; stops and selects as it did in the sweep."""
     from core.config import parse_trial
 
-    config = parse_trial(read_yaml(trial), where=str(trial))
+    values = read_yaml(trial)
+    for key, value in _overrides(set_ or []).items():
+        set_dotted(values, key, value, where=str(trial))
+    config = parse_trial(values, where=str(trial))
     if out.exists():
         raise UserError(f"--out: {out} exists already; give a new folder")
     from tuning.train import train_trial
@@ -704,9 +770,29 @@ def reproduce(
         _print(measured_text(next(one for one in found if one.guideline is chosen)))
 
 
-@app.command(epilog=_examples("report runs/demo", "report runs/loku"))
-def report(run: RunPath) -> None:
-    """Write report/index.html, report.md and PNGs into the run folder."""
+@app.command(epilog=_examples("report runs/demo", "report runs/demo --live"))
+def report(
+    run: RunPath,
+    live: Annotated[
+        bool, typer.Option("--live", help="Serve the page on this machine while the sweep runs.")
+    ] = False,
+    port: Annotated[
+        int, typer.Option(help="Port of --live; any that is free if 0.", min=0, max=65535)
+    ] = 0,
+) -> None:
+    """Write report/index.html, report.md and PNGs into the run folder, or serve the page as the sweep goes on."""
+    if live:
+        from threading import Event
+
+        from tuning.live import serving
+
+        with serving(run, port=port) as address:
+            _print(address)
+            _say("the page looks for news itself; end with Ctrl-C")
+            try:
+                Event().wait()
+            except KeyboardInterrupt:
+                return
     from tuning.report import write_report
     from tuning.run import load_run
 

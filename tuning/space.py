@@ -169,7 +169,7 @@ def with_meant_numbers(values: Mapping[str, Any]) -> dict[str, Any]:
     prior = sampler.get("prior") if isinstance(sampler, Mapping) else None
     if isinstance(prior, Mapping) and isinstance(prior.get("points"), list):
         points = [_with_meant_values(point, "values") for point in prior["points"]]
-        read["sampler"] = {**sampler, "prior": {**prior, "points": points}}
+        read["sampler"] = {**read["sampler"], "prior": {**prior, "points": points}}
     return read
 
 

@@ -3,8 +3,9 @@
 import base64
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from tuning import plots
@@ -31,7 +32,7 @@ class ReportFigure:
         part: Where it stands.
         title: Its heading.
         caption: How to read it.
-        png: The picture for paper, and for a page without scripts.
+        drawn: Draws it for paper, and for a page without scripts.
         panels: Interactive drawings by name: one, or several that the page lays out.
         is_wide: Whether a narrow window scrolls it instead of squeezing it.
     """
@@ -40,9 +41,14 @@ class ReportFigure:
     part: Part
     title: str
     caption: str
-    png: bytes
+    drawn: Callable[[], Any]
     panels: Mapping[str, Any]
     is_wide: bool = False
+
+    @cached_property
+    def png(self) -> bytes:
+        """The picture for paper, drawn when it is first asked for."""
+        return _png(self.drawn())
 
     @property
     def data_uri(self) -> str:
@@ -72,7 +78,7 @@ def _search_figures(run: Run) -> list[ReportFigure]:
             caption="Value of each finished trial. A trial without a feasible probe has a penalised value "
             f"{side} {history.worst:g}; one that broke has none and stands at the "
             f"{'top' if history.is_minimized else 'bottom'}.",
-            png=_png(drawing.history_matplotlib(history)),
+            drawn=partial(drawing.history_matplotlib, history),
             panels={"history": _plain(drawing.history_plotly(history))},
         ),
         ReportFigure(
@@ -81,7 +87,7 @@ def _search_figures(run: Run) -> list[ReportFigure]:
             title="Forgetting against damage",
             caption="Each finished trial at the probe that counts. Left of the line every constraint holds; "
             "from the Pareto front, no trial forgets more without coming closer to a limit.",
-            png=_png(drawing.tradeoff_matplotlib(tradeoff)),
+            drawn=partial(drawing.tradeoff_matplotlib, tradeoff),
             panels={"tradeoff": _plain(drawing.tradeoff_plotly(tradeoff))},
         ),
         ReportFigure(
@@ -90,7 +96,7 @@ def _search_figures(run: Run) -> list[ReportFigure]:
             title="Trial curves",
             caption="Every probe of every trial. A closure that falls again is over-unlearning. Values far "
             f"above the limit are cut at the upper edge.{_landing_words(curves)}",
-            png=_png(drawing.curves_matplotlib(curves)),
+            drawn=partial(drawing.curves_matplotlib, curves),
             panels={"curves": _plain(drawing.curves_plotly(curves))},
         ),
         ReportFigure(
@@ -99,7 +105,7 @@ def _search_figures(run: Run) -> list[ReportFigure]:
             title="Learning curves",
             caption="Cross-entropy of the forget, retain and general set at every probe of every trial: the "
             "forget set should rise to its target and stay there, the others should stay where they began.",
-            png=_png(drawing.curves_matplotlib(levels)),
+            drawn=partial(drawing.curves_matplotlib, levels),
             panels={"levels": _plain(drawing.curves_plotly(levels))},
         ),
         ReportFigure(
@@ -107,7 +113,7 @@ def _search_figures(run: Run) -> list[ReportFigure]:
             part="search",
             title="Why trials ended",
             caption="Optimiser steps that each trial made, and the hatched ones that stopping it early saved.",
-            png=_png(drawing.steps_matplotlib(steps)),
+            drawn=partial(drawing.steps_matplotlib, steps),
             panels={"steps": _plain(drawing.steps_plotly(steps))},
         ),
         ReportFigure(
@@ -117,7 +123,7 @@ def _search_figures(run: Run) -> list[ReportFigure]:
             caption="Which trial each worker was busy with. In the last lane, end to end, the work that stopping "
             "trials early saved, each at its own speed: "
             f"{duration(timeline.saved_s)} beside {duration(timeline.busy_s)} of work done{paused}.",
-            png=_png(drawing.timeline_matplotlib(timeline)),
+            drawn=partial(drawing.timeline_matplotlib, timeline),
             panels={"timeline": _plain(drawing.timeline_plotly(timeline))},
             is_wide=True,
         ),
@@ -140,7 +146,7 @@ def _field_figures(
             caption=f"PED-ANOVA: {meanings['ped_anova']}. fANOVA: {meanings['fanova']}, averaged over the others. "
             "One that matters only where the others are good already has much of the first and little of the "
             "second. Thin lines: the middle 90 % when trials are drawn again.",
-            png=_png(drawing.importances_matplotlib(shares)),
+            drawn=partial(drawing.importances_matplotlib, shares),
             panels={"importances": _plain(drawing.importances_plotly(shares))},
         ),
         ReportFigure(
@@ -150,7 +156,7 @@ def _field_figures(
             caption="Each finished trial, in the colours of the optimisation history. Shaded: from the lowest to "
             "the highest value of the field among the good trials, which are feasible and worth at least half "
             "of the best.",
-            png=_png(drawing.slices_matplotlib(slices)),
+            drawn=partial(drawing.slices_matplotlib, slices),
             panels={f"slices_{i}": _plain(panel) for i, panel in enumerate(panels)},
         ),
     ]
@@ -165,7 +171,7 @@ def _field_figures(
                 title=f"Rank over {pair.x.name} and {pair.y.name}",
                 caption=f"These are {why}. Dark trials are the better ones; dark and pale side by side mean that "
                 "another field decides.",
-                png=_png(drawing.pair_matplotlib(pair)),
+                drawn=partial(drawing.pair_matplotlib, pair),
                 panels={"pair": _plain(drawing.pair_plotly(pair))},
             )
         )
@@ -176,7 +182,7 @@ def _field_figures(
             title="All fields side by side",
             caption="A line for each finished trial through its fields, its largest excess over a limit (below 0 "
             "every constraint holds) and its value; the last two are cut as in the figures above.",
-            png=_png(drawing.parallel_matplotlib(parallel)),
+            drawn=partial(drawing.parallel_matplotlib, parallel),
             panels={"parallel": _plain(drawing.parallel_plotly(parallel))},
             is_wide=True,
         )

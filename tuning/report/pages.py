@@ -4,7 +4,7 @@ Needs neither Ray nor torch. All texts of a run are untrusted (a run folder may 
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +53,40 @@ def write_report(run: Run) -> Path:
     pages = _environment()
     text = pages.get_template("report.md.j2").render(content)
     commit(folder / "report.md", _writer(re.sub(r"\n{3,}", "\n\n", text).encode("utf-8")))
-    html = pages.get_template("report.html.j2").render(
-        content,
-        plotly_js=Markup(drawing.plotly_js()),  # noqa: S704  # the library's own text
-    )
     page = folder / "index.html"
-    commit(page, _writer(html.encode("utf-8")))
+    commit(page, _writer(_html(content).encode("utf-8")))
     return page
+
+
+def live_page(run: Run, *, stamp: str, others: Sequence[tuple[str, str]]) -> str:
+    """The same page for a run that goes on, as a server gives it: without pictures for paper, looking for news itself.
+
+    Args:
+        run: The run.
+        stamp: What the page shows; it loads itself anew when ``state.json`` beside it says another one.
+        others: Names and states of the runs of the folder, for the list beside.
+    """
+    content = report_content(run) | {"figures": report_figures(run)}
+    return _html(content, live={"stamp": stamp, "others": others})
+
+
+def index_page(runs: Sequence[tuple[str, str]]) -> str:
+    """The list of runs alone."""
+    text: str = _environment().get_template("runs.html.j2").render(runs=runs)
+    return text
+
+
+def _html(content: Mapping[str, Any], *, live: Mapping[str, Any] | None = None) -> str:
+    text: str = (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            content,
+            live=live,
+            plotly_js=Markup(drawing.plotly_js()),  # noqa: S704  # the library's own text
+        )
+    )
+    return text
 
 
 _MARKDOWN_SIGNS = re.compile(r"([\\`*\[\]|~#])")

@@ -1,0 +1,153 @@
+"""The verb ``init``: a sweep file for one's own model and data, from a shipped one."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib import resources
+from pathlib import Path
+from typing import Final
+
+import yaml
+
+from core.config import SourceConfig
+from core.data.sources import is_at_hand, read_rows
+from core.errors import UserError
+from core.store.durable import commit_text
+from tuning.config import RUN_NAME
+from tuning.files import load_sweep
+from tuning.validate import refuse_missing
+
+NOT_OF_ONE_METHOD: Final = frozenset({"demo", "authors", "tofu"})
+"""Shipped sweep files whose data are the point of them."""
+
+DEFAULT_GENERAL: Final = "embedded:general"
+_LARGEST_PART: Final = 48
+_TOKENS: Final = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """What a sweep file is made from.
+
+    Attributes:
+        model: Source of the target model.
+        forget: Source of what must go.
+        retain: Source of text of its domain that must stay.
+        approximate: Source of text like the forget set's that the model never saw; ``None`` with ``retain_only``.
+        retain_only: Source of a model that never saw the forget set.
+        general: Source of ordinary text.
+        method: Name of a shipped sweep file.
+    """
+
+    model: str
+    forget: str
+    retain: str
+    approximate: str | None
+    retain_only: str | None
+    general: str
+    method: str
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """Sources by role, of those that are given."""
+        found = {
+            "forget": self.forget,
+            "retain": self.retain,
+            "approximate": self.approximate,
+            "general": self.general,
+        }
+        return {role: source for role, source in found.items() if source is not None}
+
+
+def methods() -> list[str]:
+    """Names of the shipped sweep files that ``init`` may begin with."""
+    folder = resources.files("search_spaces")
+    names = [f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")]
+    return sorted(name for name in names if name not in NOT_OF_ONE_METHOD)
+
+
+def write_sweep(answers: Answers, out: Path) -> None:
+    """Write a sweep file that validates, with the comments and ranges of the method's shipped one.
+
+    Args:
+        answers: Model, data and method.
+        out: File to make.
+
+    Raises:
+        UserError: If the file exists, a name or a source is wrong, or rows are too few; nothing is written then.
+    """
+    if out.exists():
+        raise UserError(f"OUT: {out} exists already; give a new file")
+    if answers.approximate is None and answers.retain_only is None:
+        raise UserError(
+            "--approximate: needed to say how far to forget: text of the forget set's kind that the model never saw; "
+            "or give --retain-only, a model that never saw the forget set"
+        )
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", out.name.partition(".")[0]).strip("-.") or "sweep"
+    assert re.fullmatch(RUN_NAME, name[:64])
+    text = _filled(_template(answers.method), answers, name=name[:64])
+    commit_text(out, text)
+    try:
+        refuse_missing(load_sweep(out), where=str(out))
+    except BaseException:
+        out.unlink()
+        raise
+
+
+def _template(method: str) -> str:
+    known = methods()
+    if method not in known:
+        near = get_close_matches(method, known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise UserError(
+            f"--method: no sweep file {method!r} is shipped; {hint}known: {', '.join(known)}"
+        )
+    return (resources.files("search_spaces") / f"{method}.yaml").read_text(encoding="utf-8")
+
+
+def _filled(template: str, answers: Answers, *, name: str) -> str:
+    """The shipped file with another name, model and data; where damage is counted is left to the baseline."""
+    model = {"source": answers.model}
+    if answers.retain_only is not None:
+        model["retain_only"] = answers.retain_only
+    text = re.sub(r"(?m)^name: .*$", f"name: {name}", template, count=1)
+    text = re.sub(r"(?m)^model: .*(\n[ #].*)*", lambda _: f"model: {_flow(model)}", text, count=1)
+    text = re.sub(r"(?m)^data:\n([ #].*\n)+", lambda _: _data(answers), text, count=1)
+    text = re.sub(r"(?m)^# The retain loss reads general prose.*\n", "", text)
+    text = text.replace("retain_source: general", "retain_source: in_distribution")
+    return re.sub(r"\bretain_drop\b", "auto", text)
+
+
+def _data(answers: Answers) -> str:
+    why = {
+        "forget": "must go",
+        "retain": "must stay; the retain loss reads the part that is not held out",
+        "approximate": "like the forget set, but never seen by the model: its level is the target",
+        "general": "ordinary text of other domains; must stay",
+    }
+    lines = ["data:"]
+    for role, source in answers.sources.items():
+        values: dict[str, object] = {"source": source, "max_tokens": _TOKENS}
+        lines.append(f"  {role}: {_flow(values)}  # {why[role]}")
+    parts = {role: _part(answers.sources[role], role) for role in ("retain", "general")}
+    for key, said in (
+        ("probe_rows", "measured again and again during a trial; a drop is surer on more"),
+        ("report_rows", "seen by neither losses nor probes; finalists are reported on them"),
+    ):
+        lines.append(f"  {key}: {_flow(parts)}  # {said}")
+    return "\n".join(lines) + "\n"
+
+
+def _part(source: str, role: str) -> int:
+    """Rows to hold out, twice: a quarter of those that are there, at most 48."""
+    config = SourceConfig(source=source)
+    if not is_at_hand(config):
+        return _LARGEST_PART
+    n_distinct = len({(row.prompt, row.answer) for row in read_rows(config, role=role)})
+    return max(1, min(_LARGEST_PART, n_distinct // 4))
+
+
+def _flow(values: Mapping[str, object] | Sequence[object]) -> str:
+    """YAML in a line."""
+    return yaml.safe_dump(values, default_flow_style=True, sort_keys=False, width=10_000).strip()
