@@ -14,6 +14,7 @@ from core.config import SourceConfig
 from core.data.sources import is_at_hand, read_rows
 from core.errors import UserError
 from core.store.durable import commit_text
+from core.store.texts import read_text
 from tuning.config import RUN_NAME
 from tuning.files import load_sweep
 from tuning.validate import refuse_missing
@@ -24,6 +25,8 @@ NOT_OF_ONE_METHOD: Final = frozenset({"demo", "authors", "tofu"})
 DEFAULT_GENERAL: Final = "embedded:general"
 _LARGEST_PART: Final = 48
 _TOKENS: Final = 256
+_HELD_OUT: Final = (4, 6, 8)
+"""One row in so many is held out for probes, and as many for the report: what is left has to do for a step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,13 +89,16 @@ def write_sweep(answers: Answers, out: Path) -> None:
         )
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", out.name.partition(".")[0]).strip("-.") or "sweep"
     assert re.fullmatch(RUN_NAME, name[:64])
-    text = _filled(_template(answers.method), answers, name=name[:64])
-    commit_text(out, text)
-    try:
-        refuse_missing(load_sweep(out), where=str(out))
-    except BaseException:
-        out.unlink()
-        raise
+    template = _template(answers.method)
+    for held_out in _HELD_OUT:
+        commit_text(out, _filled(template, answers, name=name[:64], held_out=held_out))
+        try:
+            refuse_missing(load_sweep(out), where=str(out))
+            return
+        except UserError:
+            out.unlink()
+            if held_out == _HELD_OUT[-1]:
+                raise
 
 
 def _template(method: str) -> str:
@@ -103,23 +109,24 @@ def _template(method: str) -> str:
         raise UserError(
             f"--method: no sweep file {method!r} is shipped; {hint}known: {', '.join(known)}"
         )
-    return (resources.files("search_spaces") / f"{method}.yaml").read_text(encoding="utf-8")
+    with resources.as_file(resources.files("search_spaces") / f"{method}.yaml") as path:
+        return read_text(path)
 
 
-def _filled(template: str, answers: Answers, *, name: str) -> str:
+def _filled(template: str, answers: Answers, *, name: str, held_out: int) -> str:
     """The shipped file with another name, model and data; where damage is counted is left to the baseline."""
     model = {"source": answers.model}
     if answers.retain_only is not None:
         model["retain_only"] = answers.retain_only
     text = re.sub(r"(?m)^name: .*$", f"name: {name}", template, count=1)
     text = re.sub(r"(?m)^model: .*(\n[ #].*)*", lambda _: f"model: {_flow(model)}", text, count=1)
-    text = re.sub(r"(?m)^data:\n([ #].*\n)+", lambda _: _data(answers), text, count=1)
+    text = re.sub(r"(?m)^data:\n([ #].*\n)+", lambda _: _data(answers, held_out), text, count=1)
     text = re.sub(r"(?m)^# The retain loss reads general prose.*\n", "", text)
     text = text.replace("retain_source: general", "retain_source: in_distribution")
     return re.sub(r"\bretain_drop\b", "auto", text)
 
 
-def _data(answers: Answers) -> str:
+def _data(answers: Answers, held_out: int) -> str:
     why = {
         "forget": "must go",
         "retain": "must stay; the retain loss reads the part that is not held out",
@@ -130,7 +137,7 @@ def _data(answers: Answers) -> str:
     for role, source in answers.sources.items():
         values: dict[str, object] = {"source": source, "max_tokens": _TOKENS}
         lines.append(f"  {role}: {_flow(values)}  # {why[role]}")
-    parts = {role: _part(answers.sources[role], role) for role in ("retain", "general")}
+    parts = {r: _part(answers.sources[r], r, held_out) for r in ("retain", "general")}
     for key, said in (
         ("probe_rows", "measured again and again during a trial; a drop is surer on more"),
         ("report_rows", "seen by neither losses nor probes; finalists are reported on them"),
@@ -139,13 +146,13 @@ def _data(answers: Answers) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _part(source: str, role: str) -> int:
-    """Rows to hold out, twice: a quarter of those that are there, at most 48."""
+def _part(source: str, role: str, held_out: int) -> int:
+    """Rows to hold out: one in so many of those that are there, at most 48."""
     config = SourceConfig(source=source)
     if not is_at_hand(config):
         return _LARGEST_PART
     n_distinct = len({(row.prompt, row.answer) for row in read_rows(config, role=role)})
-    return max(1, min(_LARGEST_PART, n_distinct // 4))
+    return max(1, min(_LARGEST_PART, n_distinct // held_out))
 
 
 def _flow(values: Mapping[str, object] | Sequence[object]) -> str:

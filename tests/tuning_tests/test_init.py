@@ -46,8 +46,8 @@ def test_every_method_makes_a_file_that_validates(
     assert spec.name == "mine"
     assert spec.data["forget"]["source"] == mine["forget"]
     assert spec.data["general"]["source"] == "embedded:general"
-    assert spec.data["probe_rows"] == {"retain": 10, "general": 14}
-    assert spec.has_auto
+    assert spec.data["probe_rows"]["retain"] == (6 if method == "loku" else 10)
+    assert spec.has_auto or spec.objective.metric == "forget_closure_at_utility"
     assert "# must go" in out.read_text("utf-8")
     assert all(dimension.why for dimension in spec.space.values())
 
