@@ -572,6 +572,12 @@ def evaluate(
             help="The model before unlearning; MODEL itself if --adapter is given.", metavar="MODEL"
         ),
     ] = None,
+    before: Annotated[
+        Path | None,
+        typer.Option(
+            help="What evaluate --out wrote of the model before: shown beside, with differences."
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="JSON file to write, with the numbers of each row.")
     ] = None,
@@ -601,10 +607,18 @@ def evaluate(
     ] = 2e-5,
 ) -> None:
     """Run full metric suites and audits on a model, with or without an adapter."""
-    from tuning.evaluate import evaluation_tables, read_data, refuse_output, without_samples
+    from tuning.evaluate import (
+        evaluation_tables,
+        read_data,
+        read_result,
+        refuse_output,
+        with_before,
+        without_samples,
+    )
 
     if out is not None:
         refuse_output(out)
+    earlier = None if before is None else read_result(before)
     rows = None if data is None else read_data(data)
     from core.config import EngineConfig
     from core.evaluation import EvaluationRequest, compute_threads
@@ -634,6 +648,8 @@ def evaluate(
     if out is not None:
         commit_json(out, result)
         _say(f"wrote {out}")
+    if earlier is not None:
+        result = with_before(without_samples(earlier), result)
     if as_json:
         _print(json.dumps(without_samples(result), indent=1))
     else:

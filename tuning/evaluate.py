@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from core.errors import ConfigError, UserError
+from core.store.texts import read_json
 from core.suites.evaluation_rows import EvaluationData, parse_data
 from tuning.data_words import count_words, read_counts
 from tuning.files import anchored, read_yaml
@@ -63,14 +64,64 @@ def without_samples(result: Mapping[str, Any]) -> dict[str, Any]:
     return {**result, "suites": suites}
 
 
+def with_before(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """A result beside that of the model before unlearning, on the same rows.
+
+    Returns:
+        ``after`` with ``before`` (its suites) and ``difference``: suite to metric to after minus before, of metrics
+        that both have as numbers.
+
+    Raises:
+        UserError: If they are not of the same rows.
+    """
+    ours, theirs = (result["identity"]["rows"] for result in (after, before))
+    other = [role for role in ours if role in theirs and ours[role] != theirs[role]]
+    if other:
+        raise UserError(
+            f"--before: was measured on other rows of {', '.join(other)}; evaluate both with the same --data "
+            "and --limit"
+        )
+    difference = {
+        name: {
+            metric: value - before["suites"][name]["metrics"][metric]
+            for metric, value in found["metrics"].items()
+            if name in before["suites"]
+            and isinstance(value, int | float)
+            and isinstance(before["suites"][name]["metrics"].get(metric), int | float)
+        }
+        for name, found in after["suites"].items()
+    }
+    return {**after, "before": before["suites"], "difference": difference}
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """What an earlier ``evaluate --out`` wrote.
+
+    Raises:
+        UserError: If it is no such file.
+    """
+    found = read_json(path)
+    if not isinstance(found, dict) or not {"suites", "identity"} <= found.keys():
+        raise UserError(f"--before: {path} was not written by evaluate --out; give such a file")
+    return found
+
+
 def evaluation_tables(result: Mapping[str, Any]) -> Group:
     """A table of metrics for each suite, its notes below; at the end what was left out of roles."""
     parts: list[Table | Text] = []
     for name, found in result["suites"].items():
-        table = Table("metric", "value", title=name, title_justify="left")
-        table.columns[1].justify = "right"
+        before = result.get("before", {}).get(name, {}).get("metrics", {})
+        columns = ("before", "after", "difference") if before else ("value",)
+        table = Table("metric", *columns, title=name, title_justify="left")
+        for column in table.columns[1:]:
+            column.justify = "right"
         for metric, value in found["metrics"].items():
-            table.add_row(metric, score(value))
+            cells = [score(value)]
+            if before:
+                change = result["difference"][name].get(metric)
+                was = score(before[metric]) if metric in before else ""
+                cells = [was, *cells, "" if change is None else f"{change:+.4f}"]
+            table.add_row(metric, *cells)
         parts.append(table)
         parts += [Text(f"  {note}") for note in found["notes"]]
     counts = read_counts(result["data_counts"])
