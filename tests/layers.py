@@ -149,7 +149,7 @@ TUNING: Layers = {
     ),
     "figures": ("tuning/plots/*.py",),
     "drawings": ("tuning/plots/drawing/*.py",),
-    "report": ("tuning/card.py", "tuning/export.py", "tuning/report/*.py"),
+    "report": ("tuning/card.py", "tuning/export.py", "tuning/report/*.py", "tuning/tensorboard.py"),
     "evidence on guidelines": (
         "tuning/guidelines/__init__.py",
         "tuning/guidelines/evidence.py",

@@ -49,6 +49,7 @@ DOORS: Mapping[str, frozenset[str]] = {
         f"tuning/{n}.py"
         for n in ("copies", "importance", "ledger", "samplers", "pruning", "proposals")
     ),
+    "tensorboardX": frozenset({"tuning/tensorboard.py"}),
     "sqlite3": frozenset({"tuning/ledger.py", "tuning/records.py"}),
     "plotly": frozenset(f"tuning/plots/drawing/{n}.py" for n in DRAWINGS),
     "matplotlib": frozenset(f"tuning/plots/drawing/{n}.py" for n in DRAWINGS),

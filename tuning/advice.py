@@ -24,10 +24,10 @@ from tuning.knobs import (
 from tuning.next_sweep import next_sweep
 from tuning.places import is_ordered
 from tuning.pool import Pool
-from tuning.ranking import best, tied_with_best
+from tuning.ranking import best, is_candidate, tied_with_best
 from tuning.records import TrialRecord
 from tuning.results import GUARD_STOPS
-from tuning.wording import duration, parameter, parameters, percent
+from tuning.wording import decimals, duration, parameter, parameters, percent
 
 Section = Literal["mattered", "windows", "cliffs", "together", "wasted", "defaults"]
 
@@ -212,10 +212,12 @@ def _by_choice(pool: Pool, name: str, good: Sequence[TrialRecord]) -> Iterator[F
     for choice in pool.space[name].categorical or ():
         with_it = [t for t in of if t.params[name] == choice]
         n_good = sum(t.number in numbers for t in with_it)
-        counts.append(f"{choice} {n_good} of {len(with_it)}")
+        kept = sorted(t.value for t in with_it if is_candidate(t) and t.value is not None)
+        ends = f" ({decimals(kept[0])} to {decimals(kept[-1])})" if kept else ""
+        counts.append(f"{choice} {n_good} of {len(with_it)}{ends}")
     yield Finding(
         section="windows",
-        text=f"{name}, good trials by choice: {', '.join(counts)}.",
+        text=f"{name}, good trials by choice, and the values of those within the limits: {', '.join(counts)}.",
         trials=_named(pool, _of(of)),
         is_shown=bool(of),
     )

@@ -795,6 +795,9 @@ def report(
     port: Annotated[
         int, typer.Option(help="Port of --live; any that is free if 0.", min=0, max=65535)
     ] = 0,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Also write event files of each trial.")
+    ] = False,
 ) -> None:
     """Write report/index.html, report.md and PNGs into the run folder, or serve the page as the sweep goes on."""
     if live:
@@ -812,7 +815,12 @@ def report(
     from tuning.report import write_report
     from tuning.run import load_run
 
-    _print(str(write_report(load_run(run))))
+    found = load_run(run)
+    if tensorboard:
+        from tuning.tensorboard import write_events
+
+        _say(f"look at the trials with: tensorboard --logdir {write_events(found)}")
+    _print(str(write_report(found)))
 
 
 def _drive(

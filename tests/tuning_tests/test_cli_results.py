@@ -6,9 +6,10 @@ import csv
 import io
 import json
 import shutil
+import struct
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 import yaml
 from command_line import ROOT, Command, is_refused
+from tensorboardX.proto import event_pb2
 
 import tuning
 from core.store.durable import append_line
@@ -193,6 +195,35 @@ def test_advise_does_not_write_over_a_file(tune: Command, sample_run: Run, tmp_p
     out.write_text("mine", "utf-8")
     is_refused(tune("advise", sample_run.path, "--out", out), "exists already")
     assert out.read_text("utf-8") == "mine"
+
+
+# TensorBoard
+
+
+def test_event_files_hold_every_metric_of_each_trial(tune: Command, sample_run: Run) -> None:
+    done = tune("report", sample_run.path, "--tensorboard")
+    folder = sample_run.path / "report" / "tensorboard"
+    assert f"tensorboard --logdir {folder}" in done.err
+    assert {path.name for path in folder.iterdir()} == {f"{n:04d}" for n in range(9)}
+    seen: dict[str, dict[int, float]] = {}
+    (file,) = (folder / "0000").iterdir()
+    for record in records_of(file):
+        for value in record.summary.value:
+            if value.HasField("simple_value"):
+                seen.setdefault(value.tag, {})[record.step] = value.simple_value
+    history = sample_run.history(0)
+    expected = {line["step"]: line["metrics"]["forget_nll"] for line in history}
+    assert seen["forget_nll"] == pytest.approx(expected)
+    assert set(history[0]["metrics"]) == set(seen)
+
+
+def records_of(file: Path) -> Iterator[Any]:
+    """Events of a file: each its length, a checksum of that, its bytes, and a checksum of those."""
+    content, at = file.read_bytes(), 0
+    while at < len(content):
+        (length,) = struct.unpack_from("<Q", content, at)
+        yield event_pb2.Event.FromString(content[at + 12 : at + 12 + length])
+        at += 12 + length + 4
 
 
 # Comparison
