@@ -44,14 +44,14 @@ def refuse_looking_ahead(network: nn.Module, *, source: str, field: str) -> None
         ModelError: If it is one.
     """
     device = next(network.parameters()).device
-    middle = (
-        vocabulary_size(network) // 2
-    )  # the first ones are often special: some models take them for padding
+    # The first ids are often special: some models take them for padding.
+    middle = vocabulary_size(network) // 2
     ids_BT = (middle + torch.arange(_TRIED_TOKENS, device=device)).repeat(2, 1)
     ids_BT %= vocabulary_size(network)
     ids_BT[1, -1] = middle - 1
     logits_BTV = network(input_ids=ids_BT, use_cache=False).logits
-    if not agree(logits_BTV[0, :-1], logits_BTV[1, :-1]):
+    is_damaged = not bool(logits_BTV.isfinite().all())  # which is told where it is measured
+    if not is_damaged and not agree(logits_BTV[0, :-1], logits_BTV[1, :-1]):
         raise ModelError(
             f"{field}: {source!r} is no causal language model: in {type(network).__name__} a token sees those that "
             "follow it; give a model that reads from left to right (an encoder such as BERT: with is_decoder: true "

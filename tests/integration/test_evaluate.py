@@ -304,7 +304,7 @@ def test_a_missing_field_is_refused(evaluate: Command) -> None:
     data = questions(question(1), question(2, perturbed_answer=None), roles=TOFU_ROLES)
     is_refused(
         evaluate("--suite", "utility", "--data", data),
-        "data.retain: questions.jsonl row 2 has no field 'perturbed_answer', which suite utility needs",
+        "questions.jsonl row 2 has no field 'perturbed_answer', which suite utility needs",
         "authors:retain",
     )
 
@@ -314,7 +314,7 @@ def test_a_missing_paraphrase_is_refused(evaluate: Command, field: str) -> None:
     data = questions(question(1, **{field: None}), roles=("forget",))
     is_refused(
         evaluate("--suite", "paraphrase", "--data", data),
-        f"data.forget: questions.jsonl row 1 has no field {field!r}, which suite paraphrase needs",
+        f"questions.jsonl row 1 has no field {field!r}, which suite paraphrase needs",
     )
 
 
@@ -331,7 +331,7 @@ def test_rows_that_cannot_be_read_are_refused_before_a_model_is_loaded(evaluate:
     Path("bad.jsonl").write_text('{"text": "one"}\nno JSON\n', encoding="utf-8")
     data = write({"forget": {"source": "bad.jsonl"}}, "data.yaml")
     done = evaluate("--suite", "probes", "--data", data)
-    is_refused(done, "data.forget: bad.jsonl:2: not JSON")
+    is_refused(done, "data.forget: ", "bad.jsonl:2: not JSON")
     assert "Loading weights" not in done.err
 
 
