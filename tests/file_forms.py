@@ -247,6 +247,14 @@ FORMS: Sequence[Form] = (
         outcome="refused, with the line",
     ),
     Form(
+        title="nothing but null",
+        name="null.json",
+        content=b"null\n",
+        rows=None,
+        message=r"null\.json: an object or a list of objects is expected, got NoneType",
+        outcome="refused",
+    ),
+    Form(
         title="a pointer of Git LFS",
         name="pointer.csv",
         content=b"version https://git-lfs.github.com/spec/v1\noid sha256:12\n",

@@ -87,7 +87,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: If the file is missing, too large, or no such mapping.
     """
     if not path.is_file():
-        raise ConfigError(str(path), ["file does not exist; check the path"])
+        absent = "file does not exist; check the path"
+        raise ConfigError(str(path), ["is a folder; name a file" if path.is_dir() else absent])
     if path.stat().st_size > MAX_FILE_BYTES:
         raise ConfigError(str(path), [f"file exceeds {MAX_FILE_BYTES} bytes; it is no sweep file"])
     try:

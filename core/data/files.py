@@ -89,6 +89,10 @@ def _of_document(
     except FileError as err:
         raise (blame if blame is not None and format_of(path) != ".json" else err) from err
     rows = _listed(value, f"{where}: {path}") if isinstance(value, dict) else value
+    if not isinstance(rows, list):
+        raise DataError(
+            f"{where}: {path}: an object or a list of objects is expected, got {type(rows).__name__}"
+        )
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
             raise DataError(

@@ -73,7 +73,7 @@ def test_every_verb_refuses_a_file_that_is_no_text(
     is_refused(tune(*arguments), "file.yaml: 1 problem\n  - line 1: is not UTF-8 but UTF-16")
     Path("file.yaml").unlink()
     Path("file.yaml").mkdir()
-    is_refused(tune(*arguments), "file.yaml: 1 problem\n  - file does not exist")
+    is_refused(tune(*arguments), "file.yaml: 1 problem\n  - is a folder; name a file")
 
 
 def test_a_name_that_no_file_can_have_is_refused(tune: Command) -> None:
