@@ -21,7 +21,7 @@ from core.store.refusal import refusal
 from tuning import strict_yaml
 from tuning.config import RUN_NAME, SweepSpec
 from tuning.files import load_sweep, read_yaml, set_dotted
-from tuning.surroundings import begin_in_utf8, without_carriage_returns
+from tuning.surroundings import SPIN, begin_in_utf8, without_carriage_returns
 from tuning.terminal import Shown, shown, terminal
 
 if TYPE_CHECKING:
@@ -51,9 +51,7 @@ RunPath = Annotated[Path, typer.Argument(help="A run folder, such as runs/demo."
 
 def main() -> None:
     """Entry point: a user's mistake ends with status 2 and without a traceback."""
-    # Threads that wait leave their core to whom they wait for; spinning takes tenfold on a busy machine. Read once,
-    # when torch is loaded.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", SPIN)  # read once, when torch is loaded
     begin_in_utf8()
     without_carriage_returns()
     for stream in (sys.stdout, sys.stderr):

@@ -20,6 +20,7 @@ from core.store.durable import commit_json
 from tuning.config import ResourcesSpec
 from tuning.failures import FAILURE_FILE, exhausted
 from tuning.handing_out import HandedOut
+from tuning.surroundings import SPIN
 
 logger = logging.getLogger(__name__)
 
@@ -251,7 +252,7 @@ def start_rank(
             "env_vars": {
                 "OMP_NUM_THREADS": threads,  # before torch starts: two busy pools stall each other
                 "MKL_NUM_THREADS": threads,
-                "OMP_WAIT_POLICY": "PASSIVE",  # a thread that waits leaves its core to whom it waits for
+                "GOMP_SPINCOUNT": SPIN,
                 "PYTHONUTF8": "1",  # libraries read their own files by the locale
                 "TOKENIZERS_PARALLELISM": "false",
                 "HF_HUB_DISABLE_PROGRESS_BARS": "1",
