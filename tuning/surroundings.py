@@ -25,9 +25,9 @@ _BELOW = "/session_2000-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 ROOM = LONGEST_SOCKET - len(_BELOW)
 """Bytes of the path of Ray's folder, at most."""
 SPIN: Final = "20000"
-"""Turns that a thread of libgomp waits for the others before it sleeps. Its own number is fifteen times as many, and where
-other processes want the cores, threads then wait most of the time for one that was put to sleep: measured up to tenfold.
-Sleeping at once costs twice the time of a decomposition, whose parallel parts are short."""
+"""Turns that a thread of libgomp waits for the others before it sleeps. Its own number is fifteen times as many: where
+other processes want the cores, threads then spin most of the time for one that was put to sleep, measured up to
+tenfold. Sleeping at once costs twice the time of a decomposition, whose parallel parts are short."""
 
 OBJECT_STORE_BYTES = 100 * 2**20
 """Ray's shared memory: what trials and the driver send each other is small."""
