@@ -121,6 +121,16 @@ def _named(pool: Pool, numbers: Sequence[int]) -> tuple[str, ...]:
     return tuple(pool.label(n) for n in numbers)
 
 
+def _too_little(pool: Pool, section: Section, of_what: str) -> Finding:
+    """What all finished trials together do not show."""
+    return Finding(
+        section=section,
+        text=f"Not enough evidence {of_what}",
+        trials=_named(pool, _of(finished(pool.trials))),
+        is_shown=False,
+    )
+
+
 def _of(trials: Sequence[TrialRecord]) -> list[int]:
     return [t.number for t in trials]
 
@@ -133,16 +143,10 @@ def _mattered(pool: Pool, weights: Importances | None) -> Iterator[Finding]:
             if len(of) < needed(len(pool.space))
             else "all trials are worth the same, or no parameter was in all of them"
         )
-        yield Finding(
-            section="mattered",
-            text=f"Not enough evidence which parameters mattered: {why}.",
-            trials=_named(pool, _of(of)),
-            is_shown=False,
-        )
+        yield _too_little(pool, "mattered", f"which parameters mattered: {why}.")
         return
     raw = {name: association(pool.trials, name, pool.space[name]) for name in weights.fanova}
-    tested = [name for name, chance in raw.items() if chance is not None]
-    chances = dict(zip(tested, holm([raw[name] or 0.0 for name in tested]), strict=True))
+    chances = holm({name: chance for name, chance in raw.items() if chance is not None})
     for name, estimate in weights.fanova.items():
         other = weights.ped_anova[name]
         shares = f"fANOVA {_share(estimate)}, PED-ANOVA {_share(other)}"
@@ -226,35 +230,30 @@ def _by_choice(pool: Pool, name: str, good: Sequence[TrialRecord]) -> Iterator[F
 def _cliffs(pool: Pool) -> Iterator[Finding]:
     found = {name: cliff(pool.trials, name, of) for name, of in pool.space.items()}
     cliffs = {name: c for name, c in found.items() if c is not None}
-    chances = holm([c.chance for c in cliffs.values()])
-    shown = False
-    for (name, at), chance in zip(cliffs.items(), chances, strict=True):
-        if chance > SURE:
-            continue
-        shown = True
+    chances = holm({name: c.chance for name, c in cliffs.items()})
+    shown = {name: c for name, c in cliffs.items() if chances[name] <= SURE}
+    for name, at in shown.items():
         far = len(at.broken_beyond) + len(at.kept_beyond)
         near = len(at.broken_before) + len(at.kept_before)
         other = "below" if at.beyond == "above" else "above"
         yield Finding(
             section="cliffs",
             text=f"{at.beyond.capitalize()} {name} = {parameter(at.at)} {len(at.broken_beyond)} of {far} trials never "
-            f"kept every limit, {other} it {len(at.broken_before)} of {near} (chance alone: {_chance(chance)}).",
+            f"kept every limit, {other} it {len(at.broken_before)} of {near} (chance alone: {_chance(chances[name])}).",
             trials=_named(pool, at.trials),
         )
     if not shown:
-        yield Finding(
-            section="cliffs",
-            text="Not enough evidence that a limit is broken beyond some value of a parameter.",
-            trials=_named(pool, _of(finished(pool.trials))),
-            is_shown=False,
+        yield _too_little(
+            pool, "cliffs", "that a limit is broken beyond some value of a parameter."
         )
 
 
 def _together(pool: Pool) -> Iterator[Finding]:
     pairs = interactions(pool.trials, pool.space, list(pool.space))
-    chances = holm([pair.chance for pair in pairs])
-    shown = [(p, c) for p, c in zip(pairs, chances, strict=True) if c <= SURE]
-    for pair, chance in shown:
+    chances = holm({(pair.first, pair.second): pair.chance for pair in pairs})
+    shown = [pair for pair in pairs if chances[pair.first, pair.second] <= SURE]
+    for pair in shown:
+        chance = chances[pair.first, pair.second]
         way = "higher" if pair.sign > 0 else "lower"
         yield Finding(
             section="together",
@@ -263,12 +262,7 @@ def _together(pool: Pool) -> Iterator[Finding]:
             trials=_named(pool, pair.trials),
         )
     if not shown:
-        yield Finding(
-            section="together",
-            text="Not enough evidence that two parameters act together.",
-            trials=_named(pool, _of(finished(pool.trials))),
-            is_shown=False,
-        )
+        yield _too_little(pool, "together", "that two parameters act together.")
 
 
 def _wasted(pool: Pool) -> Iterator[Finding]:
@@ -308,12 +302,7 @@ def _wasted(pool: Pool) -> Iterator[Finding]:
 
 def _defaults(pool: Pool, first: TrialRecord | None) -> Iterator[Finding]:
     if first is None:
-        yield Finding(
-            section="defaults",
-            text="Not enough evidence for defaults: no trial kept every limit.",
-            trials=_named(pool, _of(finished(pool.trials))),
-            is_shown=False,
-        )
+        yield _too_little(pool, "defaults", "for defaults: no trial kept every limit.")
         return
     yield Finding(
         section="defaults",

@@ -10,6 +10,7 @@ from rich.text import Text
 from core.errors import UserError
 from core.store.durable import finite
 from tuning.config import specification_changes
+from tuning.pool import measured_otherwise
 from tuning.ranking import overlap
 from tuning.results import counts, savings
 from tuning.run import Run
@@ -111,14 +112,9 @@ def _of(run: Run) -> dict[str, Any]:
 
 
 def _differences(first: Run, run: Run) -> dict[str, list[str]]:
-    ours, theirs = first.facts.identity, run.facts.identity
-    measured = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
-    for name in ("objective", "constraints"):
-        if getattr(first.spec, name) != getattr(run.spec, name):
-            measured.append(name)
     lines = specification_changes(_settings(first), _settings(run))
     kept = [line for line in lines if line[:1] in "-+" and line[:3] not in ("---", "+++")]
-    return {"measured": measured, "settings": kept}
+    return {"measured": measured_otherwise(first, run), "settings": kept}
 
 
 def _settings(run: Run) -> Mapping[str, Any]:

@@ -5,13 +5,14 @@ need no distribution, and give the same answer twice.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import bdtrc
 
 from tuning.config import Dimension
 from tuning.places import is_logarithmic, is_ordered, place, value_at
@@ -35,6 +36,7 @@ _PERMUTATIONS: Final = 2000
 _FEWEST_OF_A_SIDE: Final = 2
 
 Places = NDArray[np.float64]
+Name = TypeVar("Name", bound=Hashable)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,7 +227,7 @@ def edge_hits(trials: Sequence[TrialRecord], name: str, dimension: Dimension) ->
         there = [t.number for t in good if _is_at(end, t, name, dimension)]
         share = sum(_is_at(end, t, name, dimension) for t in every) / max(1, len(every))
         share = max(share if dimension.categorical else EDGE, EDGE)
-        chance = _at_least(len(there), len(good), share)
+        chance = float(bdtrc(len(there) - 1, len(good), share))
         if len(there) >= 3 and chance <= SURE:
             numbers = tuple(t.number for t in good)
             hits.append(EdgeHit(end=end, at=tuple(there), good=numbers, chance=chance))
@@ -277,14 +279,20 @@ def association(trials: Sequence[TrialRecord], name: str, dimension: Dimension) 
     return _chance(explained / total, float(((fit @ value) ** 2).sum()) / total)
 
 
-def holm(chances: Sequence[float]) -> list[float]:
-    """Chances corrected for their number, by Holm: each at least what it was, in the same order."""
-    order = sorted(range(len(chances)), key=lambda i: chances[i])
-    corrected, highest = [1.0] * len(chances), 0.0
-    for rank, i in enumerate(order):
-        highest = max(highest, min(1.0, chances[i] * (len(chances) - rank)))
-        corrected[i] = highest
-    return corrected
+def holm(p_values: Mapping[Name, float], *, total: int | None = None) -> dict[Name, float]:
+    """P-values adjusted for their number by Holm's step-down procedure, the smallest first.
+
+    Args:
+        p_values: By name.
+        total: Hypotheses of the whole set, of which those without a p-value count as 1; all are here if absent.
+    """
+    n = len(p_values) if total is None else total
+    adjusted: dict[Name, float] = {}
+    largest = 0.0
+    for i, (name, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
+        largest = max(largest, min(1.0, (n - i) * p))
+        adjusted[name] = largest
+    return adjusted
 
 
 def worth(trial: TrialRecord) -> float:
@@ -334,13 +342,6 @@ def _with(trials: Sequence[TrialRecord], name: str) -> list[TrialRecord]:
 def _is_at(end: str, trial: TrialRecord, name: str, dimension: Dimension) -> bool:
     here = place(trial.params[name], dimension)
     return here <= EDGE if end == "lower" else here >= 1.0 - EDGE
-
-
-def _at_least(k: int, n: int, share: float) -> float:
-    """Probability of at least k of n."""
-    if share >= 1.0:
-        return 1.0
-    return sum(math.comb(n, i) * share**i * (1 - share) ** (n - i) for i in range(k, n + 1))
 
 
 def _shuffles(n: int) -> NDArray[np.int64]:

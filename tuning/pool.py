@@ -54,7 +54,7 @@ def pooled(runs: Sequence[Run]) -> Pool:
         if run.path.resolve() in seen:
             raise UserError(f"{run.path}: is given twice; name each run once")
         seen.add(run.path.resolve())
-        differs = _differences(first, run)
+        differs = measured_otherwise(first, run)
         if differs:
             raise UserError(
                 f"{run.path}: differs from {first.path} in {', '.join(differs)}; trials can be judged together only "
@@ -73,7 +73,8 @@ def pooled(runs: Sequence[Run]) -> Pool:
     )
 
 
-def _differences(one: Run, other: Run) -> list[str]:
+def measured_otherwise(one: Run, other: Run) -> list[str]:
+    """What makes the values of two runs not comparable: model, rows, objective, limits."""
     ours, theirs = one.facts.identity, other.facts.identity
     found = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
     if one.spec.objective != other.spec.objective:

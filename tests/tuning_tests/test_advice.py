@@ -143,10 +143,10 @@ def test_the_cliff_lies_between_the_trials_on_both_sides_of_it() -> None:
 
 def test_where_chance_alone_decides_hardly_any_parameter_is_said_to_matter() -> None:
     space = run_of([]).spec.space
-    found = []
+    found = list[float]()
     for seed in range(20):
         trials = drawn(30, chance_alone, seed=seed)
-        found += holm([association(trials, name, space[name]) or 0.0 for name in space])
+        found += holm({n: association(trials, n, space[n]) or 0.0 for n in space}).values()
     assert sum(chance <= 0.05 for chance in found) <= 3  # one sweep in twenty is expected
 
 
@@ -255,4 +255,5 @@ def test_places_follow_the_scale_on_which_a_field_is_searched() -> None:
 
 
 def test_holm_multiplies_the_smallest_chance_by_the_number_of_tests() -> None:
-    assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
+    adjusted = holm({"a": 0.04, "b": 0.01, "c": 0.03})
+    assert adjusted == pytest.approx({"a": 0.06, "b": 0.03, "c": 0.06})

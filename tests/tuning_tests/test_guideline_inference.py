@@ -13,10 +13,10 @@ from tuning.guidelines.inference import (
     Region,
     estimate,
     held_against,
-    holm,
     joint_p,
     verdict,
 )
+from tuning.knobs import holm
 
 ABOVE_0 = Region(low=0.0, resolution=1e-6)
 

@@ -8,7 +8,7 @@ measurement, and not 0.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -144,21 +144,6 @@ def joint_p(tested: Sequence[Compared]) -> float:
     supporting = max(t.p_for for t in tested)
     contradicting = min(1.0, len(tested) * min(t.p_against for t in tested))
     return min(1.0, 2.0 * min(supporting, contradicting))
-
-
-def holm(p_values: Mapping[str, float], *, total: int) -> dict[str, float]:
-    """P-values adjusted for their number by Holm's step-down procedure.
-
-    Args:
-        p_values: By name.
-        total: Hypotheses of the whole set; those without a p-value count as 1.
-    """
-    adjusted: dict[str, float] = {}
-    largest = 0.0
-    for i, (name, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
-        largest = max(largest, min(1.0, (total - i) * p))
-        adjusted[name] = largest
-    return adjusted
 
 
 def verdict(tested: Sequence[Compared], *, adjusted_p: float) -> Verdict:

@@ -10,7 +10,8 @@ from core.store.durable import commit_json, finite
 from core.store.texts import read_json
 from tuning.guidelines.catalogue import Guideline, guidelines
 from tuning.guidelines.findings import Findings, PerUnit
-from tuning.guidelines.inference import Compared, Verdict, held_against, holm, joint_p, verdict
+from tuning.guidelines.inference import Compared, Verdict, held_against, joint_p, verdict
+from tuning.knobs import holm
 from tuning.plots.guideline import Line, LinesData
 
 
