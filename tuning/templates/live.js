@@ -11,5 +11,6 @@
       location.reload();
     }).catch(function () { said.textContent = "the server has ended"; });
   }
+  look();
   window.setInterval(look, 2000);
 })();
