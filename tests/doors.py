@@ -62,7 +62,7 @@ DOORS: Mapping[str, Door] = {
     ),
     "YAML": door(
         r"(strict_)?yaml\.(safe_load|load)",
-        "tuning/cli.py",
+        "tuning/cli/application.py",
         "tuning/cluster.py",
         "tuning/files.py",
         "tuning/resources.py",
@@ -102,7 +102,7 @@ DOORS: Mapping[str, Door] = {
         tests="doors_tests/test_disks.py",
     ),
     "locks": door(r".*flock|FileLock", "core/store/locks.py", tests="doors_tests/test_disks.py"),
-    "disk": door(r"refusal", "tuning/cli.py", tests="doors_tests/test_disks.py"),  # whoever writes, it ends here
+    "disk": door(r"refusal", "tuning/cli/__init__.py", tests="doors_tests/test_disks.py"),  # whoever writes, it ends here
     "ledger": door(
         r"sqlite3\.connect|optuna\.(load_study|create_study)|.*RDBStorage",
         "tuning/copies.py",
@@ -112,7 +112,7 @@ DOORS: Mapping[str, Door] = {
     ),
     "Ray": door(r"ray\.init", "tuning/sweep.py", tests="doors_tests/test_starting_ray.py"),
     "terminal": door(
-        r"Console|print", "tuning/cli.py", "tuning/dry_run.py", "tuning/terminal.py",
+        r"Console|print", "tuning/cli/application.py", "tuning/dry_run.py", "tuning/terminal.py",
         tests="doors_tests/test_terminal.py",
     ),
     "another's code": door(

@@ -200,7 +200,7 @@ TUNING: Layers = {
     "bridge": ("tuning/bridge.py",),
     "sweep": ("tuning/sweep.py",),
     "measuring guidelines": ("tuning/guidelines/measuring.py",),
-    "command line": ("tuning/cli.py",),
+    "command line": ("tuning/cli/*.py",),
 }
 
 LAYERS: Layers = {"search spaces": ("search_spaces/__init__.py",), **CORE, **TUNING}

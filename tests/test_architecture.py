@@ -135,7 +135,7 @@ def of(package: str) -> list[Source]:
 
 def test_the_sources_are_found() -> None:
     names = {s.name for s in SOURCES}
-    assert {"core/worker.py", "core/losses/forget.py", "tuning/cli.py"} <= names
+    assert {"core/worker.py", "core/losses/forget.py", "tuning/cli/__init__.py"} <= names
 
 
 @pytest.mark.parametrize("module", DOORS)
@@ -265,7 +265,7 @@ def test_yaml_is_read_by_a_safe_loader() -> None:
             )
 
 
-EDGES = {"core/errors.py", "tuning/trainable.py", "tuning/packing.py", "tuning/cli.py"}
+EDGES = {"core/errors.py", "tuning/trainable.py", "tuning/packing.py", "tuning/cli/__init__.py"}
 
 
 def test_a_handler_of_every_exception_stands_at_the_edge_and_raises_again() -> None:
@@ -285,7 +285,7 @@ def test_a_handler_of_every_exception_stands_at_the_edge_and_raises_again() -> N
 
 def test_only_the_command_line_prints() -> None:
     printing = {source.name for source in SOURCES for name, _ in source.calls() if name == "print"}
-    assert printing <= {"tuning/cli.py", "tuning/dry_run.py"}
+    assert printing <= {"tuning/cli/application.py", "tuning/dry_run.py"}
 
 
 def test_importing_does_nothing() -> None:

@@ -1,0 +1,270 @@
+"""Verbs that run trials over and over: begin a sweep, go on with one, repeat its finalists, make a file for one."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from core.errors import UserError
+from tuning.cli.application import (
+    FAILED,
+    NO_FEASIBLE,
+    RUNS,
+    RunPath,
+    app,
+    checked_name,
+    examples,
+    overrides_of,
+    say,
+    tell,
+)
+from tuning.config import SweepSpec
+from tuning.files import load_sweep
+from tuning.terminal import Shown, terminal
+
+if TYPE_CHECKING:
+    from tuning.events import Watcher
+    from tuning.run import Run
+
+
+@app.command(
+    epilog=examples(
+        "sweep search_spaces/demo.yaml --name demo",
+        "sweep search_spaces/demo.yaml --trials 4 --dry-run",
+    )
+)
+def sweep(
+    spec: Annotated[Path, typer.Argument(help="Sweep file.", metavar="SPEC")],
+    name: Annotated[
+        str | None, typer.Option(help="Run folder below runs/; the sweep's name if absent.")
+    ] = None,
+    trials: Annotated[
+        int | None, typer.Option(help="Trials instead of budget.trials.", min=1)
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Fix a value, also of a searched field: key=value, dotted key."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option(help="Show space, samples and estimates; start nothing.")
+    ] = False,
+    address: Annotated[
+        str | None, typer.Option(help="Address of an existing Ray cluster, such as auto.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="End with `best` as JSON.")] = False,
+) -> None:
+    """Start a sweep in runs/NAME."""
+    from tuning.validate import refuse_missing
+
+    overrides = overrides_of(set_ or [])
+    if trials is not None:
+        overrides["budget.trials"] = trials
+    loaded = load_sweep(spec, overrides=overrides)
+    run_dir = RUNS / checked_name(name or loaded.name)
+    if address is None:  # a cluster may have what this machine has not
+        refuse_missing(loaded, where=str(spec))
+    if dry_run:
+        from tuning.dry_run import show_dry_run
+
+        show_dry_run(loaded, run_dir, as_json=as_json)
+        return
+    from tuning.sweep import Launch, refuse_existing, run_sweep
+
+    refuse_existing(loaded, run_dir)
+    say(f"run folder: {run_dir}   go on after a stop with: unlearn-tune resume {run_dir}")
+
+    def go(watcher: "Watcher") -> "Run":
+        launch = Launch(address=address)
+        return run_sweep(loaded, run_dir, file=spec, launch=launch, watcher=watcher)
+
+    _drive(go, loaded, run_dir, target=loaded.budget.trials, done=0, as_json=as_json)
+
+
+@app.command(
+    epilog=examples(
+        "init mine.yaml --model package:smollm2 --forget forget.jsonl --retain retain.jsonl --approximate other.jsonl",
+        "init mine.yaml",
+    )
+)
+def init(
+    out: Annotated[Path, typer.Argument(help="Sweep file to write.", metavar="OUT")],
+    model: Annotated[str | None, typer.Option(help="package:, hub: or a model folder.")] = None,
+    forget: Annotated[str | None, typer.Option(help="What must go: a file or a name.")] = None,
+    retain: Annotated[str | None, typer.Option(help="Text of its domain that must stay.")] = None,
+    approximate: Annotated[
+        str | None, typer.Option(help="Text like the forget set's that the model never saw.")
+    ] = None,
+    retain_only: Annotated[
+        str | None, typer.Option(help="Instead: a model that never saw the forget set.")
+    ] = None,
+    general: Annotated[str | None, typer.Option(help="Ordinary text; shipped if absent.")] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(help="A shipped sweep file to begin with: ihl, npo, loku, methods, ..."),
+    ] = None,
+) -> None:
+    """Write a commented sweep file for your own model and data; asks for what is not given."""
+    from tuning.initial import DEFAULT_GENERAL, Answers, write_sweep
+
+    def answer(given: str | None, option: str, question: str, default: str | None = None) -> str:
+        if given is not None:
+            return given
+        if not sys.stdin.isatty():
+            if default is None:
+                raise UserError(f"{option}: needed, and nobody is there to ask: {question}")
+            return default
+        return str(typer.prompt(question, default=default, err=True))
+
+    model = answer(model, "--model", "the model: package:smollm2, hub:ORG/NAME or a folder")
+    forget = answer(
+        forget, "--forget", "what must go: a file (.jsonl, .csv, .txt, ...) or hub:ORG/NAME"
+    )
+    retain = answer(retain, "--retain", "text of its domain that must stay")
+    if retain_only is None and approximate is None:
+        question = "text like the forget set's that the model never saw"
+        approximate = answer(None, "--approximate", f"{question} (or give --retain-only)")
+    general = answer(general, "--general", "ordinary text of other domains", DEFAULT_GENERAL)
+    method = answer(method, "--method", "method (the name of a shipped sweep file)", "ihl")
+    answers = Answers(
+        model=model,
+        forget=forget,
+        retain=retain,
+        approximate=approximate,
+        retain_only=retain_only,
+        general=general,
+        method=method,
+    )
+    write_sweep(answers, out)
+    say(f"wrote {out}; look at it, then: unlearn-tune sweep {out} --dry-run")
+    tell(str(out))
+
+
+@app.command(epilog=examples("resume runs/demo", "resume runs/demo --trials 24"))
+def resume(
+    run: RunPath,
+    trials: Annotated[
+        int | None, typer.Option(help="New number of trials of the whole sweep.", min=1)
+    ] = None,
+    spec: Annotated[
+        Path | None,
+        typer.Option(
+            help="Sweep file to compare with the run's; refused if it changed, but for more budget.trials."
+        ),
+    ] = None,
+    address: Annotated[str | None, typer.Option(help="Address of an existing Ray cluster.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="End with `best` as JSON.")] = False,
+) -> None:
+    """Go on exactly where a sweep stopped; with more trials, extend it."""
+    from tuning.extending import asked_trials, remarks
+    from tuning.run import load_run
+
+    found = load_run(run)
+    now = load_sweep(spec) if spec else None
+    from tuning.sweep import Launch, resume_sweep
+
+    done = sum(t.state in ("COMPLETE", "PRUNED", "FAIL") for t in found.trials)
+    target = asked_trials(found, trials=trials, spec=now) or found.target
+    for line in remarks(found, trials=trials, spec=now):
+        say(line)
+
+    def go(watcher: "Watcher") -> "Run":
+        launch = Launch(address=address)
+        return resume_sweep(run, trials=trials, spec=now, launch=launch, watcher=watcher)
+
+    _drive(go, found.spec, run, target=target, done=done, as_json=as_json)
+
+
+@app.command(
+    epilog=examples("repeat runs/demo --top 3 --seeds 5", "repeat runs/demo --seeds 3 --json")
+)
+def repeat(
+    run: RunPath,
+    top: Annotated[int, typer.Option(help="How many of the best trials.", min=1)] = 3,
+    seeds: Annotated[int, typer.Option(help="Seeds of each.", min=2)] = 5,
+    name: Annotated[
+        str | None, typer.Option(help="Run folder below runs/; NAME-repeat if absent.")
+    ] = None,
+    address: Annotated[str | None, typer.Option(help="Address of an existing Ray cluster.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+) -> None:
+    """Run the best trials again over seeds: mean, spread and paired differences; goes on where it stopped."""
+    from tuning.records import LEDGER_FILE
+    from tuning.repetition import repeated_json, repeated_text, repetition
+    from tuning.run import load_run
+
+    found = load_run(run)
+    spec = repetition(found, top=top, seeds=seeds)
+    run_dir = RUNS / checked_name(name or spec.name)
+    from tuning.sweep import Launch, resume_sweep, run_sweep
+
+    launch = Launch(address=address)
+    if (run_dir / LEDGER_FILE).exists():
+        before = load_run(run_dir)
+        done = sum(t.state in ("COMPLETE", "PRUNED", "FAIL") for t in before.trials)
+
+        def go(watcher: "Watcher") -> "Run":
+            return resume_sweep(run_dir, spec=spec, launch=launch, watcher=watcher)
+    else:
+        done = 0
+        say(f"run folder: {run_dir}   go on after a stop with the same command")
+
+        def go(watcher: "Watcher") -> "Run":
+            return run_sweep(spec, run_dir, launch=launch, watcher=watcher)
+
+    ended = _driven(go, spec, run_dir, target=spec.budget.trials, done=done)
+    if as_json:
+        tell(json.dumps(repeated_json(ended), indent=1))
+    else:
+        terminal().print(Shown(repeated_text(ended)))
+    _exit_by(ended)
+
+
+def _drive(
+    go: "Callable[[Watcher], Run]",
+    spec: SweepSpec,
+    run_dir: Path,
+    *,
+    target: int,
+    done: int,
+    as_json: bool,
+) -> None:
+    """Run or resume with progress, and end with the result and its exit status."""
+    from tuning.best_view import BestTable
+    from tuning.results import best_json
+    from tuning.views import ending_text
+
+    run = _driven(go, spec, run_dir, target=target, done=done)
+    if as_json:
+        tell(json.dumps(best_json(run), indent=1))
+    else:
+        terminal().print(Shown(BestTable(run=run, top=5)))
+        say(ending_text(run))
+    _exit_by(run)
+
+
+def _exit_by(run: "Run") -> None:
+    if run.state == "no_feasible":
+        raise typer.Exit(NO_FEASIBLE)
+    if run.state == "failed":
+        raise typer.Exit(FAILED)
+
+
+def _driven(
+    go: "Callable[[Watcher], Run]", spec: SweepSpec, run_dir: Path, *, target: int, done: int
+) -> "Run":
+    """Run or resume with progress; a signal ends the command with its status."""
+    from tuning.progress import Progress
+    from tuning.sweep import Interrupted
+
+    try:
+        with Progress(spec, target=target, done=done) as progress:
+            return go(progress)
+    except Interrupted as err:
+        if run_dir.exists():
+            say(f"interrupted; nothing finished is lost. Go on with: unlearn-tune resume {run_dir}")
+        else:
+            say("interrupted before anything was tried; no run was made")
+        raise typer.Exit(128 + err.signal_number) from None
