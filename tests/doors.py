@@ -102,7 +102,9 @@ DOORS: Mapping[str, Door] = {
         tests="doors_tests/test_disks.py",
     ),
     "locks": door(r".*flock|FileLock", "core/store/locks.py", tests="doors_tests/test_disks.py"),
-    "disk": door(r"refusal", "tuning/cli/__init__.py", tests="doors_tests/test_disks.py"),  # whoever writes, it ends here
+    "disk": door(  # whoever writes, it ends here
+        r"refusal", "tuning/cli/__init__.py", tests="doors_tests/test_disks.py"
+    ),
     "ledger": door(
         r"sqlite3\.connect|optuna\.(load_study|create_study)|.*RDBStorage",
         "tuning/copies.py",
@@ -110,7 +112,7 @@ DOORS: Mapping[str, Door] = {
         "tuning/records.py",
         tests="tuning_tests/test_damaged_runs.py",
     ),
-    "Ray": door(r"ray\.init", "tuning/sweep.py", tests="doors_tests/test_starting_ray.py"),
+    "Ray": door(r"ray\.init", "tuning/plan.py", tests="doors_tests/test_starting_ray.py"),
     "terminal": door(
         r"Console|print", "tuning/cli/application.py", "tuning/dry_run.py", "tuning/terminal.py",
         tests="doors_tests/test_terminal.py",
@@ -123,7 +125,7 @@ DOORS: Mapping[str, Door] = {
         "core/evaluation.py",
         "core/model/loading.py",
         "core/training/adapter.py",
-        "tuning/sweep.py",
+        "tuning/plan.py",
         tests="doors_tests/test_foreign.py",
     ),
 }  # fmt: skip

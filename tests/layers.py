@@ -198,6 +198,12 @@ TUNING: Layers = {
     ),
     "ranks apart from trials": ("tuning/apart.py", "tuning/finalists.py"),
     "bridge": ("tuning/bridge.py",),
+    "what a sweep stands on": (
+        "tuning/driver.py",
+        "tuning/plan.py",
+        "tuning/preparing.py",
+        "tuning/sameness.py",
+    ),
     "sweep": ("tuning/sweep.py",),
     "measuring guidelines": ("tuning/guidelines/measuring.py",),
     "command line": ("tuning/cli/*.py",),

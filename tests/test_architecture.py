@@ -39,6 +39,7 @@ DOORS: Mapping[str, frozenset[str]] = {
             "trainable",
             "packing",
             "bridge",
+            "plan",
             "sweep",
             "cluster",
             "shared_folder",

@@ -10,7 +10,7 @@ from command_line import Command, is_refused, left_in_runs, write
 
 from core.errors import ModelError, UserError
 from tuning.apart import their_own_errors
-from tuning.sweep import not_started
+from tuning.plan import not_started
 
 
 def test_a_ray_that_cannot_start_is_told_with_what_looks_at_the_machine() -> None:

@@ -24,8 +24,9 @@ from tuning.guidelines.evidence import Observed, from_run, observed
 from tuning.guidelines.measuring import finished, measure
 from tuning.guidelines.statistics import STATISTICS
 from tuning.guidelines.sweeps import run_name, sweeps_of
+from tuning.plan import Launch
 from tuning.space import bind
-from tuning.sweep import Launch, run_sweep
+from tuning.sweep import run_sweep
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 

@@ -14,7 +14,8 @@ from core.errors import UserError
 from core.store.durable import commit_yaml
 from tuning.records import LEDGER_FILE, LOCK_FILE, SPEC_FILE
 from tuning.run import Run
-from tuning.sweep import exhausted, refuse_existing, refuse_other_contents
+from tuning.sameness import refuse_existing, refuse_other_contents
+from tuning.sweep import exhausted
 
 
 def specification(run: Run) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from core.store.durable import commit_yaml
 from tuning.config import SweepSpec
 from tuning.files import load_sweep, parse_sweep, read_yaml
 from tuning.run import Run, load_run
+from tuning.sameness import refuse_changed
 from tuning.space import bind, corner_proposals
-from tuning.sweep import refuse_changed
 from tuning.validate import late_guard, validate_file
 
 SHIPPED = sorted(

@@ -41,8 +41,9 @@ def reproduce(
         chosen = pick(guideline)
         chosen.use(preset)
         overrides = overrides_of(set_ or [])
+        from tuning.driver import Interrupted
         from tuning.guidelines.measuring import measure
-        from tuning.sweep import Interrupted, Launch
+        from tuning.plan import Launch
 
         launch = Launch(address=address)
         try:

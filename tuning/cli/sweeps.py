@@ -71,7 +71,9 @@ def sweep(
 
         show_dry_run(loaded, run_dir, as_json=as_json)
         return
-    from tuning.sweep import Launch, refuse_existing, run_sweep
+    from tuning.plan import Launch
+    from tuning.sameness import refuse_existing
+    from tuning.sweep import run_sweep
 
     refuse_existing(loaded, run_dir)
     say(f"run folder: {run_dir}   go on after a stop with: unlearn-tune resume {run_dir}")
@@ -163,7 +165,8 @@ def resume(
 
     found = load_run(run)
     now = load_sweep(spec) if spec else None
-    from tuning.sweep import Launch, resume_sweep
+    from tuning.plan import Launch
+    from tuning.sweep import resume_sweep
 
     done = sum(t.state in ("COMPLETE", "PRUNED", "FAIL") for t in found.trials)
     target = asked_trials(found, trials=trials, spec=now) or found.target
@@ -198,7 +201,8 @@ def repeat(
     found = load_run(run)
     spec = repetition(found, top=top, seeds=seeds)
     run_dir = RUNS / checked_name(name or spec.name)
-    from tuning.sweep import Launch, resume_sweep, run_sweep
+    from tuning.plan import Launch
+    from tuning.sweep import resume_sweep, run_sweep
 
     launch = Launch(address=address)
     if (run_dir / LEDGER_FILE).exists():
@@ -256,8 +260,8 @@ def _driven(
     go: "Callable[[Watcher], Run]", spec: SweepSpec, run_dir: Path, *, target: int, done: int
 ) -> "Run":
     """Run or resume with progress; a signal ends the command with its status."""
+    from tuning.driver import Interrupted
     from tuning.progress import Progress
-    from tuning.sweep import Interrupted
 
     try:
         with Progress(spec, target=target, done=done) as progress:

@@ -15,10 +15,11 @@ from tuning.guidelines.published import DATA_VARIABLE, published
 from tuning.guidelines.record import Record
 from tuning.guidelines.statistics import STATISTICS
 from tuning.guidelines.sweeps import run_name, sweeps_of
+from tuning.plan import Launch
 from tuning.progress import Progress
 from tuning.records import LEDGER_FILE
 from tuning.run import Run, load_run
-from tuning.sweep import Launch, resume_sweep, run_sweep
+from tuning.sweep import resume_sweep, run_sweep
 from tuning.validate import refuse_missing
 
 

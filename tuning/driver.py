@@ -1,0 +1,126 @@
+"""A driver as a process: it holds its run, keeps a log, and takes signals."""
+
+import logging
+import os
+import platform
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from core.errors import UserError
+from core.store.locks import try_lock
+from tuning import records
+from tuning.bridge import (
+    Dispatcher,
+)
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupted(Exception):  # noqa: N818 - not an error
+    """A signal ended the driver; the run can be resumed.
+
+    Args:
+        signal_number: The signal.
+    """
+
+    def __init__(self, signal_number: int) -> None:
+        """Keep the number: the exit status is 128 + it."""
+        super().__init__(signal_number)
+        self.signal_number = signal_number
+
+
+@contextmanager
+def held_run(run_dir: Path) -> Iterator[None]:
+    """Hold the run, whose folder is made; one driver at a time.
+
+    Raises:
+        UserError: If another driver holds it.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with (run_dir / records.LOCK_FILE).open("a+") as file:
+        if not try_lock(file):
+            file.seek(0)
+            raise UserError(
+                f"{run_dir}: another driver holds this run ({file.read().strip()}); wait for it, or stop it"
+            )
+        file.truncate(0)
+        file.write(f"pid {os.getpid()} on {platform.node()} since {records.now()}\n")
+        file.flush()
+        yield
+
+
+@contextmanager
+def driver_log(run_dir: Path) -> Iterator[None]:
+    """Keep the warnings and errors of the driver's process, Ray's included, in ``driver.log``."""
+    handler = logging.FileHandler(run_dir / "driver.log", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    loggers = [logging.getLogger(name) for name in (None, "ray")]  # Ray's does not propagate
+    for logger in loggers:
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+        handler.close()
+
+
+class Signals:
+    """SIGINT and SIGTERM while a driver lives.
+
+    While trials run, the first signal ends the sweep at the next turn, and a second one ends the process.
+    At any other time a signal ends what is being done.
+    """
+
+    def __init__(self) -> None:
+        self._received: list[int] = []
+        self._dispatcher: Dispatcher | None = None
+
+    def install(self) -> None:
+        """Take SIGINT and SIGTERM."""
+        for number in _SIGNALS:
+            signal.signal(number, self.handle)
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Take a signal."""
+        if self._dispatcher is None:
+            raise Interrupted(number)
+        if self._received:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        self._received.append(number)
+        self._dispatcher.is_interrupted = True
+
+    @contextmanager
+    def handed_to(self, dispatcher: Dispatcher) -> Iterator[None]:
+        """Within the context a signal stops ``dispatcher``."""
+        self._dispatcher = dispatcher
+        try:
+            yield
+        finally:
+            self._dispatcher = None
+
+    def raise_received(self) -> None:
+        """Raise what came while trials ran.
+
+        Raises:
+            Interrupted: If a signal came.
+        """
+        if self._received:
+            raise Interrupted(self._received[0])
+
+
+@contextmanager
+def signals_taken() -> Iterator[Signals]:
+    """Take SIGINT and SIGTERM within the context, and give them back as they were."""
+    signals = Signals()
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    signals.install()
+    try:
+        yield signals
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
