@@ -177,6 +177,7 @@ TUNING: Layers = {
     "ledger": ("tuning/ledger.py",),
     "verbs without Ray": (
         "tuning/cached.py",
+        "tuning/dashboard.py",
         "tuning/doctor.py",
         "tuning/dry_run.py",
         "tuning/environment_checks.py",

@@ -16,6 +16,8 @@ _MOST_INDENTED = 100
 """More trials are printed as JSON without line breaks, which takes a fraction of the time."""
 _WIDEST = 2000
 """Signs of a line of a table that may be wider than the terminal."""
+_ANEW_S = 10
+"""How often `dashboard` copies the ledger."""
 
 
 @app.command(epilog=examples("status runs/demo", "status runs/demo --json"))
@@ -177,6 +179,29 @@ def report(
 
         say(f"look at the trials with: tensorboard --logdir {write_events(found)}")
     tell(str(write_report(found)))
+
+
+@app.command(epilog=examples("dashboard runs/demo", "dashboard runs/demo --port 8080"))
+def dashboard(
+    run: RunPath,
+    port: Annotated[
+        int, typer.Option(help="Where to listen; any port that is free if 0.", min=0, max=65535)
+    ] = 0,
+) -> None:
+    """Show the run's study in optuna-dashboard: on this machine alone, read only, on a copy of the ledger."""
+    import time
+
+    from tuning.dashboard import dashboard as served
+
+    with served(run, port=port) as (address, update):
+        tell(address)
+        say(f"the copy is made anew every {_ANEW_S} seconds; end with Ctrl-C")
+        try:
+            while True:
+                time.sleep(_ANEW_S)
+                update()
+        except KeyboardInterrupt:
+            return
 
 
 @app.command(
