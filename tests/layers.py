@@ -111,6 +111,7 @@ TUNING: Layers = {
     "rows of a ledger": ("tuning/data_words.py", "tuning/ranking.py", "tuning/records.py"),
     "sweep file": (
         "tuning/config.py",
+        "tuning/evaluation_limits.py",
         "tuning/files.py",
         "tuning/pinning.py",
         "tuning/places.py",
@@ -197,7 +198,11 @@ TUNING: Layers = {
         "tuning/shared_folder.py",
         "tuning/trainable.py",
     ),
-    "ranks apart from trials": ("tuning/apart.py", "tuning/finalists.py"),
+    "ranks apart from trials": (
+        "tuning/apart.py",
+        "tuning/finalist_evaluation.py",
+        "tuning/finalists.py",
+    ),
     "bridge": ("tuning/bridge.py",),
     "what a sweep stands on": (
         "tuning/driver.py",

@@ -19,7 +19,7 @@ _LIMITED_COLUMNS = 2
 _GAP = 2
 _LEGEND = (
     "* on the Pareto front of objective and largest constraint excess   ~ ties with the best   "
-    "! breaks a constraint   ^ breaks one on the reporting split   a to b: 95 % interval"
+    "! breaks a constraint   ^ breaks one as a finalist   a to b: 95 % interval"
 )
 
 

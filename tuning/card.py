@@ -220,5 +220,5 @@ def _standing(run: Run, trial: TrialRecord) -> str:
     if trial == best(run.trials):
         lines += [f"Best of its sweep; {doubt}." for doubt in doubts(run)]
     elif trial.reported_feasible is False:
-        lines.append("This trial breaks a constraint on the reporting split.")
+        lines.append("This trial breaks a constraint that finalists must keep.")
     return "".join(f"\n{line}\n" for line in lines)

@@ -31,6 +31,7 @@ from core.config import (
     UtilityMetric,
 )
 from core.config.section import Positive, Section, auto_or
+from tuning.evaluation_limits import EvaluationSpec
 
 RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 """Names of runs; anything else could leave the folder of runs."""
@@ -319,6 +320,7 @@ class SweepSpec(Section):
     stop: StopSpec = StopSpec()
     pruning: PruningSpec = PruningSpec()
     budget: BudgetSpec
+    evaluation: EvaluationSpec = EvaluationSpec()
     sampler: SamplerSpec = SamplerSpec()
     resources: ResourcesSpec = ResourcesSpec()
 
@@ -337,6 +339,16 @@ class SweepSpec(Section):
             raise ValueError(
                 "resources.gpus_per_rank: engine.device: cuda needs a GPU or a share of one for each rank, got "
                 "gpus_per_rank=0; leave it at auto, or take engine.device: auto"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _evaluation_loads_the_model(self) -> Self:
+        if self.evaluation.all_suites and self.model.get("quantisation", "none") != "none":
+            raise ValueError(
+                "evaluation: the suites hold the model unquantised, got "
+                f"model.quantisation={self.model['quantisation']}; leave one of the two out, and run "
+                "`unlearn-tune evaluate` on what `export` writes"
             )
         return self
 

@@ -1,4 +1,4 @@
-"""The end of a sweep: its best trials on the split that neither losses nor probes saw, and samples of the best one."""
+"""The end of a sweep: its best trials on the split that neither losses nor probes saw and in suites, and samples."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -8,6 +8,7 @@ from core.config import TrialConfig
 from tuning.apart import CallForEach, several_ranks
 from tuning.config import SweepSpec
 from tuning.events import EventLog, Reporting
+from tuning.finalist_evaluation import Work, evaluate_finalists
 from tuning.handing_out import HandedOut
 from tuning.ledger import Ledger
 from tuning.ranking import best, by_probes
@@ -15,9 +16,6 @@ from tuning.records import TrialRecord
 from tuning.run import Run, load_run
 from tuning.samples import read_samples, write_samples
 from tuning.space import bind
-
-Work = tuple[int, TrialConfig, Path]
-"""Number, configuration and adapter of a trial."""
 
 
 def finish(
@@ -29,7 +27,7 @@ def finish(
     handed_out: HandedOut | None,
     at_a_time: int,
 ) -> None:
-    """Measure finalists that were not measured yet, several at a time, then let the best trial write samples.
+    """Measure and evaluate finalists that were not yet, several at a time, then let the best trial write samples.
 
     Args:
         spec: The sweep.
@@ -40,19 +38,29 @@ def finish(
         at_a_time: Ranks that fit.
     """
     run = load_run(run_dir)
-    work = [
+    finalists = [
         _work(spec, run_dir, t)
         for t in by_probes(run.trials)[: spec.budget.finalists]
-        if t.adapter is not None and not ledger.has_report_metrics(t.number)
+        if t.adapter is not None
     ]
-    if not work and not _lacks_samples(run):
-        return
-    with several_ranks(spec, min(at_a_time, max(1, len(work))), handed_out=handed_out) as call:
-        if work:
-            log.emit(Reporting(numbers=tuple(number for number, *_ in work)))
-        for number, metrics, intervals in call(_measured, work):
-            ledger.set_report_metrics(number, metrics, intervals=intervals)
-        _sample(spec, run_dir, call)
+    to_measure = [one for one in finalists if not ledger.has_report_metrics(one[0])]
+    to_evaluate = [
+        one for one in finalists if spec.evaluation.all_suites and not ledger.has_evaluation(one[0])
+    ]
+    if to_measure or (not to_evaluate and _lacks_samples(run)):
+        n = min(at_a_time, max(1, len(to_measure)))
+        with several_ranks(spec, n, handed_out=handed_out) as call:
+            if to_measure:
+                log.emit(Reporting(numbers=tuple(number for number, *_ in to_measure)))
+            for number, metrics, intervals in call(_measured, to_measure):
+                ledger.set_report_metrics(number, metrics, intervals=intervals)
+            if not to_evaluate:
+                _sample(spec, run_dir, call)
+    if to_evaluate:  # on ranks of their own: a suite holds a model by itself
+        n = min(at_a_time, len(to_evaluate))
+        with several_ranks(spec, n, handed_out=handed_out) as call:
+            evaluate_finalists(spec, to_evaluate, ledger, log, call)
+            _sample(spec, run_dir, call)
 
 
 def _sample(spec: SweepSpec, run_dir: Path, call: CallForEach) -> None:

@@ -45,7 +45,14 @@ from tuning.pruning import (
     rungs_of,
     verdict_key,
 )
-from tuning.records import LEDGER_FILE, DriverFacts, Note, report_intervals_note, report_note
+from tuning.records import (
+    LEDGER_FILE,
+    DriverFacts,
+    Note,
+    evaluation_note,
+    report_intervals_note,
+    report_note,
+)
 from tuning.samplers import propose
 
 
@@ -229,6 +236,17 @@ class Ledger:
         if intervals is not None:
             self._study.set_user_attr(report_intervals_note(number), finite(intervals))
         self._study.set_user_attr(report_note(number), finite(metrics))
+
+    def set_evaluation(
+        self, number: int, metrics: Mapping[str, float], *, violations: Mapping[str, float]
+    ) -> None:
+        """Record what suites measure of a finalist, and how far its limits are broken."""
+        found = {"metrics": dict(metrics), "violations": dict(violations)}
+        self._study.set_user_attr(evaluation_note(number), finite(found))
+
+    def has_evaluation(self, number: int) -> bool:
+        """Whether :meth:`set_evaluation` was called for the trial."""
+        return evaluation_note(number) in self._study.user_attrs
 
     def has_report_metrics(self, number: int) -> bool:
         """Whether :meth:`set_report_metrics` was called for the trial."""

@@ -58,6 +58,8 @@ class TrialRecord:
         report_intervals: That of each closure and drop on the reporting split.
         duration_s: Seconds of the last attempt.
         adapter: Folder of its adapter, relative to the run folder.
+        evaluation: What suites measure, of finalists: ``SUITE.METRIC`` to number.
+        evaluation_violations: How far it lies beyond each limit on these.
     """
 
     number: int
@@ -80,6 +82,8 @@ class TrialRecord:
     value_interval: tuple[float, float] | None = None
     report_intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     is_minimized: bool = False
+    evaluation: Mapping[str, float] = field(default_factory=dict)
+    evaluation_violations: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def merit(self) -> float:
@@ -96,10 +100,11 @@ class TrialRecord:
 
     @property
     def reported_feasible(self) -> bool | None:
-        """Whether every constraint holds on the reporting split, too; ``None`` if it was not measured there."""
+        """Whether every constraint holds on the reporting split and in the evaluation; ``None`` if not measured."""
         if self.report_metrics is None:
             return None
-        return all(excess <= 1e-9 for excess in self.report_violations.values())  # not NaN
+        found = (*self.report_violations.values(), *self.evaluation_violations.values())
+        return all(excess <= 1e-9 for excess in found)  # not NaN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +122,7 @@ class RunFacts:
         file: The sweep file that it began with; empty if it was not recorded.
         scale: On which scale damage to retained text is counted, and why; empty if the file names it.
         warnings: What a person should know of the limits.
+        evaluation: What suites measure of the untouched model; empty if the sweep asks for none.
     """
 
     identity: Mapping[str, Any] = field(default_factory=dict)
@@ -129,11 +135,12 @@ class RunFacts:
     file: str = ""
     scale: str = ""
     warnings: Sequence[str] = field(default_factory=list)
+    evaluation: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> "RunFacts":
         """From plain values; what an older or a damaged run does not have is empty."""
-        groups = ("identity", "rows", "baseline", "report_baseline", "versions")
+        groups = ("identity", "rows", "baseline", "report_baseline", "versions", "evaluation")
         found = {name: values.get(name) for name in groups}
         return cls(
             **{name: v if isinstance(v, Mapping) else {} for name, v in found.items()},
@@ -180,6 +187,11 @@ def report_note(number: int) -> str:
 def report_intervals_note(number: int) -> str:
     """Name in the ledger of the intervals of these metrics."""
     return f"report_intervals:{number}"
+
+
+def evaluation_note(number: int) -> str:
+    """Name in the ledger of what suites measure of a finalist."""
+    return f"evaluation:{number}"
 
 
 def attempt_folder(number: int, attempt: int) -> str:
@@ -283,6 +295,7 @@ def _record(
     number: int, state: TrialState, found: Mapping[str, Any], notes: Mapping[str, Any]
 ) -> TrialRecord:
     ends = found.get("value_interval")
+    evaluation: Mapping[str, Any] = notes.get(evaluation_note(number)) or {}
     return TrialRecord(
         number=number,
         state=state,
@@ -304,6 +317,8 @@ def _record(
         value_interval=None if ends is None else (ends[0], ends[1]),
         report_intervals=_pairs(notes.get(report_intervals_note(number))),
         is_minimized=bool(found.get("is_minimized", False)),
+        evaluation=evaluation.get("metrics", {}),
+        evaluation_violations=evaluation.get("violations", {}),
     )
 
 

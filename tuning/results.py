@@ -8,7 +8,7 @@ from tuning.ranking import best, displaced, ranked, tied_with_best, trial_rows
 from tuning.records import TrialRecord
 from tuning.run import Run
 from tuning.time_left import time_left_s
-from tuning.wording import listed, measured
+from tuning.wording import listed, measured, score
 
 GUARD_STOPS = ("retain_guard", "non_finite")
 
@@ -89,24 +89,64 @@ def doubts(run: Run) -> list[str]:
             "drop decides, then the fewest steps"
         )
     found += [
-        f"trial {t.number} would come first on the probe split, but breaks a constraint on the reporting "
-        f"split: {_broken(t)}"
+        f"trial {t.number} would come first on the probe split, but breaks {_broken(run, t)}"
         for t in displaced(run.trials)
     ]
     if first.reported_feasible is False:
-        found.append(
-            f"it breaks a constraint on the reporting split: {_broken(first)}; no finalist keeps all"
-        )
+        found.append(f"it breaks {_broken(run, first)}; no finalist keeps all")
     return found
 
 
-def _broken(trial: TrialRecord) -> str:
+def _broken(run: Run, trial: TrialRecord) -> str:
+    """Which constraints a finalist breaks, and by which values."""
     report = trial.report_metrics or {}
-    return ", ".join(
+    reported = ", ".join(
         f"{metric} {measured(report[metric], metric)} (limit {report[metric] - excess:g})"
         for metric, excess in trial.report_violations.items()
         if not excess <= 0.0
     )
+    evaluated = ", ".join(
+        f"{limit.metric} {score(trial.evaluation[limit.metric])} ({limit.words})"
+        for limit in run.spec.evaluation.constraints
+        if not trial.evaluation_violations.get(limit.metric, 0.0) <= 0.0
+    )
+    where = {"on the reporting split": reported, "in its evaluation": evaluated}
+    return " and ".join(f"a constraint {place}: {what}" for place, what in where.items() if what)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationRow:
+    """A metric of ``evaluate`` of a finalist.
+
+    Attributes:
+        metric: ``SUITE.METRIC``.
+        before: Of the untouched model; ``None`` if it was not measured.
+        after: Of the finalist.
+        limit: Its limit in words; empty if it has none.
+        is_broken: Whether the limit is broken.
+    """
+
+    metric: str
+    before: float | None
+    after: float
+    limit: str
+    is_broken: bool
+
+
+def evaluation_rows(run: Run, trial: TrialRecord) -> list[EvaluationRow]:
+    """What suites measure of a finalist, beside the untouched model; limited metrics first."""
+    limits = {c.metric: c for c in run.spec.evaluation.constraints}
+    names = sorted(trial.evaluation, key=lambda name: name not in limits)
+    return [
+        EvaluationRow(
+            metric=name,
+            before=run.facts.evaluation.get(name),
+            after=trial.evaluation[name],
+            limit=limits[name].words if name in limits else "",
+            is_broken=not trial.evaluation_violations.get(name, 0.0) <= 0.0,
+        )
+        for name in names
+    ]
 
 
 def best_json(run: Run, *, top: int | None = None) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from tuning.config import SweepSpec
 from tuning.driver import Signals, driver_log, held_run, signals_taken
 from tuning.events import EventLog, Silent, Warned, Watcher
 from tuning.extending import asked_trials
+from tuning.finalist_evaluation import evaluate_untouched
 from tuning.finalists import finish
 from tuning.handing_out import HandedOut, PreparedFiles, hand_out
 from tuning.ledger import Ledger
@@ -74,7 +75,10 @@ def run_sweep(
                 plan.tell(watcher)
                 refuse_unshared(run_dir)
                 spec, facts, prepared = prepare(plan.spec, watcher, threads=plan.threads)
-                facts = replace(facts, file="" if file is None else str(file.resolve()))
+                untouched = evaluate_untouched(spec, threads=plan.threads)
+                facts = replace(
+                    facts, file="" if file is None else str(file.resolve()), evaluation=untouched
+                )
                 commit_yaml(run_dir / records.SPEC_FILE, {"sweep": spec.plain(), **asdict(facts)})
                 ledger = Ledger(run_dir, spec, create=True)
                 with driver_log(run_dir):

@@ -9,9 +9,9 @@ from core.errors import UserError
 from tuning.plots.reading import number_or_nan
 from tuning.ranking import best
 from tuning.records import TrialRecord
-from tuning.results import counts, doubts, eta_s, savings
+from tuning.results import counts, doubts, eta_s, evaluation_rows, savings
 from tuning.run import Run
-from tuning.wording import between, duration, parameters, with_interval
+from tuning.wording import between, duration, parameters, score, with_interval
 
 _SPARKS = "▁▂▃▄▅▆▇█"
 
@@ -123,6 +123,13 @@ def trial_text(run: Run, trial: TrialRecord) -> Group:
             )
         if trial.intervals:
             lines.append("  in brackets: 95 % intervals, by resampling rows")
+    if trial.evaluation:
+        lines.append("in its evaluation, the untouched model in brackets:")
+        lines += [
+            f"  {row.metric} = {score(row.after)} ({'-' if row.before is None else score(row.before)})"
+            + (f"   {row.limit}{', broken' * row.is_broken}" if row.limit else "")
+            for row in evaluation_rows(run, trial)
+        ]
     history = run.history(trial.number) if trial.attempt else []
     if len(history) > 1:
         lines.append(f"curves over steps {history[0]['step']} to {history[-1]['step']}:")

@@ -124,6 +124,8 @@ def ended(sweeper: Sweeper, name: str) -> Counter[int]:
 
 def test_a_sweep_ends_with_a_best_trial_that_can_be_exported_and_repeated(sweeper: Sweeper) -> None:
     before = model_identity.__wrapped__(ModelConfig(source=str(sweeper.values["model"]["source"])))
+    limit = {"metric": "memorization.forget_exact_memorization", "at_least": 0.0}
+    sweeper.write({"evaluation": {"limit": 2, "constraints": [limit]}})
     sweeper.call("sweep", "sweep.yaml")
     run = sweeper.run("tiny")
     assert run.state == "done"
@@ -144,6 +146,7 @@ def test_a_sweep_ends_with_a_best_trial_that_can_be_exported_and_repeated(sweepe
     assert best["feasible"] and best["pareto"]
     assert best["metrics"]["retain_drop"] <= 0.10
     assert best["report_metrics"] is not None
+    assert best["evaluation"][limit["metric"]] < run.facts.evaluation[str(limit["metric"])] == 1.0
     status = json.loads(sweeper.call("status", "runs/tiny", "--json"))
     assert status["state"] == "done" and status["counts"]["running"] == 0
     assert status["guard"]["stopped"] >= len(pruned)
@@ -432,6 +435,7 @@ def test_a_sweep_over_losses_trains_all_weights_and_compares_at_equal_utility(
             "constraints": [],
             "pruning": {"retain": None},
             "budget": {"trials": 3, "max_steps": 4, "finalists": 2},
+            "evaluation": {"suites": ["probes"], "limit": 2},
         }
     )
     sweeper.call("sweep", "sweep.yaml", "--name", "losses")

@@ -45,6 +45,7 @@ def test_the_names_in_spec_yaml_are_kept() -> None:
         "file",
         "scale",
         "warnings",
+        "evaluation",
     ]
     assert [field.name for field in fields(RunFacts)] == names
 

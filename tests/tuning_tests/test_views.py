@@ -101,7 +101,7 @@ def test_the_table_marks_ties_and_finalists_that_break_a_constraint(
         "*2",
     ]
     assert "0.80 to 1.00" in text
-    assert "^ breaks one on the reporting split" in text
+    assert "^ breaks one as a finalist" in text
     shown = "\n".join(lines_of(trial_text(run, run.trials[1])))
     assert "retain_drop = 0.0500 (-0.05 to +0.15)   reporting split 0.0400" in shown
 

@@ -8,10 +8,11 @@ from tuning.data_words import by_role, count_words, data_warnings
 from tuning.plots.reading import number_or_nan
 from tuning.ranking import best, pareto_front, ranked, tied_with_best
 from tuning.records import TrialRecord, attempt_folder, now
+from tuning.report.choices import choice_tables
 from tuning.report.commands import commands
 from tuning.report.findings import findings
 from tuning.report.verdict import verdict
-from tuning.results import counts, doubts, savings
+from tuning.results import counts, doubts, evaluation_rows, savings
 from tuning.run import Run
 from tuning.samples import read_samples
 from tuning.space import describe
@@ -61,6 +62,7 @@ def report_content(run: Run) -> dict[str, Any]:
         "best_metrics": metric_rows(run, first) if first else [],
         "levels": level_rows(run, first) if first else [],
         "finalists": finalists if len(finalists) > 1 else [],
+        "evaluation": evaluation_rows(run, first) if first else [],
         "is_calibrated": any(
             "forget_closure_at_utility" in (t.report_metrics or {}) for t in finalists
         ),
@@ -74,6 +76,7 @@ def report_content(run: Run) -> dict[str, Any]:
             for n, d in run.spec.space.items()
         ],
         "findings": findings(run),
+        "choices": choice_tables(run.spec, run.trials),
         "samples": read_samples(run.path),
         "commands": commands(run, first),
         "environment": environment(run),
