@@ -39,6 +39,7 @@ from tuning.ledger import Ledger
 from tuning.objective import Outcome, conclude
 from tuning.packing import PACK
 from tuning.records import attempt_folder
+from tuning.screening import probe_problem
 from tuning.space import bind
 from tuning.trainable import PROBE
 
@@ -72,6 +73,7 @@ class Assignment:
     folder: Path
     probes: list[Probe] = field(default_factory=list)
     verdict: GuardVerdict | None = None
+    unfit: str | None = None
     began: float = field(default_factory=time.monotonic)
 
 
@@ -149,6 +151,9 @@ class Dispatcher:
     def take(self, number: int, probe: Probe) -> bool:
         """Record a probe; returns whether the trial ends with it."""
         assignment = self._assigned[number]
+        assignment.unfit = probe_problem(probe, assignment.trial.selection)
+        if assignment.unfit is not None:
+            return True
         assignment.probes.append(probe)
         verdict = self._ledger.report(number, assignment.attempt, assignment.probes)
         self._log.emit(TrialProbed(number=number, probe=probe))
@@ -160,6 +165,9 @@ class Dispatcher:
         """Tell a trial that ended to the ledger; one that was interrupted stays as it is."""
         assignment = self._assigned.pop(number, None)
         if assignment is None or self.is_interrupted:
+            return
+        if assignment.unfit is not None:
+            self._give_up(number, assignment.attempt, assignment.unfit)
             return
         ended = assignment.verdict is not None or (
             assignment.probes and assignment.probes[-1].stopped_by is not None
@@ -260,6 +268,11 @@ def reconcile(spec: SweepSpec, run_dir: Path, ledger: Ledger, log: EventLog) -> 
         seen: list[Probe] = []
         verdict: GuardVerdict | None = None
         for probe in committed_probes(folder):
+            unfit = probe_problem(probe, trial.selection)
+            if unfit is not None:
+                ledger.fail(number, unfit)
+                log.emit(TrialBroke(number=number, attempt=attempt, reason=unfit, is_final=True))
+                break
             seen.append(probe)
             verdict = ledger.report(number, attempt, seen)
             if verdict is not None or probe.stopped_by is not None:
@@ -288,7 +301,7 @@ def _committed(line: Mapping[str, Any]) -> Probe:
     landed = line.get("landed")
     return Probe(
         step=line["step"],
-        metrics={name: float(value) for name, value in line["metrics"].items()},
+        metrics={name: _number(value) for name, value in line["metrics"].items()},
         seconds=line["seconds"],
         stopped_by=line["stopped_by"],
         intervals={name: (low, high) for name, (low, high) in line.get("intervals", {}).items()},
@@ -297,6 +310,11 @@ def _committed(line: Mapping[str, Any]) -> Probe:
         is_overtaken=line.get("is_overtaken", False),
         landed=None if landed is None else _committed({**line, **landed, "landed": None}),
     )
+
+
+def _number(value: Any) -> Any:
+    """A committed metric; what is no number stays as it is, to be told."""
+    return float(value) if value in ("nan", "inf", "-inf") or isinstance(value, int) else value
 
 
 def conclude_attempt(

@@ -1,28 +1,32 @@
-"""Door to optuna: the study in the run folder is the only truth about a sweep.
+"""Door to optuna: the study, in a file of the run folder or on a server, is the only truth about a sweep.
 
 The driver alone writes it. Every state change is one call here and one transaction, idempotent where a crash may
-repeat it. What is decided is decided on the trials as they were read back from it: all of them when it is opened,
-later only the one that was written. Reading without Optuna is in :mod:`tuning.records`.
+repeat it, and made once where a connection breaks. What is decided is decided on the trials as they were read back
+from it: all of them when it is opened, later only the one that was written. Reading without Optuna is in
+:mod:`tuning.records`.
 """
 
-import errno
-import os
-import sqlite3
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from math import isfinite
 from pathlib import Path
+from typing import Any, TypeVar
 
 import optuna
-import sqlalchemy
 from optuna.samplers import RandomSampler
+from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from core.errors import UserError
 from core.measuring.selection import GuardVerdict, Probe, guarded_series, running_score
 from core.store.durable import commit, finite
 from tuning.config import Choice, SweepSpec
 from tuning.copies import Forms, Shown, study_in_memory
+from tuning.database import Place, at_once, open_file, open_server, reopen_server
+from tuning.lease import Lease
+from tuning.ledger_copy import LedgerCopy, refuse_copy
 from tuning.objective import Outcome
+from tuning.outage import Outages
 from tuning.points import count_points
 from tuning.proposals import (
     FIXED,
@@ -55,45 +59,87 @@ from tuning.records import (
 )
 from tuning.samplers import propose
 
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    """A ledger on a server, as a driver writes it.
+
+    Attributes:
+        place: Where it is.
+        outages: How it is met that the server does not answer.
+    """
+
+    place: Place
+    outages: Outages
+
 
 class Ledger:
     """A sweep's study, opened by its driver."""
 
-    def __init__(self, run_dir: Path, spec: SweepSpec, *, create: bool) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        spec: SweepSpec,
+        *,
+        create: bool,
+        lease: Lease | None = None,
+        server: Server | None = None,
+    ) -> None:
         """Open the study of ``run_dir``, or create it with the starting points enqueued, whole or not at all.
+
+        Args:
+            run_dir: The run folder.
+            spec: The sweep.
+            create: Make a study in a file of the folder first.
+            lease: The right to write it; needed on a server, where others may take the run over.
+            server: Where it is, if not in the folder.
 
         Raises:
             FileExistsError: If it is to be created and exists.
+            UserError: If the server cannot be reached, or the file is a copy of what lies on a server.
         """
-        self._spec = spec
+        self._spec, self._lease, self._server = spec, lease, server
         self._selection = spec.trial_selection()
         self._pruner = make_pruner(spec.pruning, max_steps=spec.budget.max_steps)
-        self._handles: dict[int, Trial] = {}
         self._known, self._ranked = Known(spec), Forms(as_ranked)
-        path = (run_dir / LEDGER_FILE).resolve()
-        if create and path.exists():
-            raise FileExistsError(f"{path}: the ledger exists already")
+        self._path = (run_dir / LEDGER_FILE).resolve()
         if create:
-            commit(path, lambda new: _create(new, spec, name=run_dir.name))
-        self._storage = _storage(path)
-        self._study = optuna.load_study(
-            study_name=None,  # the only one of the file, named after the run
-            storage=self._storage,
-            sampler=RandomSampler(seed=0),  # never asked: proposals are made on a copy
-            pruner=self._pruner,
-        )
+            create_study(run_dir, spec, place=None)
+        self._open(open_server)
+        self._copy = None if server is None else self._copied(server.place)
         self._trials = self._study.get_trials(deepcopy=False)
         self._n_begun = sum(map(is_born, self._trials))
 
+    def _open(self, connect: Callable[[Place], RDBStorage]) -> None:
+        """A connection, and nothing that was remembered from another one."""
+        self._handles: dict[int, Trial] = {}
+        place = None if self._server is None else self._server.place
+        if place is None:
+            self._storage = open_file(self._path)
+            refuse_copy(self._storage, self._path)
+        else:
+            self._storage = connect(place)
+        self._study = _loaded(self._storage, place, pruner=self._pruner)
+
+    def _copied(self, place: Place) -> LedgerCopy:
+        return LedgerCopy(place, self._storage, self._study._study_id, self._path)
+
     def ask(self) -> tuple[int, dict[str, Choice]]:
         """A new trial, or the next starting point: its number and its parameters, seeded by its number."""
-        noted = self._study._storage.get_study_system_attrs(self._study._study_id)
+        noted = self._ask(
+            lambda: self._study._storage.get_study_system_attrs(self._study._study_id)
+        )
         proposed = next_proposal(self._spec, self._trials, study_notes=noted, known=self._known)
-        with self._at_once():
+
+        def record() -> None:
             if proposed.number == len(self._trials):
                 self._study.add_trial(proposed.born())
             else:
                 self._bear(self._trials[proposed.number], proposed)
+
+        self._change(record)
         self._read(proposed.number)
         self._n_begun += 1
         return proposed.number, proposed.params
@@ -120,7 +166,7 @@ class Ledger:
     def begin_attempt(self, number: int) -> int:
         """Number of the next attempt at a trial; later attempts fence off earlier ones."""
         attempt = int(self._trials[number].user_attrs[ATTEMPT]) + 1
-        self._trial(number).set_user_attr(ATTEMPT, attempt)
+        self._change(lambda: self._trial(number).set_user_attr(ATTEMPT, attempt))
         self._read(number)
         return attempt
 
@@ -130,24 +176,26 @@ class Ledger:
         A step already in the study (from an earlier attempt, or from before a crash) is not reported
         again. What is decided is recorded before it is returned, and a repetition returns what is recorded.
         """
-        trial, probe = self._trial(number), probes[-1]
+        probe = probes[-1]
         watched = self._spec.pruning.retain.metrics if self._spec.pruning.retain else ()
         before, series = self._trials[number], guarded_series(probes)
         made = decisions(before, attempt).get(probe.step)
-        is_new = made is None
-        if made is None:
-            made = self._decide(as_probed(before, attempt, probes, self._selection), probe)
-        with self._at_once():
+        decided = made or self._decide(as_probed(before, attempt, probes, self._selection), probe)
+
+        def record() -> None:
+            trial = self._trial(number)
             for step in (*probe.skipped, probe.step):
                 seen = finite({m: series[step][m] for m in watched})
                 trial.set_user_attr(guard_key(attempt, step), seen)
             trial.set_user_attr("step", probe.step)
             if probe.step not in before.intermediate_values:
                 trial.report(running_score(probes, self._selection), probe.step)
-            if is_new:
-                trial.set_user_attr(verdict_key(attempt, probe.step), made.plain())
+            if made is None:
+                trial.set_user_attr(verdict_key(attempt, probe.step), decided.plain())
+
+        self._change(record)
         self._read(number)
-        return made.verdict
+        return decided.verdict
 
     def _decide(self, trial: Shown, probe: Probe) -> Decision:
         """The guard's decision; then, about a trial that would go on, the ranking pruner's, on a copy."""
@@ -168,20 +216,18 @@ class Ledger:
         """Tell a trial once. Repeating the same is harmless.
 
         Raises:
-            ValueError: If the trial already is in another state.
+            ValueError: If the trial already ended otherwise, or what is told is no finite number.
         """
-        state = TrialState[outcome.state]
-        current = self._trials[number]
-        if current.state.is_finished():
-            if current.state is not state:
-                raise ValueError(
-                    f"trial {number} is {current.state.name} already, cannot become {outcome.state}"
-                )
-            return
-        trial = self._trial(number)
+        refuse_unfit(outcome)
+        state, current = TrialState[outcome.state], self._trials[number]
         record = finite(asdict(outcome)) | {"adapter": adapter, "duration_s": duration_s}
         record.pop("state")
-        with self._at_once():
+        if current.state.is_finished():
+            _refuse_other(current, outcome, record)
+            return
+
+        def tell() -> None:
+            trial = self._trial(number)
             for key, value in record.items():
                 trial.set_user_attr(key, value)
             for metric, violation in outcome.violations.items():
@@ -189,15 +235,21 @@ class Ledger:
                     trial.set_constraint(metric, violation)
             value = outcome.value if state is TrialState.COMPLETE else None
             self._study.tell(number, value, state=state)
+
+        self._change(tell)
         self._end(number)
 
     def fail(self, number: int, reason: str) -> None:
-        """Give a trial up that broke in all its attempts."""
-        if not self._trials[number].state.is_finished():
-            with self._at_once():
-                self._trial(number).set_user_attr("reason", reason)
-                self._study.tell(number, state=TrialState.FAIL)
-            self._end(number)
+        """Give a trial up that broke in all its attempts; one that ended stays as it is."""
+        if self._trials[number].state.is_finished():
+            return
+
+        def tell() -> None:
+            self._trial(number).set_user_attr("reason", reason)
+            self._study.tell(number, state=TrialState.FAIL)
+
+        self._change(tell)
+        self._end(number)
 
     def running(self) -> list[tuple[int, dict[str, Choice], int]]:
         """Trials begun and not finished: number, parameters, attempt so far."""
@@ -219,11 +271,11 @@ class Ledger:
 
     def set_note(self, key: Note, value: float | str | None) -> None:
         """Record something about the sweep as a whole."""
-        self._study.set_user_attr(key, finite(value))
+        self._note({key: value})
 
     def driver_facts(self) -> DriverFacts:
         """What :meth:`set_note` recorded."""
-        return DriverFacts.read(self._study.user_attrs)
+        return DriverFacts.read(self._ask(lambda: self._study.user_attrs))
 
     def set_report_metrics(
         self,
@@ -233,9 +285,10 @@ class Ledger:
         intervals: Mapping[str, tuple[float, float]] | None = None,
     ) -> None:
         """Record what a finalist measures on the reporting split, and the intervals of it."""
+        notes: dict[str, object] = {report_note(number): metrics}
         if intervals is not None:
-            self._study.set_user_attr(report_intervals_note(number), finite(intervals))
-        self._study.set_user_attr(report_note(number), finite(metrics))
+            notes = {report_intervals_note(number): intervals} | notes
+        self._note(notes)
 
     def set_evaluation(
         self, number: int, metrics: Mapping[str, float], *, violations: Mapping[str, float]
@@ -250,7 +303,17 @@ class Ledger:
 
     def has_report_metrics(self, number: int) -> bool:
         """Whether :meth:`set_report_metrics` was called for the trial."""
-        return report_note(number) in self._study.user_attrs
+        return report_note(number) in self._ask(lambda: self._study.user_attrs)
+
+    def _note(self, notes: Mapping[str, object]) -> None:
+        def record() -> None:
+            for key, value in notes.items():
+                self._study.set_user_attr(key, finite(value))
+
+        self._change(record)
+        if self._copy is not None:
+            copy = self._copy
+            self._ask(lambda: copy.bring_notes(self._storage))
 
     def _trial(self, number: int) -> Trial:
         """What a running trial is written through."""
@@ -260,86 +323,143 @@ class Ledger:
 
     def _read(self, number: int) -> FrozenTrial:
         """Read a trial back that was written."""
-        storage = self._study._storage
-        trial_id = storage.get_trial_id_from_study_id_trial_number(self._study._study_id, number)
-        self._trials[number : number + 1] = [storage.get_trial(trial_id)]
+
+        def read() -> FrozenTrial:
+            storage, study_id = self._study._storage, self._study._study_id
+            trial_id = storage.get_trial_id_from_study_id_trial_number(study_id, number)
+            if self._copy is not None:
+                self._copy.bring_trial(self._storage, trial_id)
+            return storage.get_trial(trial_id)
+
+        self._trials[number : number + 1] = [self._ask(read)]
         return self._trials[number]
 
     def _end(self, number: int) -> None:
         self._handles.pop(number, None)
         self._read(number)
 
-    @contextmanager
-    def _at_once(self) -> Iterator[None]:
-        """Within the context all writes are one transaction: one wait for the disk, and a kill leaves all or none.
+    def _change(self, make: Callable[[], object]) -> None:
+        """Write in one transaction, which is this driver's, and once."""
 
-        Optuna's own transactions become savepoints in it.
-        """
-        sessions = self._storage.scoped_session
-        self._storage.remove_session()
-        with self._storage.engine.connect() as connection:
-            connection.exec_driver_sql("BEGIN IMMEDIATE")  # else the first savepoint would commit
-            sessions.configure(bind=connection, join_transaction_mode="create_savepoint")
-            try:
-                yield
-                connection.commit()
-            finally:
-                self._storage.remove_session()
-                sessions.configure(
-                    bind=self._storage.engine, join_transaction_mode="conditional_savepoint"
-                )
+        def change() -> None:
+            with at_once(self._storage) as connection:
+                if self._lease is not None:
+                    self._lease.claim(connection)
+                make()
 
+        def change_unless_made() -> None:
+            self._reopen()
+            if self._lease is None or not self._lease.was_made():
+                change()
 
-_SYSTEM_ERRORS: Mapping[int, int] = {
-    sqlite3.SQLITE_FULL: errno.ENOSPC,
-    sqlite3.SQLITE_READONLY: errno.EROFS,
-    sqlite3.SQLITE_PERM: errno.EACCES,
-    sqlite3.SQLITE_CANTOPEN: errno.EACCES,
-    sqlite3.SQLITE_PROTOCOL: errno.ENOLCK,
-    sqlite3.SQLITE_IOERR: errno.EIO,
-}
-"""What SQLite says in a code of its own, and the system in another."""
+        self._waited_out(change, change_unless_made)
+        if self._lease is not None:
+            self._lease.count()
 
+    def _ask(self, ask: Callable[[], Answer]) -> Answer:
+        """What a reading says, also if the server has to be waited for."""
 
-def _as_system(err: BaseException | None, place: str | None) -> OSError | None:
-    """What SQLite says of a disk as the system's own error, so that it is told as any other write's."""
-    number = _SYSTEM_ERRORS.get(getattr(err, "sqlite_errorcode", 0) & 0xFF)
-    if number is None:
-        return None
-    return OSError(number, f"{os.strerror(number)} (SQLite: {err})", place)
+        def again() -> Answer:
+            self._reopen()
+            return ask()
+
+        return self._waited_out(ask, again)
+
+    def _waited_out(self, ask: Callable[[], Answer], again: Callable[[], Answer]) -> Answer:
+        return ask() if self._server is None else self._server.outages.waited_out(ask, again)
+
+    def _reopen(self) -> None:
+        self._storage.engine.dispose()
+        self._open(reopen_server)
 
 
-def _raise_as_system(context: sqlalchemy.engine.ExceptionContext) -> None:
-    place = context.engine.url.database if context.engine is not None else None
-    said = _as_system(context.original_exception, place)
-    if said is not None:
-        raise said from context.original_exception
-
-
-def _storage(path: Path) -> optuna.storages.RDBStorage:
-    """The study's file, opened.
+def refuse_unfit(outcome: Outcome) -> None:
+    """Refuse what would make a trial the best one, or none, for ever.
 
     Raises:
-        OSError: If the disk does not let it be opened or written.
+        ValueError: If value or violations are not finite numbers, one of each.
+    """
+    told = {
+        "value": outcome.value,
+        **{f"violation of {m}": v for m, v in outcome.violations.items()},
+    }
+    for name, number in told.items():
+        if isinstance(number, bool) or not isinstance(number, float | int) or not isfinite(number):
+            raise ValueError(f"{name}: one finite number is expected, got {number!r}")
+
+
+def _refuse_other(told: FrozenTrial, outcome: Outcome, record: Mapping[str, Any]) -> None:
+    """Refuse to change how a trial ended.
+
+    Raises:
+        ValueError: If it ended in another state, or with other values; seconds and words may differ.
+    """
+    if told.state.name != outcome.state:
+        raise ValueError(
+            f"trial {told.number} is {told.state.name} already, cannot become {outcome.state}"
+        )
+    for key, value in record.items():
+        before = told.user_attrs.get(key, value)  # an earlier release has fewer of them
+        if key not in ("duration_s", "reason") and before != value:
+            raise ValueError(
+                f"trial {told.number} was told with {key} {before!r} already, cannot become {value!r}"
+            )
+
+
+def _loaded(
+    storage: RDBStorage, place: Place | None, *, pruner: optuna.pruners.BasePruner
+) -> optuna.Study:
+    """The study of a place, or the only one of a file, which is named after the run.
+
+    Raises:
+        UserError: If the server has no study of the name.
     """
     try:
-        storage = optuna.storages.RDBStorage(
-            f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 60}}
+        return optuna.load_study(
+            study_name=None if place is None else place.study,
+            storage=storage,
+            sampler=RandomSampler(seed=0),  # never asked: proposals are made on a copy
+            pruner=pruner,
         )
-    except sqlalchemy.exc.DBAPIError as err:
-        said = _as_system(err.orig, str(path))
-        if said is None:
+    except KeyError as err:
+        if place is None:
             raise
-        raise said from err
-    sqlalchemy.event.listen(storage.engine, "handle_error", _raise_as_system)
-    return storage
+        raise UserError(
+            f"{place.shown}: there is no study {place.study}, which the run folder names; give the database that has "
+            "it with --ledger"
+        ) from err
 
 
-def _create(path: Path, spec: SweepSpec, *, name: str) -> None:
-    storage = _storage(path)
-    study = optuna.create_study(
-        study_name=name, storage=storage, direction=spec.objective.direction
-    )
-    study.add_trials(starting_points(spec))
-    storage.remove_session()
+def create_study(run_dir: Path, spec: SweepSpec, *, place: Place | None) -> None:
+    """Make a run's study with the starting points enqueued, whole or not at all.
+
+    Args:
+        run_dir: The run folder.
+        spec: The sweep.
+        place: Where it is to lie; ``None`` for a file of the folder.
+
+    Raises:
+        FileExistsError: If the folder has a ledger.
+        UserError: If the server cannot be reached, or has a study of the name.
+    """
+    path = (run_dir / LEDGER_FILE).resolve()
+    if path.exists():
+        raise FileExistsError(f"{path}: the ledger exists already")
+    if place is None:
+        commit(path, lambda new: _make(open_file(new), spec, name=run_dir.name))
+        return
+    try:
+        _make(open_server(place), spec, name=place.study)
+    except optuna.exceptions.DuplicatedStudyError as err:
+        raise UserError(
+            f"{place.shown}: there is a study {place.study}, which belongs to another run; give another --name"
+        ) from err
+
+
+def _make(storage: RDBStorage, spec: SweepSpec, *, name: str) -> None:
+    with at_once(storage):
+        study = optuna.create_study(
+            study_name=name, storage=storage, direction=spec.objective.direction
+        )
+        study.add_trials(starting_points(spec))
     storage.engine.dispose()

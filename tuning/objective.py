@@ -70,7 +70,8 @@ def conclude(
 
     A trial that was stopped without ever having had a feasible probe better than the untouched model is
     PRUNED, so that the sampler learns the boundary. One that had such a probe is COMPLETE with its
-    value: the best settings live next to the limit. A stop by comparison with other trials is PRUNED.
+    value: the best settings live next to the limit. A stop by comparison with other trials is PRUNED, and so is
+    a trial whose objective is no finite number at the probe that would count.
 
     Args:
         probes: At least one, in order.
@@ -87,6 +88,8 @@ def conclude(
         stopped_by in ("retain_guard", "non_finite") and not improved
     )
     chosen = best if best is not None and (improved or not is_pruned) else last
+    if not is_pruned and not math.isfinite(chosen.metrics[selection.metric]):
+        is_pruned, stopped_by = True, "non_finite"
     feasible = chosen is best and is_feasible(chosen.metrics, selection)
     value = (
         chosen.metrics[selection.metric] if feasible else penalised_score(chosen.metrics, selection)
@@ -94,7 +97,8 @@ def conclude(
     return Outcome(
         state="PRUNED" if is_pruned else "COMPLETE",
         stopped_by=stopped_by,
-        reason=(verdict.reason if verdict else _own_reason(stopped_by, last)) + _landing(chosen),
+        reason=(verdict.reason if verdict else _own_reason(stopped_by, last, selection.metric))
+        + _landing(chosen),
         value=value,
         feasible=feasible,
         step=chosen.step,
@@ -125,7 +129,7 @@ def _finite_violations(
     }
 
 
-def _own_reason(stopped_by: StoppedBy, last: Probe) -> str:
+def _own_reason(stopped_by: StoppedBy, last: Probe, metric: str) -> str:
     if stopped_by == "past_target":
         return (
             f"forget cross-entropy {last.metrics['forget_nll']:.3f} lies past its target "
@@ -139,5 +143,8 @@ def _own_reason(stopped_by: StoppedBy, last: Probe) -> str:
     if stopped_by == "stop_when":
         return f"every metric of stop.when is at or below its value at step {last.step}"
     if stopped_by == "non_finite":
-        return f"forget cross-entropy is {last.metrics['forget_nll']} at step {last.step}: the model diverged"
+        level, value = last.metrics["forget_nll"], last.metrics[metric]
+        if math.isfinite(level) and not math.isfinite(value):
+            return f"{metric} is {value} at step {last.step}: no number to judge it by"
+        return f"forget cross-entropy is {level} at step {last.step}: the model diverged"
     return f"reached its budget of {last.step} steps"
