@@ -99,7 +99,7 @@ class NothingToForgetError(DataError):
 
 
 class EndedError(Exception):
-    """What the world did keeps a run from going on: it ends, nothing finished is lost, and the message says how to go on.
+    """What the world did keeps a run from going on; nothing finished is lost, and the message says how to go on.
 
     The command line prints it without a traceback, exit status 4.
     """

@@ -10,10 +10,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import json
 import random
 import string
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import postgres as server
 import pytest
 
 from core.config import TrialConfig, parse_trial
@@ -47,6 +48,16 @@ def artifact_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = Path(shared) if shared else tmp_path_factory.mktemp("cache")
     os.environ["UNLEARN_TUNE_CACHE"] = str(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[server.Postgres]:
+    """A PostgreSQL server of the session's own."""
+    if server.binaries() is None:
+        pytest.skip("PostgreSQL is not installed here (Debian: apt-get install postgresql)")
+    pytest.importorskip("psycopg", reason="the extra postgres is not installed")
+    with server.serving() as started:
+        yield started
 
 
 def sentences(seed: int, count: int) -> list[str]:

@@ -8,19 +8,19 @@ crash could lose.
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ray.tune import Stopper
+from ray.tune import Stopper, TuneError
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from core.config import TrialConfig
-from core.errors import ConfigError
+from core.errors import ConfigError, EndedError
 from core.measuring.selection import GuardVerdict, Probe
 from core.store.durable import commit_json, commit_yaml, finite, read_lines
 from tuning.config import Choice, SweepSpec
@@ -423,6 +423,24 @@ class LedgerScheduler(FIFOScheduler):
         ends = self._dispatcher.take(trial.config[NUMBER], result[PROBE])
         decision: str = TrialScheduler.STOP if ends else TrialScheduler.CONTINUE
         return decision
+
+
+@contextmanager
+def ends_untold() -> Iterator[None]:
+    """Within the context what our callbacks end a sweep by flies as it is; Tune makes an error of its own of it.
+
+    Raises:
+        EndedError: If that is behind Tune's error.
+    """
+    try:
+        yield
+    except TuneError as err:
+        behind: BaseException | None = err
+        while behind is not None and not isinstance(behind, EndedError):
+            behind = behind.__cause__ or behind.__context__
+        if behind is None:
+            raise
+        raise behind from None
 
 
 class InterruptStopper(Stopper):

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import optuna
 import sqlalchemy
@@ -25,6 +25,7 @@ from tuning.lease import make_table
 LEDGER_VARIABLE = "UNLEARN_TUNE_LEDGER"
 """Environment variable that names the database of new runs, and may bring the password of a run's."""
 
+EXTRA: Final = 'pip install -e ".[postgres]"'
 _EXAMPLE = "postgresql://user@host/database"
 _DRIVER = "postgresql+psycopg"
 _OPENING_LOCK = 7_352_911  # any number, the same for all that open a database for the first time
@@ -164,18 +165,46 @@ def open_server(place: Place) -> optuna.storages.RDBStorage:
         return reopen_server(place)
     except ImportError as err:
         raise UserError(
-            f"{place.shown}: PostgreSQL is spoken to through psycopg, which is not installed; "
-            "pip install 'unlearn-tune[postgres]'"
+            f"{place.shown}: PostgreSQL is spoken to through psycopg, which is not installed; {EXTRA}"
         ) from err
-    except (
-        sqlalchemy.exc.SQLAlchemyError,
-        RuntimeError,
-    ) as err:  # RuntimeError: Optuna's, of another schema
+    except (sqlalchemy.exc.SQLAlchemyError, RuntimeError) as err:
+        raise _unopened(place, err) from err  # RuntimeError: Optuna's, of another schema
+
+
+def _unopened(place: Place, err: Exception) -> UserError:
+    said = in_a_line(getattr(err, "orig", None) or err)
+    if place.url.password:
+        said = said.replace(str(place.url.password), "***")
+    return UserError(
+        f"{place.shown}: the ledger cannot be opened: {said}; check that the server runs and answers from here, that "
+        "the database exists and this user may make tables in it, and the password (in the URL, PGPASSWORD or "
+        "~/.pgpass)"
+    )
+
+
+def study_id(engine: sqlalchemy.Engine, place: Place | None) -> int:
+    """Number of a place's study in its database, or of the only one of a file.
+
+    Raises:
+        UserError: If the server cannot be reached, or has no such study.
+    """
+    name = "" if place is None else " WHERE study_name = :name"
+    query = text(f"SELECT study_id FROM studies{name}")  # noqa: S608 - ours, both
+    try:
+        with engine.connect() as connection:
+            found = connection.execute(query, {} if place is None else {"name": place.study})
+            number: int | None = found.scalar()
+    except sqlalchemy.exc.DBAPIError as err:
+        if place is None:
+            raise
+        raise _unopened(place, err) from err
+    if number is None:
         raise UserError(
-            f"{place.shown}: the ledger cannot be opened: {_without_password(err, url)}; check that the server runs "
-            "and answers from here, that the database exists and this user may make tables in it, and the password "
-            "(in the URL, PGPASSWORD or ~/.pgpass)"
-        ) from err
+            f"{engine.url.database if place is None else place.shown}: there is no study "
+            f"{'' if place is None else place.study}, which the run folder names; give the database that has it with "
+            "--ledger"
+        )
+    return number
 
 
 def reopen_server(place: Place) -> optuna.storages.RDBStorage:
@@ -204,11 +233,6 @@ def single_connections(at: Place | Path) -> sqlalchemy.Engine:
     )
     sqlalchemy.event.listen(engine, "handle_error", _raise_as_system)
     return engine
-
-
-def _without_password(err: BaseException, url: sqlalchemy.URL) -> str:
-    said = in_a_line(getattr(err, "orig", None) or err)
-    return said.replace(str(url.password), "***") if url.password else said
 
 
 def outage(err: BaseException) -> str | None:

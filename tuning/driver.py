@@ -4,6 +4,7 @@ import logging
 import os
 import platform
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,8 @@ from tuning.bridge import (
     Dispatcher,
 )
 
+_LOOK_S = 0.2
+"""Between two looks whether a lock is free."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -33,18 +36,32 @@ class Interrupted(Exception):  # noqa: N818 - not an error
 
 
 @contextmanager
-def held_run(run_dir: Path) -> Iterator[None]:
-    """Hold the run, whose folder is made; one driver at a time.
+def held_run(run_dir: Path, *, ending_s: float = 0.0) -> Iterator[None]:
+    """Hold the run, whose folder is made; one driver of this host at a time.
+
+    Args:
+        run_dir: The folder.
+        ending_s: Seconds that another driver, which was told to end, may take to do so.
 
     Raises:
         UserError: If another driver holds it.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     with (run_dir / records.LOCK_FILE).open("a+") as file:
-        if not try_lock(file):
+        until = time.monotonic() + ending_s
+        while not (is_held := try_lock(file)) and time.monotonic() < until:
+            time.sleep(_LOOK_S)
+        if not is_held:
             file.seek(0)
+            holder = file.read().strip()
+            if ending_s:
+                raise UserError(
+                    f"{run_dir}: the run was taken over, but its driver ({holder}) has not ended within {ending_s:g} "
+                    f"s; end that process, then go on with: unlearn-tune resume {run_dir}"
+                )
             raise UserError(
-                f"{run_dir}: another driver holds this run ({file.read().strip()}); wait for it, or stop it"
+                f"{run_dir}: another driver holds this run ({holder}); wait for it, or stop it; to go on here instead: "
+                f"unlearn-tune resume {run_dir} --takeover"
             )
         file.truncate(0)
         file.write(f"pid {os.getpid()} on {platform.node()} since {records.now()}\n")
@@ -93,6 +110,11 @@ class Signals:
             signal.raise_signal(number)
         self._received.append(number)
         self._dispatcher.is_interrupted = True
+
+    @property
+    def is_received(self) -> bool:
+        """Whether one came while trials ran."""
+        return bool(self._received)
 
     @contextmanager
     def handed_to(self, dispatcher: Dispatcher) -> Iterator[None]:

@@ -126,6 +126,13 @@ class Ledger:
     def _copied(self, place: Place) -> LedgerCopy:
         return LedgerCopy(place, self._storage, self._study._study_id, self._path)
 
+    def close(self) -> None:
+        """Let go of the database."""
+        self._storage.remove_session()
+        self._storage.engine.dispose()
+        if self._copy is not None:
+            self._copy.close()
+
     def ask(self) -> tuple[int, dict[str, Choice]]:
         """A new trial, or the next starting point: its number and its parameters, seeded by its number."""
         noted = self._ask(
@@ -409,25 +416,13 @@ def _refuse_other(told: FrozenTrial, outcome: Outcome, record: Mapping[str, Any]
 def _loaded(
     storage: RDBStorage, place: Place | None, *, pruner: optuna.pruners.BasePruner
 ) -> optuna.Study:
-    """The study of a place, or the only one of a file, which is named after the run.
-
-    Raises:
-        UserError: If the server has no study of the name.
-    """
-    try:
-        return optuna.load_study(
-            study_name=None if place is None else place.study,
-            storage=storage,
-            sampler=RandomSampler(seed=0),  # never asked: proposals are made on a copy
-            pruner=pruner,
-        )
-    except KeyError as err:
-        if place is None:
-            raise
-        raise UserError(
-            f"{place.shown}: there is no study {place.study}, which the run folder names; give the database that has "
-            "it with --ledger"
-        ) from err
+    """The study of a place, or the only one of a file, which is named after the run."""
+    return optuna.load_study(
+        study_name=None if place is None else place.study,
+        storage=storage,
+        sampler=RandomSampler(seed=0),  # never asked: proposals are made on a copy
+        pruner=pruner,
+    )
 
 
 def create_study(run_dir: Path, spec: SweepSpec, *, place: Place | None) -> None:

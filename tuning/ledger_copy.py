@@ -1,8 +1,8 @@
 """A copy of a server's study in the run folder, in the form of a ledger that is a file.
 
 Whoever reads a run reads the copy: without the server, its password or its driver, also on another machine. The
-driver brings it up to date after each change, so it is behind by one change at most; the next driver makes it anew.
-Nobody decides by it.
+driver brings it up to date after each change; one that was killed in between leaves it one change behind, and the next
+driver makes it anew.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,7 +20,13 @@ from tuning.database import Place, open_file
 _TABLES = BaseModel.metadata.sorted_tables
 _OF_TRIALS: Sequence[Table] = [t for t in _TABLES if "trial_id" in t.columns]
 _OF_STUDY: Sequence[Table] = [t for t in _TABLES if "study_id" in t.columns and t not in _OF_TRIALS]
-_MARK = "copy_of"
+_MARK = Table(
+    "copy_of",
+    sqlalchemy.MetaData(),
+    sqlalchemy.Column("url", sqlalchemy.Text),
+    sqlalchemy.Column("study", sqlalchemy.Text),
+)
+"""Tells a copy from a ledger."""
 
 
 class LedgerCopy:
@@ -41,7 +47,7 @@ class LedgerCopy:
 
     def _make(self, path: Path, place: Place, server: RDBStorage) -> None:
         storage = open_file(path)
-        trials = _TABLES_BY_NAME["trials"]
+        trials = BaseModel.metadata.tables["trials"]
         own = sqlalchemy.select(trials.c.trial_id).where(trials.c.study_id == self._study_id)
         at_a_moment = server.engine.execution_options(isolation_level="REPEATABLE READ")
         with at_a_moment.connect() as found, storage.engine.begin() as made:
@@ -52,13 +58,15 @@ class LedgerCopy:
                     else table.c.trial_id.in_(own)
                 )
                 _insert(made, table, found.execute(sqlalchemy.select(table).where(is_own)))
-            made.exec_driver_sql(f"CREATE TABLE {_MARK} (url TEXT, study TEXT)")
-            made.exec_driver_sql(
-                f"INSERT INTO {_MARK} VALUES (?, ?)",
-                (place.shown, place.study),  # noqa: S608
-            )
+            _MARK.create(made)
+            made.execute(sqlalchemy.insert(_MARK).values(place.plain()))
         storage.remove_session()
         storage.engine.dispose()
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._file.remove_session()
+        self._file.engine.dispose()
 
     def bring_trial(self, server: RDBStorage, trial_id: int) -> None:
         """Copy a trial as it is now."""
@@ -86,9 +94,6 @@ class LedgerCopy:
                 _insert(made, table, new)
 
 
-_TABLES_BY_NAME = {table.name: table for table in _TABLES}
-
-
 def _insert(
     made: Connection, table: Table, rows: Iterable[sqlalchemy.Row[tuple[object, ...]]]
 ) -> None:
@@ -103,10 +108,10 @@ def refuse_copy(file: RDBStorage, path: Path) -> None:
     Raises:
         UserError: If the file is one.
     """
-    if not sqlalchemy.inspect(file.engine).has_table(_MARK):
+    if not sqlalchemy.inspect(file.engine).has_table(_MARK.name):
         return
     with file.engine.connect() as connection:
-        url, study = connection.exec_driver_sql(f"SELECT url, study FROM {_MARK}").one()  # noqa: S608
+        url, study = connection.execute(sqlalchemy.select(_MARK)).one()
     raise UserError(
         f"{path}: this is a copy for readers; the ledger is the study {study} at {url}, and only there is it written"
     )

@@ -57,13 +57,16 @@ _A_GLANCE = 0.01
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """How a driver meets Ray.
+    """How a driver meets Ray, and the database of the ledger.
 
     Attributes:
         address: Address of an existing cluster; a Ray of its own on this machine if absent.
+        ledger: URL of a PostgreSQL database, for a new run, or of a run's to log in anew; if absent, that of the
+            environment (:data:`tuning.database.LEDGER_VARIABLE`), else a file of the run folder.
     """
 
     address: str | None = None
+    ledger: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

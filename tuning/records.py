@@ -123,6 +123,8 @@ class RunFacts:
         scale: On which scale damage to retained text is counted, and why; empty if the file names it.
         warnings: What a person should know of the limits.
         evaluation: What suites measure of the untouched model; empty if the sweep asks for none.
+        ledger: URL of the database that holds the ledger, without a password, and name of the study; empty if the
+            ledger is a file of the run folder.
     """
 
     identity: Mapping[str, Any] = field(default_factory=dict)
@@ -136,11 +138,15 @@ class RunFacts:
     scale: str = ""
     warnings: Sequence[str] = field(default_factory=list)
     evaluation: Mapping[str, float] = field(default_factory=dict)
+    ledger: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> "RunFacts":
         """From plain values; what an older or a damaged run does not have is empty."""
-        groups = ("identity", "rows", "baseline", "report_baseline", "versions", "evaluation")
+        groups = (
+            *("identity", "rows", "baseline", "report_baseline", "versions", "evaluation"),
+            "ledger",
+        )
         found = {name: values.get(name) for name in groups}
         return cls(
             **{name: v if isinstance(v, Mapping) else {} for name, v in found.items()},

@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+import psutil
+
 from core.errors import UserError, first_line
 
 LONGEST_SOCKET = 107
@@ -32,6 +34,19 @@ tenfold. Sleeping at once costs twice the time of a decomposition, whose paralle
 OBJECT_STORE_BYTES = 100 * 2**20
 """Ray's shared memory: what trials and the driver send each other is small."""
 
+ON_A_NETWORK: Final = (
+    "{folder}: the ledger is a SQLite file on a network file system ({kind}), whose locks and syncs SQLite cannot rely "
+    "on; nothing is known to be lost yet. Keep it on a server (--ledger postgresql://user@host/database), or the run "
+    "folder on a local disk (with --storage its trials are shared)"
+)
+"""What is said of a ledger that lies there, with ``folder`` and ``kind``."""
+_NETWORK = frozenset(
+    (
+        *("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "lustre", "gpfs", "beegfs"),
+        *("glusterfs", "orangefs", "pvfs2", "ocfs2", "gfs2", "panfs", "wekafs", "virtiofs"),
+    )
+)
+_LOCAL_FUSE = frozenset(("fuse.fuse-overlayfs", "fuse.lxcfs", "fuse.portal", "fuse.snapfuse"))
 _LOOPBACK_TIMEOUT_S = 5.0
 _TOKEN, _TOKEN_PATH = "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 
@@ -86,6 +101,19 @@ def existing_part(path: Path) -> Path:
     """The longest part of a path that exists, as far as this user may look."""
     whole = path.absolute()
     return next(p for p in (whole, *whole.parents) if os.path.exists(p))  # noqa: PTH110 - this one never raises
+
+
+def network_file_system(folder: Path) -> str | None:
+    """Kind of the network file system that a folder lies on, such as ``nfs4``; ``None`` if its disk is local."""
+    place, kind, longest = str(existing_part(folder).resolve()), "", -1
+    for mounted in psutil.disk_partitions(all=True):
+        at = mounted.mountpoint.rstrip("/")
+        if (
+            f"{place}/".startswith(f"{at}/") and len(at) >= longest
+        ):  # of two at one place the later one is seen
+            kind, longest = mounted.fstype, len(at)
+    is_network = kind in _NETWORK or (kind.startswith("fuse.") and kind not in _LOCAL_FUSE)
+    return kind if is_network else None
 
 
 def loopback_problem() -> str | None:

@@ -4,7 +4,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -20,16 +20,19 @@ from tuning.bridge import (
     InterruptStopper,
     LedgerScheduler,
     LedgerSearcher,
+    ends_untold,
     reconcile,
 )
 from tuning.config import SweepSpec
+from tuning.database import new_place, noted_place
+from tuning.driven_run import begun_run, opened_ledger, ready_for_ledger, taken_run
 from tuning.driver import Signals, driver_log, held_run, signals_taken
 from tuning.events import EventLog, Silent, Warned, Watcher
 from tuning.extending import asked_trials
 from tuning.finalist_evaluation import evaluate_untouched
 from tuning.finalists import finish
 from tuning.handing_out import HandedOut, PreparedFiles, hand_out
-from tuning.ledger import Ledger
+from tuning.ledger import Ledger, create_study
 from tuning.packing import (
     PackedTrial,
     packed_placement,
@@ -64,25 +67,32 @@ def run_sweep(
     Raises:
         UserError: If the run exists, or model, data or resources are not as the file says.
         Interrupted: If a signal ended it.
+        EndedError: If another driver took the run over, or the ledger's server does not come back.
     """
     launch, watcher, run_dir = launch or Launch(), watcher or Silent(), Path(run_dir)
     refuse_existing(spec, run_dir)
+    place = new_place(launch.ledger, run_dir.name)
     upkeep.limit()  # refused before anything is done, as a cache that cannot be written
     with signals_taken() as signals, upkeep.held(), held_run(run_dir):
         try:
+            ready_for_ledger(run_dir, place, watcher)
             with ray_for(spec, launch) as plan:
                 signals.install()  # Ray put its own in their place
                 plan.tell(watcher)
                 refuse_unshared(run_dir)
                 spec, facts, prepared = prepare(plan.spec, watcher, threads=plan.threads)
                 untouched = evaluate_untouched(spec, threads=plan.threads)
-                facts = replace(
-                    facts, file="" if file is None else str(file.resolve()), evaluation=untouched
-                )
+                noted = {} if place is None else place.plain()
+                name = "" if file is None else str(file.resolve())
+                facts = replace(facts, file=name, evaluation=untouched, ledger=noted)
                 commit_yaml(run_dir / records.SPEC_FILE, {"sweep": spec.plain(), **asdict(facts)})
-                ledger = Ledger(run_dir, spec, create=True)
-                with driver_log(run_dir):
-                    _drive(spec, run_dir, ledger, plan, watcher, signals, prepared)
+                create_study(run_dir, spec, place=place)
+                with begun_run(run_dir, place) as lease, driver_log(run_dir):
+                    ledger = opened_ledger(
+                        run_dir, spec, lease, place=place, watcher=watcher, signals=signals
+                    )
+                    with closing(ledger):
+                        _drive(spec, run_dir, ledger, plan, watcher, signals, prepared)
         finally:
             if not (run_dir / records.LEDGER_FILE).exists():
                 shutil.rmtree(run_dir)  # ended before anything was tried: the name stays free
@@ -94,6 +104,7 @@ def resume_sweep(
     *,
     trials: int | None = None,
     spec: SweepSpec | None = None,
+    takeover: bool = False,
     launch: Launch | None = None,
     watcher: Watcher | None = None,
 ) -> Run:
@@ -104,12 +115,14 @@ def resume_sweep(
         trials: New number of trials of the whole sweep; as before if absent.
         spec: The sweep file as it is now, to be compared with the run's; not compared if absent. A larger number of
             trials than the run aims at is taken from it.
+        takeover: Go on also if another driver holds the run, here or on another host; it ends at its next write.
         launch: How to meet Ray.
         watcher: Who is shown what happens.
 
     Raises:
         UserError: If there is no run, another driver holds it, or the sweep, model or data changed.
         Interrupted: If a signal ended it.
+        EndedError: If another driver took the run over, or the ledger's server does not come back.
     """
     launch, watcher, run_dir = launch or Launch(), watcher or Silent(), Path(run_dir)
     run = load_run(run_dir)
@@ -125,27 +138,35 @@ def resume_sweep(
     if launch.address is None:  # a cluster may have what this machine has not
         refuse_other_contents(run.facts.identity, model_folders(run.spec), run_dir)
 
+    place = noted_place(run.facts.ledger, launch.ledger, where=str(run_dir))
+
+    def say(text: str) -> None:
+        watcher.show(Warned(text=text))
+
     def refuse_others(identity: Mapping[str, str]) -> None:
         refuse_other_contents(run.facts.identity, identity, run_dir)
 
     with (
         signals_taken() as signals,
-        held_run(run_dir),
+        taken_run(run_dir, place, takeover=takeover, tell=say) as lease,
         upkeep.held(),
         ray_for(run.spec, launch) as plan,
     ):
         signals.install()  # Ray put its own in their place
         plan.tell(watcher)
+        ready_for_ledger(run_dir, place, watcher)
         refuse_unshared(run_dir)
         _, facts, prepared = prepare(run.spec, watcher, threads=plan.threads, first=refuse_others)
-        ledger = Ledger(run_dir, run.spec, create=False)
+        ledger = opened_ledger(
+            run_dir, run.spec, lease, place=place, watcher=watcher, signals=signals
+        )
         for name, now in facts.versions.items():
             before = run.facts.versions.get(name)
             if before not in (None, now):
-                watcher.show(Warned(text=f"{name} was {before} when the run began, is {now} now"))
+                say(f"{name} was {before} when the run began, is {now} now")
         if trials is not None:
             ledger.set_note("target", trials)
-        with driver_log(run_dir):
+        with closing(ledger), driver_log(run_dir):
             _drive(run.spec, run_dir, ledger, plan, watcher, signals, prepared)
     return load_run(run_dir)
 
@@ -248,7 +269,8 @@ def _execute(
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # nothing to save
             ),
         )
-        tuner.fit()
+        with ends_untold():
+            tuner.fit()
 
 
 @contextmanager

@@ -29,6 +29,14 @@ if TYPE_CHECKING:
     from tuning.events import Watcher
     from tuning.run import Run
 
+LedgerUrl = Annotated[
+    str | None,
+    typer.Option(
+        help="PostgreSQL database of the ledger; UNLEARN_TUNE_LEDGER, or a file of the run folder, if absent.",
+        metavar="URL",
+    ),
+]
+
 
 @app.command(
     epilog=examples(
@@ -54,6 +62,7 @@ def sweep(
     address: Annotated[
         str | None, typer.Option(help="Address of an existing Ray cluster, such as auto.")
     ] = None,
+    ledger: LedgerUrl = None,
     as_json: Annotated[bool, typer.Option("--json", help="End with `best` as JSON.")] = False,
 ) -> None:
     """Start a sweep in runs/NAME."""
@@ -79,7 +88,7 @@ def sweep(
     say(f"run folder: {run_dir}   go on after a stop with: unlearn-tune resume {run_dir}")
 
     def go(watcher: "Watcher") -> "Run":
-        launch = Launch(address=address)
+        launch = Launch(address=address, ledger=ledger)
         return run_sweep(loaded, run_dir, file=spec, launch=launch, watcher=watcher)
 
     _drive(go, loaded, run_dir, target=loaded.budget.trials, done=0, as_json=as_json)
@@ -157,6 +166,11 @@ def resume(
         ),
     ] = None,
     address: Annotated[str | None, typer.Option(help="Address of an existing Ray cluster.")] = None,
+    ledger: LedgerUrl = None,
+    takeover: Annotated[
+        bool,
+        typer.Option(help="Go on also if another driver holds the run: it ends at its next write."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="End with `best` as JSON.")] = False,
 ) -> None:
     """Go on exactly where a sweep stopped; with more trials, extend it."""
@@ -174,8 +188,10 @@ def resume(
         say(line)
 
     def go(watcher: "Watcher") -> "Run":
-        launch = Launch(address=address)
-        return resume_sweep(run, trials=trials, spec=now, launch=launch, watcher=watcher)
+        launch = Launch(address=address, ledger=ledger)
+        return resume_sweep(
+            run, trials=trials, spec=now, takeover=takeover, launch=launch, watcher=watcher
+        )
 
     _drive(go, found.spec, run, target=target, done=done, as_json=as_json)
 
