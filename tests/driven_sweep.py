@@ -54,6 +54,7 @@ def drive(
     at_once: int = 1,
     up_to: int | None = None,
     is_shared: bool = True,
+    ledger: Ledger | None = None,
 ) -> str | None:
     """Bring the run to its budget, as a driver does, from wherever it stands.
 
@@ -63,8 +64,9 @@ def drive(
         at_once: Trials at the same time, which probe in turn.
         is_shared: Whether what the worker saves is seen by the driver.
         up_to: End when the trial of this number is proposed, and return its parameters as JSON.
+        ledger: The run's ledger, opened; the file of the folder if absent, made where there is none.
     """
-    ledger = Ledger(run_dir, spec, create=not (run_dir / LEDGER_FILE).exists())
+    ledger = ledger or Ledger(run_dir, spec, create=not (run_dir / LEDGER_FILE).exists())
     log = EventLog(run_dir / "events.jsonl", Silent())
     reconcile(spec, run_dir, ledger, log)
     dispatcher = Dispatcher(spec, run_dir, ledger, log, target=spec.budget.trials)

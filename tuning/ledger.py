@@ -378,6 +378,7 @@ class Ledger:
     def _reopen(self) -> None:
         self._storage.engine.dispose()
         self._open(reopen_server)
+        self._study.get_trials(deepcopy=False)  # Optuna writes to a trial that it has seen
 
 
 def refuse_unfit(outcome: Outcome) -> None:
