@@ -128,6 +128,7 @@ TUNING: Layers = {
         "tuning/proposals.py",
         "tuning/pruning.py",
         "tuning/samplers.py",
+        "tuning/screening.py",
     ),
     "wording": (
         "tuning/rendering.py",
@@ -175,7 +176,14 @@ TUNING: Layers = {
         "tuning/progress.py",
         "tuning/views.py",
     ),
-    "ledger": ("tuning/ledger.py",),
+    "ledger": (
+        "tuning/database.py",
+        "tuning/holder.py",
+        "tuning/lease.py",
+        "tuning/ledger.py",
+        "tuning/ledger_copy.py",
+        "tuning/outage.py",
+    ),
     "verbs without Ray": (
         "tuning/cached.py",
         "tuning/dashboard.py",
@@ -205,6 +213,7 @@ TUNING: Layers = {
     ),
     "bridge": ("tuning/bridge.py",),
     "what a sweep stands on": (
+        "tuning/driven_run.py",
         "tuning/driver.py",
         "tuning/plan.py",
         "tuning/preparing.py",

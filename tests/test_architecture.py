@@ -48,11 +48,18 @@ DOORS: Mapping[str, frozenset[str]] = {
     ),
     "optuna": frozenset(
         f"tuning/{n}.py"
-        for n in ("copies", "importance", "ledger", "samplers", "pruning", "proposals")
+        for n in (
+            *("copies", "database", "importance", "ledger", "ledger_copy", "outage"),
+            *("samplers", "pruning", "proposals"),
+        )
     ),
     "optuna_dashboard": frozenset({"tuning/dashboard.py"}),
+    "sqlalchemy": frozenset(
+        f"tuning/{n}.py" for n in ("database", "lease", "ledger_copy", "outage")
+    ),
+    "psycopg": frozenset(),
     "tensorboardX": frozenset({"tuning/tensorboard.py"}),
-    "sqlite3": frozenset({"tuning/dashboard.py", "tuning/ledger.py", "tuning/records.py"}),
+    "sqlite3": frozenset({"tuning/dashboard.py", "tuning/database.py", "tuning/records.py"}),
     "plotly": frozenset(f"tuning/plots/drawing/{n}.py" for n in DRAWINGS),
     "matplotlib": frozenset(f"tuning/plots/drawing/{n}.py" for n in DRAWINGS),
     "deepspeed": frozenset({"core/training/engine.py", "core/training/ranks.py"}),

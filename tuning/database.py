@@ -21,9 +21,7 @@ from sqlalchemy import text
 
 from core.errors import UserError, in_a_line
 from tuning.lease import make_table
-
-LEDGER_VARIABLE = "UNLEARN_TUNE_LEDGER"
-"""Environment variable that names the database of new runs, and may bring the password of a run's."""
+from tuning.surroundings import LEDGER_VARIABLE
 
 EXTRA: Final = 'pip install -e ".[postgres]"'
 _EXAMPLE = "postgresql://user@host/database"
@@ -149,20 +147,40 @@ def _shown(url: sqlalchemy.URL) -> str:
     return without.render_as_string(hide_password=True)
 
 
+def look_at_server(url: str) -> str:
+    """Whether a database of :data:`~tuning.surroundings.LEDGER_VARIABLE` answers; it is not changed.
+
+    Returns:
+        The URL without a password.
+
+    Raises:
+        UserError: If it is none, or cannot be reached.
+    """
+    place = Place(url=_parsed(url, LEDGER_VARIABLE), study="")
+    with _opening(place), single_connections(place).connect():
+        return place.shown
+
+
 def open_server(place: Place) -> optuna.storages.RDBStorage:
     """The database of a server; its tables are made where they are absent.
 
     Raises:
         UserError: If it cannot be reached or used, or its driver is not installed.
     """
-    url = place.url
-    try:
+    with _opening(place):
         with single_connections(place).begin() as connection:
             # two that open an empty database at once would both make the tables
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _OPENING_LOCK})
-            _server_storage(url).engine.dispose()
+            _server_storage(place.url).engine.dispose()
             make_table(connection)
         return reopen_server(place)
+
+
+@contextmanager
+def _opening(place: Place) -> Iterator[None]:
+    """Within the context whatever a server or its driver says is about the user's database."""
+    try:
+        yield
     except ImportError as err:
         raise UserError(
             f"{place.shown}: PostgreSQL is spoken to through psycopg, which is not installed; {EXTRA}"

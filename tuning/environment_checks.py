@@ -14,6 +14,7 @@ from typing import Literal
 
 import psutil
 
+from core.errors import UserError
 from core.model.machine import (
     INTERFACES,
     container_limits,
@@ -24,7 +25,9 @@ from core.model.machine import (
 )
 from core.store.place import CACHE_VARIABLE
 from tuning.surroundings import (
+    LEDGER_VARIABLE,
     OBJECT_STORE_BYTES,
+    ON_A_NETWORK,
     ROOM,
     can_be_written,
     existing_part,
@@ -33,6 +36,7 @@ from tuning.surroundings import (
     home,
     is_utf8,
     loopback_problem,
+    network_file_system,
     shell_problem,
 )
 
@@ -75,6 +79,7 @@ def environment_checks(root: Path = Path("/")) -> list[Check]:
         ray_folder(),
         home_folder(),
         hub_folder(),
+        ledger(),
         other_rays(),
         network(),
         proxies(),
@@ -198,6 +203,30 @@ def hub_folder(environment: Mapping[str, str] = os.environ) -> Check:
         return Check("hub cache", "ok", str(folder))
     found = f"{folder} cannot be written: from the hub only what is there already can be used"
     return Check("hub cache", "warn", found, "set HF_HOME to a folder that can be written")
+
+
+def ledger(folder: Path = Path("runs"), environment: Mapping[str, str] = os.environ) -> Check:
+    """Where ledgers of new runs go: a disk that keeps its promises, or a server that answers.
+
+    Args:
+        folder: Holds run folders.
+        environment: May name a database.
+    """
+    url = environment.get(LEDGER_VARIABLE)
+    if url is not None:
+        from tuning.database import look_at_server
+
+        try:
+            shown = look_at_server(url)
+        except UserError as err:
+            what, _, fix = str(err).rpartition("; ")
+            return Check("ledger", "error", what, fix)
+        return Check("ledger", "ok", f"{shown} answers")
+    kind = network_file_system(folder)
+    if kind is None:
+        return Check("ledger", "ok", "a file in the run folder, on a local disk")
+    what, _, fix = ON_A_NETWORK.format(folder=folder, kind=kind).partition("; ")
+    return Check("ledger", "warn", what, fix)
 
 
 def other_rays(environment: Mapping[str, str] = os.environ) -> Check:

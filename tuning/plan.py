@@ -62,7 +62,7 @@ class Launch:
     Attributes:
         address: Address of an existing cluster; a Ray of its own on this machine if absent.
         ledger: URL of a PostgreSQL database, for a new run, or of a run's to log in anew; if absent, that of the
-            environment (:data:`tuning.database.LEDGER_VARIABLE`), else a file of the run folder.
+            environment (:data:`tuning.surroundings.LEDGER_VARIABLE`), else a file of the run folder.
     """
 
     address: str | None = None

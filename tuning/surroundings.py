@@ -34,10 +34,12 @@ tenfold. Sleeping at once costs twice the time of a decomposition, whose paralle
 OBJECT_STORE_BYTES = 100 * 2**20
 """Ray's shared memory: what trials and the driver send each other is small."""
 
+LEDGER_VARIABLE: Final = "UNLEARN_TUNE_LEDGER"
+"""Environment variable that names the database of new runs' ledgers, and may bring the password of one."""
 ON_A_NETWORK: Final = (
-    "{folder}: the ledger is a SQLite file on a network file system ({kind}), whose locks and syncs SQLite cannot rely "
-    "on; nothing is known to be lost yet. Keep it on a server (--ledger postgresql://user@host/database), or the run "
-    "folder on a local disk (with --storage its trials are shared)"
+    "{folder}: the ledger is a SQLite file on a network file system ({kind}), on whose locks and syncs SQLite cannot "
+    "rely; keep it on a server (--ledger postgresql://user@host/database), or the run folder on a local disk "
+    "(--storage shares what its trials commit)"
 )
 """What is said of a ledger that lies there, with ``folder`` and ``kind``."""
 _NETWORK = frozenset(

@@ -21,7 +21,6 @@ from core.errors import UserError
 from core.store.durable import commit_yaml
 from tuning.config import SweepSpec
 from tuning.database import (
-    LEDGER_VARIABLE,
     Place,
     new_place,
     noted_place,
@@ -34,6 +33,7 @@ from tuning.ledger import Ledger, Server, create_study
 from tuning.outage import LostLedgerError, Outages
 from tuning.records import LEDGER_FILE, SPEC_FILE, RunFacts, read_ledger
 from tuning.run import load_run
+from tuning.surroundings import LEDGER_VARIABLE
 
 Opened = Callable[..., Ledger]
 
