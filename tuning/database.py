@@ -227,13 +227,18 @@ def study_id(engine: sqlalchemy.Engine, place: Place | None) -> int:
 
 def reopen_server(place: Place) -> optuna.storages.RDBStorage:
     """The database of a server that was opened before; an outage is the database's own error."""
-    return _server_storage(place.url, skip_compatibility_check=True, skip_table_creation=True)
+    return _server_storage(place.url, is_known=True)
 
 
-def _server_storage(url: sqlalchemy.URL, **how: bool) -> optuna.storages.RDBStorage:
+def _server_storage(url: sqlalchemy.URL, *, is_known: bool = False) -> optuna.storages.RDBStorage:
     options = {"connect_args": _arguments(url), "pool_pre_ping": True}
     whole = url.render_as_string(hide_password=False)
-    return optuna.storages.RDBStorage(whole, engine_kwargs=options, **how)
+    return optuna.storages.RDBStorage(
+        whole,
+        engine_kwargs=options,
+        skip_compatibility_check=is_known,
+        skip_table_creation=is_known,
+    )
 
 
 def _arguments(url: sqlalchemy.URL) -> dict[str, Any]:

@@ -205,7 +205,11 @@ def test_a_copy_that_is_lost_or_behind_is_made_anew(
 
 
 def test_an_outage_is_waited_out_and_loses_nothing(
-    tmp_path: Path, postgres: Postgres, place: Place, opened: Opened
+    tmp_path: Path,
+    postgres: Postgres,
+    place: Place,
+    opened: Opened,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The server goes in the middle of a trial and comes back when somebody was told."""
     spec, control, said = sweep(), tmp_path / "control", list[str]()
@@ -228,7 +232,7 @@ def test_an_outage_is_waited_out_and_loses_nothing(
             postgres.stop()
         return report(*args)
 
-    ledger.report = interrupted  # type: ignore[method-assign]
+    monkeypatch.setattr(ledger, "report", interrupted)
     drive(spec, run_dir, ledger=ledger)
     assert conclusions(run_dir) == conclusions(control)
     assert len(said) == 2 and PASSWORD not in "".join(said)

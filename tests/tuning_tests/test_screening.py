@@ -83,7 +83,7 @@ def test_an_objective_that_is_not_finite_prunes_whatever_ended_the_trial(
     tmp_path: Path, value: float
 ) -> None:
     for stopped_by in ("budget", "past_target", "no_effect", "stop_when"):
-        last = replace(with_metrics({OBJECTIVE: value}), stopped_by=stopped_by)  # type: ignore[arg-type]
+        last = replace(with_metrics({OBJECTIVE: value}), stopped_by=stopped_by)
         outcome = outcome_of(spec_of(), [last])
         assert (outcome.state, outcome.stopped_by, outcome.feasible) == (
             "PRUNED",
