@@ -302,11 +302,11 @@ class Ledger:
     ) -> None:
         """Record what suites measure of a finalist, and how far its limits are broken."""
         found = {"metrics": dict(metrics), "violations": dict(violations)}
-        self._study.set_user_attr(evaluation_note(number), finite(found))
+        self._note({evaluation_note(number): found})
 
     def has_evaluation(self, number: int) -> bool:
         """Whether :meth:`set_evaluation` was called for the trial."""
-        return evaluation_note(number) in self._study.user_attrs
+        return evaluation_note(number) in self._ask(lambda: self._study.user_attrs)
 
     def has_report_metrics(self, number: int) -> bool:
         """Whether :meth:`set_report_metrics` was called for the trial."""

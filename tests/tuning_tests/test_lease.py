@@ -93,6 +93,7 @@ def test_a_driver_that_was_taken_over_cannot_write_any_more(drivers: Drivers) ->
         lambda: before.fail(number, "too late"),
         lambda: before.set_note("ended", "failed"),
         lambda: before.set_report_metrics(0, {"retain_drop": 0.0}),
+        lambda: before.set_evaluation(0, {"m": 0.0}, violations={}),
     ):
         with pytest.raises(TakenOverError, match=said):
             write()
