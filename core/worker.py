@@ -6,7 +6,6 @@ more from it. All ranks of a trial run this code and see the same probes. An att
 checkpoint of an earlier one tells the probes up to there again, and then is what that one would have been.
 """
 
-import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -29,7 +28,7 @@ from core.training.initialisation import initial_factors
 from core.training.passes import MicroBatch
 from core.training.place import Place, SharedPack, own_engine
 from core.training.ranks import Group, join_alone
-from core.training.resuming import Checkpoints, EndedEarlyError, Reached
+from core.training.resuming import Checkpoints, EndedEarlyError, Interruption
 from core.training.steps import Steps
 from core.training.warm import Warm
 
@@ -50,15 +49,15 @@ def run_trial(
     folder: Path | None = None,
     group: Group | None = None,
     warm: Warm | None = None,
-    interruption: "Interruption | None" = None,
+    interruption: Interruption | None = None,
 ) -> TrialResult:
     """Run a trial to its end, or until ``reporter`` stops it.
 
     Args:
         config: The trial.
         reporter: Receives each probe and decides.
-        folder: Where history, adapter and checkpoints are committed, the same on all ranks; nothing is
-            written if absent.
+        folder: Where history, adapter and checkpoints are committed; nothing is written if absent. The
+            first rank's counts; all of them write their part of a checkpoint there.
         group: Ranks of the trial; this process alone if absent.
         warm: What the process keeps from earlier work.
         interruption: Attempts to go on from, and how this one is asked to end.
@@ -83,22 +82,6 @@ def run_trial(
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Interruption:
-    """What a trial does about having been interrupted, and about being interrupted now.
-
-    Attributes:
-        earlier: Folders of the trial's attempts before this one, in their order: it goes on from the newest good
-            checkpoint of them. This attempt's own may be the last.
-        is_asked: Set, from any thread, to have the trial make a checkpoint after the step that it is at, and end.
-            It is looked at after each step, also after the last probe that was asked for; the first rank's counts.
-            With ``None`` nobody asks, and ranks need not tell each other.
-    """
-
-    earlier: Sequence[Path] = ()
-    is_asked: threading.Event | None = None
-
-
 def probes(
     config: TrialConfig,
     *,
@@ -114,7 +97,7 @@ def probes(
     Args:
         config: The trial.
         folder: Where the first rank commits ``history.jsonl`` and ``adapter/`` before each probe, and all of
-            them ``checkpoints/``; the same on all ranks.
+            them ``checkpoints/``; the first rank's counts.
         group: Ranks of the trial; this process alone if absent.
         warm: What the process keeps from earlier trials.
         interruption: Attempts to go on from, and how this one is asked to end.
@@ -128,9 +111,7 @@ def probes(
         group, _meeting = join_alone(config.engine)
     warm = warm or Warm()
     at = partial(own_engine, group=group)
-    trial = turns(
-        config, at=at, folder=folder, group=group, warm=warm, interruption=interruption
-    )
+    trial = turns(config, at=at, folder=folder, group=group, warm=warm, interruption=interruption)
     try:
         for turn in trial:
             if isinstance(turn, Probe):
@@ -175,7 +156,7 @@ def turns(
     Yields:
         Each step to make, and each probe. All ranks yield the same.
     """
-    started, interruption = time.monotonic(), interruption or Interruption()
+    started = time.monotonic()
     known = _known(config, warm, group)
     measure = probing(config, known, group, part="probe")
     steps = Steps(config, known.model(config), known.data(config))
@@ -199,7 +180,7 @@ def turns(
             place,
             group=group,
             folder=folder,
-            earlier=interruption.earlier,
+            interruption=interruption or Interruption(),
             source=known.fingerprint(config) | {"weights": warm.checksum},
         )
         reached = kept.newest()
@@ -209,7 +190,9 @@ def turns(
             steps.go_on_from(reached.steps, step=reached.step)
             history.go_on_from(reached)
             yield from history.probes
-        for step in range(1 if reached is None else reached.step + 1, config.selection.max_steps + 1):
+        for step in range(
+            1 if reached is None else reached.step + 1, config.selection.max_steps + 1
+        ):
             yield Turn(place=place, micro_batches=steps.next_step(group))
             steps.after_step(group)
             if step == 1:
@@ -229,8 +212,7 @@ def turns(
                 yield probe
                 if probe.stopped_by is not None:
                     return
-            is_asked = interruption.is_asked
-            ends = is_asked is not None and group.ends(is_asked.is_set())
+            ends = kept.ends()
             if ends or kept.is_due(step, at_probe=is_probed):
                 kept.write(partial(history.reached, step, steps.state()), step=step)
             if ends:

@@ -9,6 +9,7 @@ were read, the learning rate, what is dropped, and every draw, for all are seede
 import hashlib
 import logging
 import shutil
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -60,6 +61,22 @@ class EndedEarlyError(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Interruption:
+    """What a trial does about having been interrupted, and about being interrupted now; the first rank's counts.
+
+    Attributes:
+        earlier: Folders of the trial's attempts before this one, in their order: it goes on from the newest good
+            checkpoint of them. This attempt's own may be the last.
+        is_asked: Set, from any thread, to have the trial make a checkpoint after the step that it is at, and end.
+            It is looked at after each step, and when the trial is asked to go on after a probe. With ``None`` nobody
+            asks, and the ranks need not tell each other.
+    """
+
+    earlier: Sequence[Path] = ()
+    is_asked: threading.Event | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Reached:
     """Where a trial is, beside what the place holds of it.
 
@@ -88,7 +105,7 @@ class Checkpoints:
         *,
         group: Group,
         folder: Path | None,
-        earlier: Sequence[Path],
+        interruption: Interruption,
         source: Mapping[str, str],
     ) -> None:
         """Nothing is read or written yet.
@@ -97,21 +114,29 @@ class Checkpoints:
             config: The trial.
             place: Where it is trained.
             group: Its ranks.
-            folder: Of this attempt; nothing is written if absent.
-            earlier: Folders of the trial's attempts before it, in their order; ``folder`` itself may be the last.
+            folder: Of this attempt; nothing is written if absent. The first rank's counts.
+            interruption: Attempts to go on from, and how this one is asked to end.
             source: What the trial's course follows from beside configuration and code, by name.
         """
         self._every = config.selection.checkpoint_every
-        self._place, self._group, self._folder, self._earlier = place, group, folder, earlier
-        self._identity: dict[str, str] = group.agree(
-            {
-                "configuration": _configuration(config),
-                "version of the code": code_version(),
-                **source,
-                "way of sharing out what is trained": place.layout,
-                "number of ranks": str(group.size),
-            }
+        self._place, self._group, self._is_asked = place, group, interruption.is_asked
+        identity = {
+            "configuration": _configuration(config),
+            "version of the code": code_version(),
+            **source,
+            "number of ranks": str(group.size),
+            "way of sharing out what is trained": place.layout,
+        }
+        of_first = (
+            identity,
+            folder,
+            tuple(interruption.earlier),
+            interruption.is_asked is not None,
         )
+        self._identity: dict[str, str]
+        self._folder: Path | None
+        self._earlier: tuple[Path, ...]
+        self._identity, self._folder, self._earlier, self._listens = group.agree(of_first)
         self._since, self._took_s = time.monotonic(), 0.0
 
     def newest(self) -> Reached | None:
@@ -135,6 +160,11 @@ class Checkpoints:
         self._take_over(None)
         self._say("begins at step 0: there is no checkpoint to go on from")
         return None
+
+    def ends(self) -> bool:
+        """Whether the trial is asked to end after this step; the same on every rank."""
+        is_asked = self._is_asked is not None and self._is_asked.is_set()
+        return self._listens and self._group.ends(is_asked)
 
     def is_due(self, step: int, *, at_probe: bool) -> bool:
         """Whether one is written after ``step``; the same on every rank, and nothing else depends on it."""
@@ -183,6 +213,11 @@ class Checkpoints:
             self._group.wait()
         if self._place.is_whole and not self._group.is_first:
             return {}, None
+        if not path.parent.is_dir():
+            return (
+                {},
+                f"rank {self._group.rank} does not see {folder}; put it on storage that all ranks share",
+            )
         tensors = self._place.held()
         try:
             commit(path, lambda new: save_tensors(tensors, new))
