@@ -182,6 +182,7 @@ def turns(
             folder=folder,
             interruption=interruption or Interruption(),
             source=known.fingerprint(config) | {"weights": warm.checksum},
+            verify=warm.verify,
         )
         reached = kept.newest()
         if reached is None:

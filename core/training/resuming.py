@@ -107,6 +107,7 @@ class Checkpoints:
         folder: Path | None,
         interruption: Interruption,
         source: Mapping[str, str],
+        verify: Callable[[], None],
     ) -> None:
         """Nothing is read or written yet.
 
@@ -117,6 +118,8 @@ class Checkpoints:
             folder: Of this attempt; nothing is written if absent. The first rank's counts.
             interruption: Attempts to go on from, and how this one is asked to end.
             source: What the trial's course follows from beside configuration and code, by name.
+            verify: Raises where the base weights have changed; called before a checkpoint is written, so that
+                nobody goes on with what was trained on other weights.
         """
         self._every = config.selection.checkpoint_every
         self._place, self._group, self._is_asked = place, group, interruption.is_asked
@@ -137,7 +140,7 @@ class Checkpoints:
         self._folder: Path | None
         self._earlier: tuple[Path, ...]
         self._identity, self._folder, self._earlier, self._listens = group.agree(of_first)
-        self._since, self._took_s = time.monotonic(), 0.0
+        self._verify, self._since, self._took_s = verify, time.monotonic(), 0.0
 
     def newest(self) -> Reached | None:
         """Bring the place to the newest good checkpoint of the attempts before; ``None`` if there is none.
@@ -184,10 +187,14 @@ class Checkpoints:
         Args:
             reached: Where the trial is; the first rank is asked.
             step: Steps made.
+
+        Raises:
+            IntegrityError: If the base weights changed.
         """
         if self._folder is None:
             return
         began = time.monotonic()
+        self._verify()
         found = self._group.gathered(self._part(self._folder, step))
         problems = [problem for _, problem in found if problem is not None]
         if self._group.is_first:
