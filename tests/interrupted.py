@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from core.measuring.reporting import GuardReporter
 from core.measuring.selection import Probe
 from core.store.durable import read_lines
 from core.training.ranks import Group, join
-from core.training.resuming import Interruption
+from core.training.resuming import EndedEarlyError, Interruption
 from core.training.warm import Warm
 from core.worker import probes
 
@@ -89,5 +90,22 @@ def run_on_rank(rank: int, host: str, port: int, trials: list[str], folder: str)
         attempt(config, whole, group=group)
         attempt(config, first, killed_at=4, group=group)
         seen = attempt(config, second, earlier=[first], group=group)
-        steps = [(probe.step, probe.is_carried) for probe in seen]
-        Path(folder, f"{i}-{rank}.json").write_text(json.dumps(steps), encoding="utf-8")
+        told = {
+            "steps": [(probe.step, probe.is_carried) for probe in seen],
+            "ended": ended_early(config, Path(folder, f"{i}-ended"), group) if i == 0 else None,
+        }
+        Path(folder, f"{i}-{rank}.json").write_text(json.dumps(told), encoding="utf-8")
+
+
+def ended_early(config: TrialConfig, folder: Path, group: Group) -> int | None:
+    """The step after which a trial ends whose first rank alone is asked to, once it has told of its first probe."""
+    is_asked = threading.Event()
+    interruption = Interruption(is_asked=is_asked if group.is_first else None)
+    trial = probes(config, folder=folder, group=group, warm=Warm(), interruption=interruption)
+    next(trial)
+    is_asked.set()
+    try:
+        next(trial)
+    except EndedEarlyError as err:
+        return err.step
+    return None

@@ -111,9 +111,7 @@ class PackRank(Rank):
         if self._group.is_first:
             self._logs[slot] = log_of(folder)
             logger.setLevel(logging.INFO)
-        self._trials.begin(
-            slot, config, folder=folder, interruption=Interruption(earlier=earlier)
-        )
+        self._trials.begin(slot, config, folder=folder, interruption=Interruption(earlier=earlier))
 
     def go_on(self, slot: int) -> Probe | None:
         """Bring a trial to its next probe, or to where it waits for a step."""

@@ -284,9 +284,9 @@ class Checkpoints:
 
 @lru_cache
 def code_version() -> str:
-    """Hash of the code that trains, and of the versions of the libraries below it."""
+    """Hash of the code that trains, with the data that it ships, and of the versions of the libraries below it."""
     digest, root = hashlib.sha256(), Path(__file__).parents[1]
-    for path in sorted(root.rglob("*.py")):
+    for path in sorted([*root.rglob("*.py"), *root.rglob("*.jsonl")]):
         digest.update(path.relative_to(root).as_posix().encode())
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())

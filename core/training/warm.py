@@ -88,9 +88,10 @@ class Warm:
 
     def fingerprint(self, config: TrialConfig) -> dict[str, str]:
         """What a trial's course follows from beside its configuration, by name: its rows, and how it computes."""
-        model = self.model(config)
+        model, data = self.model(config), self.data(config)
+        others = [row.alternative for row in data.forget_rows]
         return {
-            "data": content_key(dict(self.data(config).identity)),
+            "data": content_key({"parts": data.identity, "alternatives": others}),
             "device or precision": f"{model.device.type} {model.dtype}",
         }
 

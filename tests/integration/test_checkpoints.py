@@ -19,6 +19,7 @@ from interrupted import KINDS, SIX_STEPS, attempt, left_by, run_on_rank
 from two_ranks import spawned
 
 from core.config import TrialConfig
+from core.errors import UserError
 from core.measuring.selection import Probe
 from core.store.checkpoints import MARKER, folder_of, found
 from core.training import resuming
@@ -26,6 +27,7 @@ from core.training.ranks import join_alone
 from core.training.resuming import EndedEarlyError, Interruption
 from core.training.warm import Warm
 from core.worker import SideBySide, probes
+from tuning.train import finished_before, train_trial
 
 pytestmark = pytest.mark.integration
 
@@ -85,18 +87,23 @@ def test_it_ends_as_if_it_had_not_been_interrupted(
 def check_two_ranks(configs: list[TrialConfig], folder: Path) -> None:
     spawned(run_on_rank, [config.model_dump_json() for config in configs], str(folder))
     for i, config in enumerate(configs):
-        expected = [[2, True], [4, False], [6, False]]
         told = [json.loads((folder / f"{i}-{rank}.json").read_text("utf-8")) for rank in (0, 1)]
-        assert told == [expected, expected]
+        assert told[0] == told[1]
+        assert told[0]["steps"] == [[2, True], [4, False], [6, False]]
         parts = sorted(folder_of(folder / f"{i}-first", 3).glob("rank-*"))
         assert len(parts) == (1 if config.engine.zero_stage == 0 else 2)
         assert left_by(folder / f"{i}-second") == left_by(folder / f"{i}-whole")
         assert left_by(folder / f"{i}-second")["saved"]
 
 
-def test_each_of_two_ranks_goes_on_with_its_own_part(make_long: TrialMaker, tmp_path: Path) -> None:
+def test_each_of_two_ranks_goes_on_with_its_own_part_and_ends_when_the_first_is_asked_to(
+    make_long: TrialMaker, tmp_path: Path
+) -> None:
     changes = {"engine.ranks": 2, "engine.zero_stage": 2, "engine.dtype": "bf16"}
     check_two_ranks([make_long(changes)], tmp_path)
+    ended = json.loads((tmp_path / "0-1.json").read_text("utf-8"))["ended"]
+    assert ended == 2, "what the first rank was asked, both do"
+    assert len(list(folder_of(tmp_path / "0-ended", 2).glob("rank-*"))) == 2
 
 
 # All of it: make checkpoints
@@ -360,3 +367,37 @@ def test_no_step_draws_from_a_generator_that_others_share(
     assert torch.equal(before[0], after[0])
     assert before[1] == after[1]
     assert str(before[2]) == str(after[2])
+
+
+# Without a sweep
+
+
+class KilledError(Exception):
+    pass
+
+
+def test_train_goes_on_in_its_folder_and_says_what_a_finished_trial_found(
+    make_long: TrialMaker, tmp_path: Path
+) -> None:
+    config, whole, out = make_long(), tmp_path / "whole", tmp_path / "out"
+    said: list[str] = []
+
+    def die_at_step_4(text: str) -> None:
+        said.append(text)
+        if text.startswith("step 4/"):
+            raise KilledError
+
+    expected = train_trial(config, whole, say=said.append)
+    with pytest.raises(KilledError):
+        train_trial(config, out, say=die_at_step_4)
+    assert finished_before(config, out) is None
+    said.clear()
+    assert train_trial(config, out, say=said.append) == expected
+    assert any("goes on from" in text and "after step 3" in text for text in said)
+    assert left_by(out) == left_by(whole)
+    assert not (out / "checkpoints").exists()
+    assert finished_before(config, out) == expected
+    with pytest.raises(UserError, match=r"trial\.yaml is another configuration than the one to"):
+        finished_before(config.model_copy(update={"seed": 1}), out)
+    with pytest.raises(UserError, match=r"holds no trial\.yaml, so no trial was begun there"):
+        finished_before(config, tmp_path)

@@ -257,7 +257,9 @@ def test_a_trial_whose_process_dies_goes_on_under_its_number_from_its_checkpoint
     process = sweeper.start(
         "sweep", "sweep.yaml", "--set", "pruning.retain=null", "--set", "stop.past_target=null"
     )
-    sweeper.wait_for("tiny", "TrialProbed", 8, process)  # of two trials, one a core, at least two each
+    sweeper.wait_for(
+        "tiny", "TrialProbed", 8, process
+    )  # of two trials, one a core, at least two each
     ranks = [
         p
         for p in psutil.Process(process.pid).children(recursive=True)
