@@ -18,7 +18,6 @@ from tuning.data_words import count_lines, data_warnings
 from tuning.files import read_yaml
 from tuning.objective import conclude
 
-
 TRIAL_FILE, RESULT_FILE = "trial.yaml", "result.json"
 
 

@@ -31,11 +31,11 @@ from core.config.preparation import PreparationConfig, TrainingConfig
 from core.config.problems import describe_problems
 from core.config.section import Positive, Section
 from core.config.selection import (
+    CheckpointEvery,
     ConstraintConfig,
     NoEffectConfig,
     PastTargetConfig,
     RetainGuardConfig,
-    CheckpointEvery,
     RowsPerProbe,
     SelectionConfig,
     StopRule,
@@ -50,6 +50,7 @@ __all__ = [
     "AdapterConfig",
     "BatchConfig",
     "BatchPlan",
+    "CheckpointEvery",
     "ConstraintConfig",
     "ConstraintMetric",
     "DataConfig",
@@ -71,7 +72,6 @@ __all__ = [
     "PreparationData",
     "Quantisation",
     "RetainGuardConfig",
-    "CheckpointEvery",
     "RowsPerProbe",
     "Section",
     "SelectionConfig",

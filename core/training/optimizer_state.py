@@ -91,7 +91,8 @@ class OptimizerState:
         return list(self._client.param_groups[group]["params"])
 
     def _remembered(self, master: Tensor) -> Mapping[str, Tensor]:
-        return self._client.state.get(master, {})
+        remembered: Mapping[str, Tensor] = self._client.state.get(master, {})
+        return remembered
 
     def _place_of(self, value: Tensor, master: Tensor, group: int) -> torch.device:
         """Torch counts the steps of a fused optimiser where its weights are, and of others on the CPU."""

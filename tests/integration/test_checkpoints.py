@@ -360,10 +360,10 @@ def test_no_step_draws_from_a_generator_that_others_share(
     changes = {**SOME["dropout-and-a-weight-that-adapts"], "method.adapter_init": "fila"}
     trial = probes(make_long(changes), folder=tmp_path, warm=Warm())
     next(trial)
-    before = (torch.get_rng_state(), random.getstate(), np.random.get_state())  # noqa: NPY002
+    before = (torch.get_rng_state(), random.getstate(), np.random.get_state())
     for _ in trial:
         pass
-    after = (torch.get_rng_state(), random.getstate(), np.random.get_state())  # noqa: NPY002
+    after = (torch.get_rng_state(), random.getstate(), np.random.get_state())
     assert torch.equal(before[0], after[0])
     assert before[1] == after[1]
     assert str(before[2]) == str(after[2])
