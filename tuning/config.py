@@ -213,9 +213,9 @@ class BudgetSpec(Section):
     skip_probes: bool | Literal["auto"] = "auto"
     """Leave out a probe while target and limits are far; with a ranking pruner auto is false."""
     checkpoint_every: CheckpointEvery = "auto"
-    """Optimiser steps from one checkpoint inside a trial to the next: a kill loses at most as many. ``auto``: at a probe
-    where a minute has passed since the last and writing takes at most 3 % of the time; none in short trials. ``off``:
-    none. No result depends on it."""
+    """Optimiser steps from one checkpoint inside a trial to the next: a kill loses at most as many. ``auto``: at a
+    probe where a minute has passed since the last and writing takes at most 3 % of the time; none in short trials.
+    ``off``: none. No result depends on it."""
     max_attempts: Positive = 3
     """Attempts at a trial that breaks (crash, out of memory)."""
     finalists: Annotated[int, Field(ge=0, le=100_000)] = 3
