@@ -41,6 +41,7 @@ def attempt(
     killed_at: int | None = None,
     earlier: Sequence[Path] = (),
     group: Group | None = None,
+    warm: Warm | None = None,
 ) -> list[Probe]:
     """The probes of an attempt under its guard; it is killed when it has told of the one at ``killed_at``, or after."""
     seen, guard = list[Probe](), GuardReporter(config.selection)
@@ -48,7 +49,7 @@ def attempt(
         config,
         folder=folder,
         group=group,
-        warm=Warm(),
+        warm=warm or Warm(),
         interruption=Interruption(earlier=earlier),
     )
     for probe in trial:

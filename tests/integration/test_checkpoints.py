@@ -21,7 +21,7 @@ from two_ranks import spawned
 from core.config import TrialConfig
 from core.errors import UserError
 from core.measuring.selection import Probe
-from core.store.checkpoints import MARKER, folder_of, found
+from core.store.checkpoints import folder_of, found
 from core.training import resuming
 from core.training.ranks import join_alone
 from core.training.resuming import EndedEarlyError, Interruption
@@ -32,7 +32,12 @@ from tuning.train import finished_before, train_trial
 pytestmark = pytest.mark.integration
 
 TrialMaker = Callable[..., TrialConfig]
-PARTS = ("rank-0.safetensors", "state.json", "history.jsonl", "manifest.json", MARKER)
+
+
+@pytest.fixture(scope="module")
+def warm() -> Warm:
+    """What one process keeps from attempt to attempt; ranks that are new have their own."""
+    return Warm()
 
 
 @pytest.fixture
@@ -119,6 +124,15 @@ def test_every_stage_kind_and_precision(
     make_long: TrialMaker, tmp_path: Path, stage: int, kind: str, dtype: str
 ) -> None:
     changes = {**KINDS[kind], "engine.zero_stage": stage, "engine.dtype": dtype}
+    goes_on_exactly(make_long(changes), tmp_path)
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize(("stage", "offload"), [(2, "optimizer"), (3, "parameters")])
+def test_what_is_offloaded_goes_on_too(
+    make_long: TrialMaker, tmp_path: Path, stage: int, offload: str
+) -> None:
+    changes = {"engine.zero_stage": stage, "engine.offload": offload, "engine.dtype": "bf16"}
     goes_on_exactly(make_long(changes), tmp_path)
 
 
@@ -238,18 +252,18 @@ def test_a_trial_goes_on_in_another_slot_of_another_pack(
 
 @pytest.fixture(scope="module")
 def interrupted(
-    make_trial: TrialMaker, tmp_path_factory: pytest.TempPathFactory
+    make_trial: TrialMaker, warm: Warm, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[TrialConfig, Path]:
     """An attempt with two checkpoints, after its second and its fourth step."""
     config = make_trial({**SIX_STEPS, "selection.checkpoint_every": 1, "selection.max_steps": 8})
     folder = tmp_path_factory.mktemp("interrupted") / "first"
-    attempt(config, folder, killed_at=6)
+    attempt(config, folder, killed_at=6, warm=warm)
     return config, folder
 
 
-def begun_at(config: TrialConfig, first: Path, second: Path) -> int | None:
+def begun_at(config: TrialConfig, first: Path, second: Path, warm: Warm) -> int | None:
     """Where an attempt goes on."""
-    return attempt(config, second, killed_at=1, earlier=[first])[0].resumed_at
+    return attempt(config, second, killed_at=1, earlier=[first], warm=warm)[0].resumed_at
 
 
 def test_two_checkpoints_are_kept_and_no_draft(interrupted: tuple[TrialConfig, Path]) -> None:
@@ -260,30 +274,32 @@ def test_two_checkpoints_are_kept_and_no_draft(interrupted: tuple[TrialConfig, P
     ]
 
 
-@pytest.mark.parametrize("damaged", ["rank-0.safetensors", "history.jsonl"])
 def test_a_damaged_one_is_passed_over_for_the_one_before_and_that_is_said(
     interrupted: tuple[TrialConfig, Path],
+    warm: Warm,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
-    damaged: str,
 ) -> None:
     config, whole = interrupted
     first = tmp_path / "first"
     shutil.copytree(whole, first)
-    for step, expected in ((5, 4), (4, None)):
+    for step, damaged, expected in (
+        (5, "rank-0.safetensors", 4),
+        (4, "history.jsonl", None),
+    ):
         path = folder_of(first, step) / damaged
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 1
         path.write_bytes(content)
         caplog.clear()
-        assert begun_at(config, first, tmp_path / f"after-{step}") == expected
+        assert begun_at(config, first, tmp_path / f"after-{step}", warm) == expected
         assert f"{folder_of(first, step)} is not gone on from: {damaged} is damaged" in caplog.text
     assert "begins at step 0" in caplog.text
 
 
 def test_a_checkpoint_of_another_configuration_version_or_data_is_refused(
     interrupted: tuple[TrialConfig, Path],
-    make_trial: TrialMaker,
+    warm: Warm,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
@@ -291,12 +307,14 @@ def test_a_checkpoint_of_another_configuration_version_or_data_is_refused(
     config, first = interrupted
     selection = config.selection.model_copy(update={"checkpoint_every": "off"})
     later = config.model_copy(update={"selection": selection})
-    assert begun_at(later, first, tmp_path / "later") == 5, "how often they are made plays no part"
+    assert begun_at(later, first, tmp_path / "later", warm) == 5, (
+        "how often they are made plays no part"
+    )
     other = config.model_copy(update={"seed": 1})
-    assert begun_at(other, first, tmp_path / "other") is None
+    assert begun_at(other, first, tmp_path / "other", warm) is None
     assert "it is of another configuration" in caplog.text
     monkeypatch.setattr(resuming, "code_version", lambda: "next")
-    assert begun_at(config, first, tmp_path / "newer") is None
+    assert begun_at(config, first, tmp_path / "newer", warm) is None
     assert "it is of another version of the code" in caplog.text
 
 
@@ -304,18 +322,18 @@ def test_a_checkpoint_of_another_configuration_version_or_data_is_refused(
 
 
 def test_a_trial_that_is_asked_to_end_makes_a_checkpoint_after_its_step(
-    make_long: TrialMaker, tmp_path: Path
+    make_long: TrialMaker, warm: Warm, tmp_path: Path
 ) -> None:
     config = make_long({"selection.checkpoint_every": "off", "selection.probe_every": 3})
-    attempt(config, tmp_path / "whole")
+    attempt(config, tmp_path / "whole", warm=warm)
     is_asked, first = threading.Event(), tmp_path / "first"
-    trial = probes(config, folder=first, warm=Warm(), interruption=Interruption(is_asked=is_asked))
+    trial = probes(config, folder=first, warm=warm, interruption=Interruption(is_asked=is_asked))
     assert next(trial).step == 3
     is_asked.set()
     with pytest.raises(EndedEarlyError, match="after step 3"):
         next(trial)
     assert found([first]) == [folder_of(first, 3)]
-    seen = attempt(config, tmp_path / "second", earlier=[first])
+    seen = attempt(config, tmp_path / "second", earlier=[first], warm=warm)
     assert [(p.step, p.resumed_at) for p in seen] == [(3, 3), (6, 3)]
     assert left_by(tmp_path / "second") == left_by(tmp_path / "whole")
 
@@ -324,20 +342,21 @@ def test_a_trial_that_is_asked_to_end_makes_a_checkpoint_after_its_step(
 
 
 def test_auto_writes_none_in_a_short_trial_and_else_at_probes(
-    make_long: TrialMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_long: TrialMaker, warm: Warm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = make_long({"selection.checkpoint_every": "auto"})
-    attempt(config, tmp_path / "short")
+    attempt(config, tmp_path / "short", warm=warm)
     assert found([tmp_path / "short"]) == []
     monkeypatch.setattr(resuming, "LEAST_S", 0.0)
     monkeypatch.setattr(resuming, "LARGEST_SHARE", 1e9)
-    attempt(config, tmp_path / "long")
+    attempt(config, tmp_path / "long", warm=warm)
     assert found([tmp_path / "long"]) == [folder_of(tmp_path / "long", step) for step in (4, 2)]
     assert left_by(tmp_path / "long") == left_by(tmp_path / "short")
 
 
 def test_a_disk_that_refuses_a_checkpoint_costs_the_checkpoint_alone(
     make_long: TrialMaker,
+    warm: Warm,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
@@ -348,17 +367,16 @@ def test_a_disk_that_refuses_a_checkpoint_costs_the_checkpoint_alone(
     config = make_long()
     monkeypatch.setattr(resuming, "save_tensors", full)
     with caplog.at_level(logging.WARNING):
-        seen = attempt(config, tmp_path / "full")
+        seen = attempt(config, tmp_path / "full", warm=warm)
     assert [p.step for p in seen] == [2, 4, 6]
     assert "no checkpoint after step 3: [Errno 28]" in caplog.text
     assert list((tmp_path / "full" / "checkpoints").iterdir()) == []
 
 
 def test_no_step_draws_from_a_generator_that_others_share(
-    make_long: TrialMaker, tmp_path: Path
+    make_long: TrialMaker, warm: Warm, tmp_path: Path
 ) -> None:
-    changes = {**SOME["dropout-and-a-weight-that-adapts"], "method.adapter_init": "fila"}
-    trial = probes(make_long(changes), folder=tmp_path, warm=Warm())
+    trial = probes(make_long(SOME["dropout-and-a-weight-that-adapts"]), folder=tmp_path, warm=warm)
     next(trial)
     before = (torch.get_rng_state(), random.getstate(), np.random.get_state())
     for _ in trial:
