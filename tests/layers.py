@@ -11,6 +11,7 @@ CORE: Layers = {
     "ground": ("core/__init__.py", "core/errors.py", "core/seeding.py", "core/text/*.py"),
     "files": (
         "core/store/__init__.py",
+        "core/store/checkpoints.py",
         "core/store/durable.py",
         "core/store/locks.py",
         "core/store/place.py",
@@ -71,6 +72,7 @@ CORE: Layers = {
         "core/training/full_parameters.py",
         "core/training/importance.py",
         "core/training/low_rank.py",
+        "core/training/optimizer_state.py",
         "core/training/pack.py",
         "core/training/packed_layer.py",
         "core/training/reading.py",
@@ -85,6 +87,7 @@ CORE: Layers = {
         "core/training/memory.py",
         "core/training/needs.py",
         "core/training/place.py",
+        "core/training/resuming.py",
         "core/training/speed.py",
         "core/training/steps.py",
     ),
@@ -138,6 +141,7 @@ TUNING: Layers = {
     "records": (
         "tuning/extending.py",
         "tuning/results.py",
+        "tuning/resuming.py",
         "tuning/run.py",
         "tuning/samples.py",
     ),

@@ -8,7 +8,7 @@ crash could lose.
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,10 +21,19 @@ from ray.tune.search import Searcher
 
 from core.config import TrialConfig
 from core.errors import ConfigError
+from core.measuring.history import probe_of
 from core.measuring.selection import GuardVerdict, Probe
 from core.store.durable import commit_json, commit_yaml, finite, read_lines
 from tuning.config import Choice, SweepSpec
-from tuning.events import EventLog, TrialBegan, TrialBroke, TrialEnded, TrialProbed, Warned
+from tuning.events import (
+    EventLog,
+    TrialBegan,
+    TrialBroke,
+    TrialEnded,
+    TrialProbed,
+    TrialResumed,
+    Warned,
+)
 from tuning.failures import (
     FAILURE_FILE,
     Failure,
@@ -39,6 +48,7 @@ from tuning.ledger import Ledger
 from tuning.objective import Outcome, conclude
 from tuning.packing import PACK
 from tuning.records import attempt_folder
+from tuning.resuming import earlier_attempts, remove_checkpoints, remove_left_checkpoints
 from tuning.space import bind
 from tuning.trainable import PROBE
 
@@ -64,12 +74,17 @@ class LostAdapterError(Exception):
 
 @dataclass
 class Assignment:
-    """A trial handed to Tune."""
+    """A trial handed to Tune.
+
+    Attributes:
+        earlier: Folders of the attempts before this one, whose checkpoints it may go on from.
+    """
 
     number: int
     attempt: int
     trial: TrialConfig
     folder: Path
+    earlier: tuple[Path, ...] = ()
     probes: list[Probe] = field(default_factory=list)
     verdict: GuardVerdict | None = None
     began: float = field(default_factory=time.monotonic)
@@ -151,10 +166,18 @@ class Dispatcher:
         assignment = self._assigned[number]
         assignment.probes.append(probe)
         verdict = self._ledger.report(number, assignment.attempt, assignment.probes)
-        self._log.emit(TrialProbed(number=number, probe=probe))
+        self._tell_of(assignment, probe)
         if verdict is not None:
             assignment.verdict = verdict
         return verdict is not None or probe.stopped_by is not None
+
+    def _tell_of(self, assignment: Assignment, probe: Probe) -> None:
+        """Log a probe; one that an earlier attempt made was logged then."""
+        number, attempt, step = assignment.number, assignment.attempt, probe.resumed_at
+        if step is not None and len(assignment.probes) == 1:
+            self._log.emit(TrialResumed(number=number, attempt=attempt, step=step))
+        if not probe.is_carried:
+            self._log.emit(TrialProbed(number=number, probe=probe))
 
     def finish(self, number: int) -> None:
         """Tell a trial that ended to the ledger; one that was interrupted stays as it is."""
@@ -184,6 +207,7 @@ class Dispatcher:
 
     def _give_up(self, number: int, attempt: int, reason: str) -> None:
         self._ledger.fail(number, reason)
+        remove_checkpoints(self._run_dir, number)
         self._log.emit(TrialBroke(number=number, attempt=attempt, reason=reason, is_final=True))
 
     def broke(self, number: int) -> None:
@@ -202,6 +226,7 @@ class Dispatcher:
         if is_final or len(earlier) + 1 >= self._spec.budget.max_attempts:
             is_final = True
             self._ledger.fail(number, reason)
+            remove_checkpoints(self._run_dir, number)
         else:
             params = {n: p for n, p, _ in self._ledger.running()}[number]
             self._waiting.append((number, params))
@@ -233,13 +258,15 @@ class Dispatcher:
 
     def _begin(self, number: int, params: dict[str, Choice], trial: TrialConfig) -> Assignment:
         attempt = self._ledger.begin_attempt(number)
-        folder = (
-            self._run_dir / attempt_folder(number, attempt)
-        ).resolve()  # Tune changes directories
+        run_dir = self._run_dir.resolve()  # Tune changes directories
+        folder = run_dir / attempt_folder(number, attempt)
         if self._halves_batches:
             trial = halved(trial) or trial
         commit_yaml(folder / "trial.yaml", trial.model_dump(mode="json"))
-        assignment = Assignment(number=number, attempt=attempt, trial=trial, folder=folder)
+        earlier = earlier_attempts(run_dir, number, attempt)
+        assignment = Assignment(
+            number=number, attempt=attempt, trial=trial, folder=folder, earlier=earlier
+        )
         self._assigned[number] = assignment
         self._log.emit(TrialBegan(number=number, attempt=attempt, params=dict(params)))
         return assignment
@@ -249,9 +276,11 @@ def reconcile(spec: SweepSpec, run_dir: Path, ledger: Ledger, log: EventLog) -> 
     """Adopt what interrupted trials committed before their driver died.
 
     The committed history of each running trial is replayed through guard and pruner. A trial that had
-    ended, or would have been stopped, is told; the others run again under the same number.
+    ended, or would have been stopped, is told; the others run again under the same number, from their newest
+    checkpoint.
     """
     ledger.finish_births()
+    remove_left_checkpoints(run_dir, running={number for number, _, _ in ledger.running()})
     for number, params, attempt in ledger.running():
         if attempt == 0:
             continue
@@ -280,23 +309,7 @@ def reconcile(spec: SweepSpec, run_dir: Path, ledger: Ledger, log: EventLog) -> 
 
 def committed_probes(folder: Path) -> list[Probe]:
     """The probes that an attempt committed, in order, without the untouched model's."""
-    return [_committed(line) for line in read_lines(folder / "history.jsonl") if line["step"] > 0]
-
-
-def _committed(line: Mapping[str, Any]) -> Probe:
-    """The probe of a history line; what it landed on says again only what was measured there."""
-    landed = line.get("landed")
-    return Probe(
-        step=line["step"],
-        metrics={name: float(value) for name, value in line["metrics"].items()},
-        seconds=line["seconds"],
-        stopped_by=line["stopped_by"],
-        intervals={name: (low, high) for name, (low, high) in line.get("intervals", {}).items()},
-        skipped=tuple(line.get("skipped", ())),
-        n_rows=line.get("n_rows", {}),
-        is_overtaken=line.get("is_overtaken", False),
-        landed=None if landed is None else _committed({**line, **landed, "landed": None}),
-    )
+    return [probe_of(line) for line in read_lines(folder / "history.jsonl") if line["step"] > 0]
 
 
 def conclude_attempt(
@@ -331,6 +344,7 @@ def conclude_attempt(
     }
     commit_json(run_dir / folder / "result.json", finite(record))
     ledger.finish(number, outcome, adapter=adapter, duration_s=duration_s)
+    remove_checkpoints(run_dir, number)
     return outcome
 
 
@@ -364,6 +378,7 @@ class LedgerSearcher(Searcher):
             NUMBER: assignment.number,
             "trial": assignment.trial,
             "folder": str(assignment.folder),
+            "earlier": [str(folder) for folder in assignment.earlier],
             "resources": self._resources,
             "handed_out": self._handed_out,
         }

@@ -39,6 +39,7 @@ from tuning.pruning import (
     Decision,
     as_probed,
     as_ranked,
+    decided_before,
     decisions,
     guard_key,
     make_pruner,
@@ -128,13 +129,17 @@ class Ledger:
         """Record the last of an attempt's probes and decide whether it goes on.
 
         A step already in the study (from an earlier attempt, or from before a crash) is not reported
-        again. What is decided is recorded before it is returned, and a repetition returns what is recorded.
+        again. What is decided is recorded before it is returned, and a repetition returns what is recorded. So
+        does a probe that an earlier attempt made and this one tells again: what was decided about it stands, for
+        the adapter that it would be stopped with may be that of a later probe by now.
         """
         trial, probe = self._trial(number), probes[-1]
         watched = self._spec.pruning.retain.metrics if self._spec.pruning.retain else ()
         before, series = self._trials[number], guarded_series(probes)
         made = decisions(before, attempt).get(probe.step)
         is_new = made is None
+        if made is None and probe.is_carried:
+            made = decided_before(before, attempt, probe.step)
         if made is None:
             made = self._decide(as_probed(before, attempt, probes, self._selection), probe)
         with self._at_once():

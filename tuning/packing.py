@@ -102,12 +102,16 @@ class PackRank(Rank):
         self._logs: dict[int, logging.FileHandler] = {}
         self._trials = SideBySide(like, n_slots=n_slots, group=self._group, warm=self._warm)
 
-    def begin_in(self, slot: int, config: TrialConfig, folder: Path) -> None:
-        """Begin a trial in a slot that is free."""
+    def begin_in(
+        self, slot: int, config: TrialConfig, folder: Path, earlier: Sequence[Path]
+    ) -> None:
+        """Begin a trial in a slot that is free, or go on from a checkpoint of ``earlier`` attempts."""
+        from core.training.resuming import Interruption
+
         if self._group.is_first:
             self._logs[slot] = log_of(folder)
             logger.setLevel(logging.INFO)
-        self._trials.begin(slot, config, folder=folder)
+        self._trials.begin(slot, config, folder=folder, interruption=Interruption(earlier=earlier))
 
     def go_on(self, slot: int) -> Probe | None:
         """Bring a trial to its next probe, or to where it waits for a step."""
@@ -161,8 +165,10 @@ class PackHost:
         self._at_work = asyncio.Lock()
         self._driving: asyncio.Task[None] | None = None
 
-    async def begin(self, name: str, config: TrialConfig, folder: Path) -> None:
-        """Begin a trial; ranks are started with the first."""
+    async def begin(
+        self, name: str, config: TrialConfig, folder: Path, earlier: Sequence[Path]
+    ) -> None:
+        """Begin a trial, or go on with it; ranks are started with the first."""
         async with self._at_work:
             if not self._ranks:
                 await self._start(config)
@@ -170,7 +176,7 @@ class PackHost:
             if not free:
                 raise RuntimeError("the pack has no free slot")
             slot = min(free)
-            await self._on_all("begin_in", slot, config, folder)
+            await self._on_all("begin_in", slot, config, folder, earlier)
             self._slots[name] = slot
         if self._driving is None:
             self._driving = asyncio.create_task(self._drive())
@@ -291,7 +297,8 @@ class PackedTrial(ProbedTrial):
     def _next_probe(self) -> Probe:
         """Wait for the pack to come to it."""
         if not self._begun:
-            ray.get(self._pack.begin.remote(self._name, self._config, self._folder))
+            begun = self._pack.begin.remote(self._name, self._config, self._folder, self._earlier)
+            ray.get(begun)
             self._begun = True
         probe: Probe = ray.get(self._pack.advance.remote(self._name))
         return probe
@@ -316,6 +323,7 @@ class PackedTrial(ProbedTrial):
         self._pack: Any = ray.get_actor(config[PACK])
         self._config: TrialConfig = config["trial"]
         self._folder = Path(config["folder"])
+        self._earlier = [Path(folder) for folder in config["earlier"]]
         self._name = str(self._folder)
         self._begun = False
         self._kills_before = oom_kills()

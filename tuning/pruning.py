@@ -79,6 +79,15 @@ def decisions(trial: FrozenTrial, attempt: int) -> dict[int, Decision]:
     return dict(sorted(found.items()))
 
 
+def decided_before(trial: FrozenTrial, attempt: int, step: int) -> Decision | None:
+    """What was decided about a probe in the last attempt before one that came to it; ``None`` if none did."""
+    for before in range(attempt - 1, 0, -1):
+        made = decisions(trial, before).get(step)
+        if made is not None:
+            return made
+    return None
+
+
 def as_ranked(trial: FrozenTrial) -> Shown:
     """A trial as a ranking pruner reads it: with the rungs of its current attempt only.
 

@@ -4,6 +4,7 @@ import gc
 import logging
 import os
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,13 +62,20 @@ class Rank:
         local = 0 if os.environ.get("CUDA_VISIBLE_DEVICES") else rank
         self._group = join(rank, size, host, port, engine, local_rank=local)
 
-    def begin(self, config: TrialConfig, folder: Path) -> None:
-        """Begin a trial; the one before must be closed."""
+    def begin(self, config: TrialConfig, folder: Path, earlier: Sequence[Path] = ()) -> None:
+        """Begin a trial, or go on from a checkpoint of ``earlier`` attempts; the one before must be closed."""
+        from core.training.resuming import Interruption
         from core.worker import probes
 
         self._log_to(folder)
         logger.info("trial begins in process %d: %s", os.getpid(), folder)
-        self._trial = probes(config, folder=folder, group=self._group, warm=self._warm)
+        self._trial = probes(
+            config,
+            folder=folder,
+            group=self._group,
+            warm=self._warm,
+            interruption=Interruption(earlier=earlier),
+        )
 
     def advance(self) -> Probe:
         """Train up to the next probe."""
@@ -133,11 +141,11 @@ class ProbedTrial(tune.Trainable):
         raise NotImplementedError
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
-        """Nothing to save: the worker commits its history and adapter itself."""
+        """Nothing to save: the worker commits its history, adapter and checkpoints itself."""
         return {}
 
     def load_checkpoint(self, checkpoint: Any) -> None:
-        """Nothing to load: an interrupted trial begins a new attempt."""
+        """Nothing to load: an interrupted trial begins a new attempt, which looks for checkpoints itself."""
 
 
 class UnlearningTrial(ProbedTrial):
@@ -162,7 +170,7 @@ class UnlearningTrial(ProbedTrial):
         if not self._ranks:
             self._ranks = self._start_ranks()
         if not self._begun:
-            self._on_all("begin", self._config, self._folder)
+            self._on_all("begin", self._config, self._folder, self._earlier)
             self._begun = True
         probe: Probe = self._on_all("advance")[0]
         return probe
@@ -192,6 +200,7 @@ class UnlearningTrial(ProbedTrial):
         self._resources: ResourcesSpec = config["resources"]
         self._handed_out: HandedOut | None = config["handed_out"]
         self._folder = Path(config["folder"])
+        self._earlier = [Path(folder) for folder in config["earlier"]]
         self._begun = False
         self._kills_before = oom_kills()
 

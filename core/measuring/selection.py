@@ -54,6 +54,7 @@ class Probe:
         n_rows: Rows of each set that the metrics are of; empty where that is not recorded, and all were read.
         is_overtaken: The next probe is foreseeably better, and this one, which may be of a part of the rows and
             whose adapter is not kept, never counts.
+        resumed_at: Step of the checkpoint that the attempt went on from; absent where it began at step 0.
         landed: The same weights scaled back onto the target, where the trial ends past it: a candidate of its
             own, with ``landing_factor`` among its metrics. One that was overtaken is short of the target.
     """
@@ -66,7 +67,13 @@ class Probe:
     skipped: tuple[int, ...] = ()
     n_rows: Mapping[str, int] = field(default_factory=dict)
     is_overtaken: bool = False
+    resumed_at: int | None = None
     landed: "Probe | None" = None
+
+    @property
+    def is_carried(self) -> bool:
+        """Whether an earlier attempt made it, and this one, which went on after it, tells it again."""
+        return self.resumed_at is not None and self.step <= self.resumed_at
 
 
 @dataclass(frozen=True, kw_only=True)
