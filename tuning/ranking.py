@@ -235,6 +235,7 @@ def _row(
             "reported_feasible": trial.reported_feasible,
             "probe_rows": dict(probe_rows),
             "landing_factor": trial.metrics.get("landing_factor"),
+            "retry_of": trial.retry_of,
         }
     )
     return row

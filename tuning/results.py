@@ -45,9 +45,9 @@ def counts(run: Run) -> dict[str, int]:
         "complete": by_state["COMPLETE"],
         "pruned": by_state["PRUNED"],
         "failed": by_state["FAIL"],
-        "running": by_state["RUNNING"] if run.is_driven else 0,
+        "running": by_state["RUNNING"],
         "waiting": waiting,
-        "interrupted": 0 if run.is_driven else by_state["RUNNING"],
+        "interrupted": by_state["INTERRUPTED"],
     }
 
 
