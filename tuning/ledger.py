@@ -9,7 +9,7 @@ import errno
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -350,11 +350,16 @@ class Ledger:
             try:
                 yield
                 connection.commit()
-            except BaseException:
+            except BaseException as err:
                 self._handles.clear()  # they remember what was not committed
-                raise
+                said = _system_error_under(err)
+                if said is None:
+                    raise
+                raise said from err
             finally:
-                self._storage.remove_session()
+                with suppress(sqlalchemy.exc.OperationalError):  # SQLite took all back itself
+                    self._storage.remove_session()
+                sessions.registry.clear()
                 sessions.configure(
                     bind=self._storage.engine, join_transaction_mode="conditional_savepoint"
                 )
@@ -377,6 +382,14 @@ def _as_system(err: BaseException | None, place: str | None) -> OSError | None:
     if number is None:
         return None
     return OSError(number, f"{os.strerror(number)} (SQLite: {err})", place)
+
+
+def _system_error_under(err: BaseException) -> OSError | None:
+    """What the system said, where taking back what was written failed for the same reason: a full disk, say."""
+    below: BaseException | None = err
+    while below is not None and not isinstance(below, OSError):
+        below = below.__context__
+    return below
 
 
 def _raise_as_system(context: sqlalchemy.engine.ExceptionContext) -> None:
