@@ -170,6 +170,11 @@ class Dispatcher:
             self._winds_down_until = time.monotonic() + self._grace_s
 
     @property
+    def winds_down(self) -> bool:
+        """Whether the sweep is to end."""
+        return self._winds_down_until is not None
+
+    @property
     def is_over(self) -> bool:
         """Whether the sweep ends now, whatever runs; asked at every turn."""
         if self._winds_down_until is None or self.is_interrupted:
@@ -179,8 +184,8 @@ class Dispatcher:
         if not self.is_interrupted and not self._is_announced:
             self._is_announced = True
             text = (
-                f"the sweep stops: {len(self._assigned)} running trials have up to {left:.0f} s to come to their "
-                "next probe (--grace); a second signal ends at once, and loses nothing that is finished"
+                f"the sweep stops: {len(self._assigned)} running trials have up to {left:.0f} s to come to a "
+                "checkpoint or their next probe (--grace); a second signal ends at once, and loses nothing finished"
             )
             with self._own_errors():
                 self._log.emit(Warned(text=text))
@@ -225,7 +230,7 @@ class Dispatcher:
 
     def _next(self) -> Assignment | None:
         while (
-            self._winds_down_until is None
+            not self.winds_down
             and not self.is_interrupted
             and len(self._assigned) < self._at_a_time
         ):
@@ -255,14 +260,14 @@ class Dispatcher:
         """Whether nothing is left to begin, and nothing running could come back."""
         if self.is_interrupted:
             return True
-        if self._winds_down_until is not None:
+        if self.winds_down:
             return not self._assigned
         return not self._waiting and not self._assigned and self._ledger.n_begun() >= self._target
 
     def take(self, number: int, probe: Probe) -> bool:
         """Record a probe; returns whether the trial ends with it, for its own sake or the sweep's."""
         with self._own_errors():
-            return self._take(self._assigned[number], probe) or self._winds_down_until is not None
+            return self._take(self._assigned[number], probe) or self.winds_down
         return True
 
     def _take(self, assignment: Assignment, probe: Probe) -> bool:
@@ -281,12 +286,19 @@ class Dispatcher:
             self._log.emit(TrialProbed(number=number, probe=probe))
 
     def finish(self, number: int) -> None:
-        """Tell a trial that ended to the ledger; one that was interrupted stays as it is."""
+        """Tell a trial that ended to the ledger; one that was interrupted stays as it is, or is gone on with."""
         assignment = self._assigned.pop(number, None)
-        if assignment is None or self.is_interrupted or not assignment.has_ended:
+        if assignment is None or self.is_interrupted:
             return
         with self._own_errors():
-            self._finish(assignment)
+            if assignment.has_ended:
+                self._finish(assignment)
+            else:  # the sweep ends, or its machine is to be taken away
+                self._go_on_with(number)
+
+    def _go_on_with(self, number: int) -> None:
+        params = {n: p for n, p, _ in self._ledger.running()}[number]
+        self._waiting.append((number, params))
 
     def _finish(self, assignment: Assignment) -> None:
         duration_s = round(time.monotonic() - assignment.began, 1)
@@ -343,8 +355,7 @@ class Dispatcher:
             is_final = True
             self._give_up(assignment, reason, kind=failure.kind)
         else:
-            params = {n: p for n, p, _ in self._ledger.running()}[assignment.number]
-            self._waiting.append((assignment.number, params))
+            self._go_on_with(assignment.number)
         self._tell_broken(assignment, reason, is_final=is_final)
 
     def _failure_of(self, assignment: Assignment) -> Failure:
@@ -491,12 +502,22 @@ class LedgerSearcher(Searcher):
         handed_out: HandedOut | None = None,
         *,
         limits: Limits,
+        notice: str,
         packs: Collection[str] = (),
     ) -> None:
-        """Answer from ``dispatcher``; ranks get what is ``handed_out``; trials are spread over ``packs``, if any."""
+        """Answer from a dispatcher.
+
+        Args:
+            dispatcher: Knows what is to run.
+            resources: What a trial occupies.
+            handed_out: What ranks get to their nodes.
+            limits: How long attempts may take.
+            notice: Where trials look whether they are to end.
+            packs: Over which trials are spread, if any.
+        """
         super().__init__()
         self._dispatcher, self._resources = dispatcher, resources
-        self._handed_out, self._limits = handed_out, limits
+        self._handed_out, self._limits, self._notice = handed_out, limits, notice
         self._numbers: dict[str, int] = {}
         self._packs, self._in_pack = tuple(packs), dict[str, str]()
 
@@ -516,6 +537,7 @@ class LedgerSearcher(Searcher):
             "resources": self._resources,
             "handed_out": self._handed_out,
             "limits": self._limits,
+            "notice": self._notice,
         }
         if self._packs:
             filled = Counter(self._in_pack.values())
@@ -552,7 +574,8 @@ class LedgerScheduler(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Stop when the pruner says so, or the trial ended by its own rules."""
-        ends = self._dispatcher.take(trial.config[NUMBER], result[PROBE])
+        probe = result[PROBE]
+        ends = probe is None or self._dispatcher.take(trial.config[NUMBER], probe)
         decision: str = TrialScheduler.STOP if ends else TrialScheduler.CONTINUE
         return decision
 

@@ -103,7 +103,8 @@ def read_result(attempt_folder: Path) -> Result | None:
         )
     except (KeyError, TypeError, ValueError, AttributeError) as err:
         raise FileError(
-            str(path), f"is not what a sweep wrote ({type(err).__name__}: {err}); restore it from a copy"
+            str(path),
+            f"is not what a sweep wrote ({type(err).__name__}: {err}); restore it from a copy",
         ) from err
 
 
@@ -118,14 +119,17 @@ def committed_probes(folder: Path) -> list[Probe]:
         return [probe_of(line) for line in read_lines(path) if line["step"] > 0]
     except (KeyError, TypeError, ValueError, AttributeError) as err:
         raise FileError(
-            str(path), f"is not what a trial wrote ({type(err).__name__}: {err}); restore it from a copy"
+            str(path),
+            f"is not what a trial wrote ({type(err).__name__}: {err}); restore it from a copy",
         ) from err
 
 
 def _mapping(path: Path, found: Any, name: str) -> dict[str, Any]:
     group = found.get(name) if isinstance(found, dict) else None
     if not isinstance(group, dict):
-        raise FileError(str(path), f"{name}: an object is expected, got {group!r}; restore it from a copy")
+        raise FileError(
+            str(path), f"{name}: an object is expected, got {group!r}; restore it from a copy"
+        )
     return group
 
 

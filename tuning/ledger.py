@@ -428,7 +428,14 @@ def copied(damaged: Path, path: Path, spec: SweepSpec, *, name: str) -> bool:
         study = optuna.load_study(study_name=None, storage=_storage(damaged))
         trials, notes = study.get_trials(deepcopy=False), study.user_attrs
         noted = study._storage.get_study_system_attrs(study._study_id)
-    except (optuna.exceptions.OptunaError, sqlalchemy.exc.SQLAlchemyError, OSError, ValueError, KeyError, TypeError):
+    except (
+        optuna.exceptions.OptunaError,
+        sqlalchemy.exc.SQLAlchemyError,
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+    ):
         return False
     if not _is_whole(trials):
         return False

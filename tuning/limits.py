@@ -94,8 +94,12 @@ class Watch:
         """
         if self.left_s == 0.0:
             limit = f"budget.trial_timeout_s = {self._limits.trial_s:g} s"
-            return TrialTimeoutError(f"the attempt took longer than {limit}; its processes were killed")
-        names = f"rank{'s' if len(silent) > 1 else ''} {', '.join(map(str, sorted(silent)))} of {size}"
+            return TrialTimeoutError(
+                f"the attempt took longer than {limit}; its processes were killed"
+            )
+        names = (
+            f"rank{'s' if len(silent) > 1 else ''} {', '.join(map(str, sorted(silent)))} of {size}"
+        )
         return HungRankError(
             f"{names} did not come to the end of a {part} within {self.hang_s(part):g} s (budget.hang_timeout_s); the trial's processes "
             "were killed"

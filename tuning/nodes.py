@@ -4,8 +4,12 @@ import ray
 
 
 def staying_nodes() -> frozenset[str]:
-    """Nodes that live, and that nobody drains, as Ray does when a spot machine is announced to end."""
+    """Nodes that live, and are not about to be taken away."""
+    return frozenset(n["NodeID"] for n in ray.nodes() if n["Alive"]) - leaving_nodes()
+
+
+def leaving_nodes() -> frozenset[str]:
+    """Nodes that are drained, as Ray's autoscaler and clouds' notices of the end of a spot machine have it."""
     from ray._private.state import state
 
-    alive = {str(node["NodeID"]) for node in ray.nodes() if node["Alive"]}
-    return frozenset(alive - set(state.get_draining_nodes()))
+    return frozenset(state.get_draining_nodes())

@@ -220,14 +220,18 @@ def _mend(
 ) -> None:
     """Bring the ledger to what the trials' folders say."""
     folders = {
-        int(p.name): p for p in (run_dir / "trials").glob("[0-9]*") if p.name.isdecimal() and p.is_dir()
+        int(p.name): p
+        for p in (run_dir / "trials").glob("[0-9]*")
+        if p.name.isdecimal() and p.is_dir()
     }
     for number, folder in sorted(folders.items()):
         made.steps += _mended(spec, ledger, number, _Committed.read(spec, folder))
     after = ledger.states()
     for number, state in sorted(before.items()):
         if state in _ENDED and after.get(number) != state:
-            said = f"was {state}, and neither its row nor its result can be read: it is asked for anew"
+            said = (
+                f"was {state}, and neither its row nor its result can be read: it is asked for anew"
+            )
             made.steps.append(Step(trial=number, did=said, is_lost=True))
     if made.ledger in ("unreadable", "missing"):
         _note_the_rest(spec, ledger, made)
@@ -345,9 +349,7 @@ def _proposed(dimension: Dimension, name: str, values: Mapping[str, Any], path: 
     raise FileError(str(path), f"{name}: a value of the sweep's range is expected, got {found!r}")
 
 
-def _mended(
-    spec: SweepSpec, ledger: Ledger, number: int, files: _Committed
-) -> Iterator[Step]:
+def _mended(spec: SweepSpec, ledger: Ledger, number: int, files: _Committed) -> Iterator[Step]:
     """Bring one trial of the ledger to what its files say."""
     state = ledger.states().get(number)
     if state in _ENDED:
@@ -361,7 +363,9 @@ def _mended(
     if state is None:
         if proposal is None:
             if files.attempts:
-                said = "no file says what was tried: it is asked for anew, under its number and seed"
+                said = (
+                    "no file says what was tried: it is asked for anew, under its number and seed"
+                )
                 yield Step(trial=number, did=said, is_lost=True)
             return
         ledger.restore(number, proposal, {} if told is None else told[1].decisions)
@@ -370,9 +374,7 @@ def _mended(
     given_up = files.given_up(spec.budget.max_attempts)
     if told is not None:
         result = told[1]
-        ledger.finish(
-            number, result.outcome, adapter=result.adapter, duration_s=result.duration_s
-        )
+        ledger.finish(number, result.outcome, adapter=result.adapter, duration_s=result.duration_s)
         ended = f"{result.outcome.state}, as its committed result says"
     elif given_up is not None:
         ledger.fail(number, given_up)

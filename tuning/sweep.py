@@ -32,6 +32,7 @@ from tuning.handing_out import HandedOut, PreparedFiles, hand_out
 from tuning.ledger import Ledger
 from tuning.limits import Limits
 from tuning.nodes import staying_nodes
+from tuning.notice import Notice
 from tuning.packing import (
     PackedTrial,
     packed_placement,
@@ -234,7 +235,14 @@ def _execute(
     with (
         tempfile.TemporaryDirectory(prefix="unlearn-tune-") as scratch,
         _packs(spec, plan) as packs,
+        _noticed() as notice,
     ):
+
+        def is_over() -> bool:
+            """At every turn of Tune's loop."""
+            notice.update(to_everybody=dispatcher.winds_down)
+            return dispatcher.is_over
+
         trainable: type[tune.Trainable] = PackedTrial if packs else UnlearningTrial
         resources = plan.spec.resources
         place = packed_placement() if packs else placement(resources)
@@ -242,7 +250,12 @@ def _execute(
             tune.with_resources(trainable, place),
             tune_config=tune.TuneConfig(
                 search_alg=LedgerSearcher(
-                    dispatcher, resources, handed_out, limits=Limits.of(spec.budget), packs=packs
+                    dispatcher,
+                    resources,
+                    handed_out,
+                    limits=Limits.of(spec.budget),
+                    notice=notice.key,
+                    packs=packs,
                 ),
                 scheduler=LedgerScheduler(dispatcher),
                 num_samples=-1,  # the searcher says when it is over
@@ -253,13 +266,23 @@ def _execute(
             run_config=tune.RunConfig(
                 name="tune",
                 storage_path=scratch,
-                stop=InterruptStopper(lambda: dispatcher.is_over),
+                stop=InterruptStopper(is_over),
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=0),  # the dispatcher tries again
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # nothing to save
             ),
         )
         tuner.fit()
+
+
+@contextmanager
+def _noticed() -> Iterator[Notice]:
+    """A notice to running trials, which is withdrawn after the context."""
+    notice = Notice()
+    try:
+        yield notice
+    finally:
+        notice.withdraw()
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ray
 from ray import tune
@@ -27,6 +27,7 @@ from tuning.config import ResourcesSpec
 from tuning.failures import FAILURE_FILE, exhausted
 from tuning.handing_out import HandedOut
 from tuning.limits import Limits, Part, Watch
+from tuning.notice import Listener
 from tuning.surroundings import SPIN
 
 logger = logging.getLogger(__name__)
@@ -92,14 +93,22 @@ class Rank:
         """Have the trial make a checkpoint when it is asked to go on, and end."""
         self._is_asked.set()
 
-    def advance(self) -> Probe | None:
+    def node(self) -> str:
+        """The machine that this process is on, as Ray calls it."""
+        return str(ray.get_runtime_context().get_node_id())
+
+    def advance(self) -> Probe | Literal["ended"] | None:
         """Bring the trial to its next probe, or to where it waits for a step: then there is none.
 
-        Raises:
-            EndedEarlyError: If it was asked to end, and did.
+        One that was asked to end has a checkpoint, and has ended.
         """
-        with _logged_break():
-            turn = next(self._trial)
+        from core.training.resuming import EndedEarlyError
+
+        try:
+            with _logged_break():
+                turn = next(self._trial)
+        except EndedEarlyError:
+            return "ended"
         if not isinstance(turn, Probe):
             self._turn = turn
             return None
@@ -158,7 +167,10 @@ def log_of(folder: Path) -> logging.FileHandler:
 
 
 class ProbedTrial(tune.Trainable):
-    """Tune's view of a trial: each ``step`` is a probe. This process stays small: others compute, and commit."""
+    """Tune's view of a trial: each ``step`` is a probe. This process stays small: others compute, and commit.
+
+    A result without a probe says that the trial was asked to end, and can be gone on with.
+    """
 
     def step(self) -> dict[str, Any]:
         """Have the trial come to its next probe."""
@@ -169,7 +181,7 @@ class ProbedTrial(tune.Trainable):
             raise
         return {PROBE: probe}
 
-    def _next_probe(self) -> Probe:
+    def _next_probe(self) -> Probe | None:
         raise NotImplementedError
 
     def _record_failure(self, err: Exception) -> None:
@@ -189,6 +201,7 @@ class UnlearningTrial(ProbedTrial):
     def setup(self, config: dict[str, Any]) -> None:
         """Take the first trial; ranks start with its first step."""
         self._ranks: list[Any] = []
+        self._nodes: list[str] = []
         self._begun = False
         self._assign(config)
 
@@ -200,7 +213,7 @@ class UnlearningTrial(ProbedTrial):
         self._assign(new_config)
         return True
 
-    def _next_probe(self) -> Probe:
+    def _next_probe(self) -> Probe | None:
         """Have all ranks make steps until there is one; the first rank's counts (they are equal)."""
         if not self._ranks:
             self._start_ranks()
@@ -208,17 +221,21 @@ class UnlearningTrial(ProbedTrial):
             trial = (self._config, self._folder, self._earlier)
             self._within([rank.begin.remote(*trial) for rank in self._ranks], "load")
             self._begun = True
-        probe: Probe | None = None
+        probe: Probe | Literal["ended"] | None = None
         while probe is None:
             probe = self._turn()
+        if probe == "ended":
+            return None
         self._is_probed, self._n_steps = True, probe.step
         return probe
 
-    def _turn(self) -> Probe | None:
-        """A probe, or a step of all ranks."""
+    def _turn(self) -> Probe | Literal["ended"] | None:
+        """A probe, or a step of all ranks; or the end, if the driver asked for it."""
+        if self._listener.is_meant(self._nodes):
+            self._within([rank.end_early.remote() for rank in self._ranks], "pause")
         came = [rank.advance.remote() for rank in self._ranks]
         stepped = [rank.make_step.remote() for rank in self._ranks]  # in the order of the calls
-        probe: Probe | None = self._within(came, self._next_part)[0]
+        probe: Probe | Literal["ended"] | None = self._within(came, self._next_part)[0]
         if probe is None:
             self._within(stepped, "step")
             self._n_steps += 1
@@ -283,6 +300,7 @@ class UnlearningTrial(ProbedTrial):
         self._earlier = [Path(folder) for folder in config["earlier"]]
         limits: Limits = config["limits"]
         self._watch = Watch(limits)
+        self._listener = Listener(config["notice"])
         self._begun = self._is_probed = False
         self._n_steps = 0
         self._kills_before = oom_kills()
@@ -293,6 +311,7 @@ class UnlearningTrial(ProbedTrial):
         ranks = self._ranks = [start_rank(self._resources, group, bundle=i) for i in range(size)]
         if self._handed_out is not None:
             self._within([rank.take.remote(self._handed_out) for rank in ranks], "load")
+        self._nodes = self._within([rank.node.remote() for rank in ranks], "load")
         ((host, port),) = self._within([ranks[0].open.remote(size)], "load")
         joined = [r.join.remote(i, size, host, port, engine) for i, r in enumerate(ranks)]
         self._within(joined, "load")

@@ -115,13 +115,15 @@ def test_a_stopped_rank_is_killed_and_its_trial_fails_or_is_tried_again(
     driven.values["engine"] |= {"packing": packing}
     driven.values["resources"] = {"ranks_per_trial": 2, "max_concurrent": packing}
     process = driven.start(
-        "sweep", "sweep.yaml", trials=1, max_steps=12, hang_timeout_s=5.0, max_attempts=1
+        *("sweep", "sweep.yaml"),
+        **{"trials": 1, "max_steps": 90, "probe_every": 30},
+        **{"hang_timeout_s": 5.0, "max_attempts": 1},
     )
-    driven.wait_for("TrialProbed", 2, process)
+    driven.wait_for("TrialProbed", 1, process)
     ranks = processes(process, "ray::PackRank" if packing > 1 else "ray::Rank")
     assert len(ranks) == 2
     ranks[1].suspend()
-    gone, alive = psutil.wait_procs(ranks, timeout=60)
+    _gone, alive = psutil.wait_procs(ranks, timeout=60)
     assert not [p for p in alive if p.status() != psutil.STATUS_ZOMBIE]
     _, err = process.communicate(timeout=300)
     assert process.returncode == 4, err
@@ -160,24 +162,39 @@ def test_a_trial_that_sleeps_is_out_of_time_and_judged_by_its_probes(
     assert "budget.trial_timeout_s = 45 s" in str(trial.reason)
 
 
-def test_a_signal_waits_for_the_next_probe_and_a_second_one_does_not(driven: Driven) -> None:
+def test_a_signal_waits_for_a_checkpoint_and_a_second_one_does_not(driven: Driven) -> None:
+    """The probe is far: what the first signal leaves is a checkpoint, and ``resume`` goes on from it."""
     process = driven.start(
-        "sweep", "sweep.yaml", "--grace", "100", trials=2, max_steps=400, probe_every=40
+        *("sweep", "sweep.yaml", "--grace", "300"),
+        **{"trials": 1, "max_steps": 20_000, "probe_every": 10_000},
     )
-    driven.wait_for("TrialProbed", 1, process)
+    driven.wait_for("TrialBegan", 1, process)
+    log = driven.run.path / "trials/0000/attempt-1/history.jsonl"
+    while not log.exists():  # its first line comes before the first step
+        assert process.poll() is None
+        time.sleep(0.2)
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=300)
+    _, err = process.communicate(timeout=400)
     assert process.returncode == 143, err
-    assert "the sweep stops: " in err and "unlearn-tune resume runs/long" in err
-    assert len(driven.events("TrialProbed")) >= 2
+    assert "the sweep stops: 1 running" in err and "unlearn-tune resume runs/long" in err
+    assert driven.events("TrialProbed") == []
     assert driven.run.state == "interrupted"
+    (checkpoint,) = driven.run.path.glob("trials/0000/attempt-1/checkpoints/step-*")
 
-    process = driven.start("resume", "runs/long", "--grace", "100")
-    driven.wait_for("TrialBegan", 1 + len(driven.events("TrialBegan")), process)
+    process = driven.start("resume", "runs/long", "--grace", "300")
+    driven.wait_for("TrialBegan", 2, process)
+    log = driven.run.path / "trials/0000/attempt-2/history.jsonl"
+    while not log.exists():
+        assert process.poll() is None
+        time.sleep(0.2)
+    assert checkpoint.exists()
+    (rank,) = processes(process, "ray::Rank")
+    rank.suspend()  # so that the grace is not over before the second signal
     process.send_signal(signal.SIGINT)
     driven.wait_for("Warned", 2, process)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode in (130, -signal.SIGINT), err
+    rank.kill()
     assert driven.run.state == "interrupted"
-    assert all(t.state == "INTERRUPTED" for t in driven.run.trials)
+    assert [t.state for t in driven.run.trials] == ["INTERRUPTED"]

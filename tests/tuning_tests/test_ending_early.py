@@ -214,7 +214,9 @@ def test_a_process_that_dies_on_a_machine_that_stays_counts(tmp_path: Path) -> N
     for _ in range(SPEC.budget.max_attempts):
         broken(dispatcher, HungRankError("rank 1 of 2 made no step within 5 s"))
     record = read_ledger(tmp_path / "run" / LEDGER_FILE)[0][0]
-    assert record.state == "FAIL" and "HungRankError: rank 1 of 2 made no step" in str(record.reason)
+    assert record.state == "FAIL" and "HungRankError: rank 1 of 2 made no step" in str(
+        record.reason
+    )
 
 
 @pytest.mark.parametrize(("n_probes", "state"), [(0, "FAIL"), (2, "COMPLETE")])

@@ -1,4 +1,4 @@
-"""A ledger that is lost, or damaged, is mended from what the trials committed: samplers see the same study as before."""
+"""A ledger that is lost or damaged is mended from what the trials committed: samplers see the same study."""
 
 from __future__ import annotations
 
