@@ -21,7 +21,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from core.config import TrialConfig
-from core.errors import ConfigError
+from core.errors import ConfigError, UserError
 from core.measuring.selection import GuardVerdict, Probe
 from core.store.ballast import Ballast, is_full
 from core.store.durable import commit_json, commit_yaml, finite
@@ -174,9 +174,8 @@ class Dispatcher:
         """Whether the sweep is to end."""
         return self._winds_down_until is not None
 
-    @property
     def is_over(self) -> bool:
-        """Whether the sweep ends now, whatever runs; asked at every turn."""
+        """Whether the sweep ends now, whatever runs; to be asked at every turn."""
         if self._winds_down_until is None or self.is_interrupted:
             return self.is_interrupted
         left = self._winds_down_until - time.monotonic()
@@ -205,7 +204,7 @@ class Dispatcher:
         """Within the context an error is the driver's, not the trial's: it ends the sweep."""
         try:
             yield
-        except Exception as err:  # raised again, when Tune has ended
+        except (OSError, UserError) as err:  # raised again, when Tune has ended
             self._error = self._error or err
             self.is_interrupted = True
 
@@ -224,9 +223,10 @@ class Dispatcher:
 
     def next(self) -> Assignment | None:
         """What to run next, or ``None`` if nothing is left to begin now."""
+        found: Assignment | None = None
         with self._own_errors():
-            return self._next()
-        return None
+            found = self._next()
+        return found
 
     def _next(self) -> Assignment | None:
         while (
@@ -266,9 +266,10 @@ class Dispatcher:
 
     def take(self, number: int, probe: Probe) -> bool:
         """Record a probe; returns whether the trial ends with it, for its own sake or the sweep's."""
+        ends = True
         with self._own_errors():
-            return self._take(self._assigned[number], probe) or self.winds_down
-        return True
+            ends = self._take(self._assigned[number], probe) or self.winds_down
+        return ends
 
     def _take(self, assignment: Assignment, probe: Probe) -> bool:
         number, attempt, probes = assignment.number, assignment.attempt, assignment.probes
@@ -293,8 +294,11 @@ class Dispatcher:
         with self._own_errors():
             if assignment.has_ended:
                 self._finish(assignment)
-            else:  # the sweep ends, or its machine is to be taken away
-                self._go_on_with(number)
+                return
+            if not self.winds_down:
+                text = f"trial {number} has ended at a checkpoint: its machine is to be taken away"
+                self._log.emit(Warned(text=text))
+            self._go_on_with(number)
 
     def _go_on_with(self, number: int) -> None:
         params = {n: p for n, p, _ in self._ledger.running()}[number]

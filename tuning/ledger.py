@@ -347,16 +347,19 @@ class Ledger:
         with self._storage.engine.connect() as connection:
             connection.exec_driver_sql("BEGIN IMMEDIATE")  # else the first savepoint would commit
             sessions.configure(bind=connection, join_transaction_mode="create_savepoint")
+            is_committed = False
             try:
                 yield
                 connection.commit()
-            except BaseException as err:
-                self._handles.clear()  # they remember what was not committed
+                is_committed = True
+            except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as err:
                 said = _system_error_under(err)
                 if said is None:
                     raise
                 raise said from err
             finally:
+                if not is_committed:
+                    self._handles.clear()  # they remember what was not committed
                 with suppress(sqlalchemy.exc.OperationalError):  # SQLite took all back itself
                     self._storage.remove_session()
                 sessions.registry.clear()

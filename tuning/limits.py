@@ -97,10 +97,8 @@ class Watch:
             return TrialTimeoutError(
                 f"the attempt took longer than {limit}; its processes were killed"
             )
-        names = (
-            f"rank{'s' if len(silent) > 1 else ''} {', '.join(map(str, sorted(silent)))} of {size}"
-        )
+        ranks = ", ".join(map(str, sorted(silent)))
         return HungRankError(
-            f"{names} did not come to the end of a {part} within {self.hang_s(part):g} s (budget.hang_timeout_s); the trial's processes "
-            "were killed"
+            f"rank{'s' if len(silent) > 1 else ''} {ranks} of {size} did not come to the end of a {part} within "
+            f"{self.hang_s(part):g} s (budget.hang_timeout_s); the trial's processes were killed"
         )

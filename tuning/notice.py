@@ -1,10 +1,9 @@
 """Door to ray: a word from the driver to trials that run, that they are to make a checkpoint and end.
 
-A trial's actor is busy between two probes and cannot be called. So the word lies in Ray's own store, and the actor looks
-there between steps. Two sweeps on one cluster have a word each.
+A trial's actor is busy between two probes and cannot be called. So the word lies in Ray's own store, and the actor
+looks there between steps. Two sweeps on one cluster have a word each.
 """
 
-import json
 import secrets
 import time
 from collections.abc import Collection
@@ -36,7 +35,7 @@ class Notice:
             said, self._asked = leaving_nodes(), now
         if said != self._said:
             self._said = said
-            _internal_kv_put(self.key, json.dumps(sorted(said)))
+            _internal_kv_put(self.key, "\n".join(sorted(said)))
 
     def withdraw(self) -> None:
         """Say nothing any more."""
@@ -56,4 +55,5 @@ class Listener:
             return False
         self._looked = time.monotonic()
         said = _internal_kv_get(self._key)
-        return said is not None and not {_EVERYBODY, *nodes}.isdisjoint(json.loads(said))
+        named = [] if said is None else said.decode().split("\n")
+        return not {_EVERYBODY, *nodes}.isdisjoint(named)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -201,17 +202,18 @@ def _held(run_dir: Path) -> Iterator[None]:
 def _put(made: Path, run_dir: Path) -> Path | None:
     """Let the ledger that was made take the place of the run's, of which a copy is kept."""
     old = run_dir / LEDGER_FILE
-    kept: Path | None = None
-    if old.is_file():
-        n = 1
-        while (kept := run_dir / f"{LEDGER_FILE}.before-repair-{n}").exists():
-            n += 1
-        commit(kept, partial(shutil.copyfile, old))
-        journal = run_dir / JOURNAL_FILE
-        if journal.is_file():
-            commit(kept.with_name(f"{kept.name}-journal"), partial(shutil.copyfile, journal))
-            journal.unlink()  # it would be played back into the new one
+    kept = _copied_aside(old, run_dir / JOURNAL_FILE) if old.is_file() else None
     commit(old, partial(shutil.copyfile, made))
+    return kept
+
+
+def _copied_aside(old: Path, journal: Path) -> Path:
+    names = (old.with_name(f"{LEDGER_FILE}.before-repair-{n}") for n in count(1))
+    kept = next(path for path in names if not path.exists())
+    commit(kept, partial(shutil.copyfile, old))
+    if journal.is_file():
+        commit(kept.with_name(f"{kept.name}-journal"), partial(shutil.copyfile, journal))
+        journal.unlink()  # it would be played back into the new one
     return kept
 
 

@@ -241,7 +241,7 @@ def _execute(
         def is_over() -> bool:
             """At every turn of Tune's loop."""
             notice.update(to_everybody=dispatcher.winds_down)
-            return dispatcher.is_over
+            return dispatcher.is_over()
 
         trainable: type[tune.Trainable] = PackedTrial if packs else UnlearningTrial
         resources = plan.spec.resources

@@ -55,10 +55,10 @@ def test_a_signal_lets_running_trials_come_to_their_next_probe(tmp_path: Path) -
     assert not dispatcher.take(first.number, next(worker))
     dispatcher.wind_down()
     assert dispatcher.next() is None
-    assert not dispatcher.is_over and not dispatcher.is_done
+    assert (dispatcher.is_over(), dispatcher.is_done) == (False, False)
     assert dispatcher.take(first.number, next(worker))
     dispatcher.finish(first.number)
-    assert dispatcher.is_over and dispatcher.is_done
+    assert (dispatcher.is_over(), dispatcher.is_done) == (True, True)
     dispatcher.raise_error()  # there is none
     assert [n for n, *_ in ledger.running()] == [first.number]
     drive(SPEC, tmp_path / "run")
@@ -84,7 +84,7 @@ def test_without_grace_a_signal_ends_the_sweep_at_once(tmp_path: Path) -> None:
     dispatcher, _ = opened(tmp_path / "run")
     begun(dispatcher)
     dispatcher.wind_down()
-    assert dispatcher.is_over
+    assert dispatcher.is_over()
 
 
 @pytest.fixture
@@ -155,13 +155,11 @@ def test_the_ballast_is_real_room_and_given_back_once(tmp_path: Path) -> None:
     stat = (tmp_path / BALLAST_FILE).stat()
     assert stat.st_size == BALLAST_BYTES and stat.st_blocks * 512 >= BALLAST_BYTES
     told: list[OSError] = []
-    results = iter([NO_ROOM, 7])
 
     def write() -> int:
-        result = next(results)
-        if isinstance(result, OSError):
-            raise result
-        return result
+        if not told:
+            raise NO_ROOM
+        return 7
 
     assert ballast.kept(write, told=told.append) == 7
     assert told == [NO_ROOM] and not ballast.drop()

@@ -40,6 +40,7 @@ TRIAL_KEYS = [
     "reported_feasible",
     "probe_rows",
     "landing_factor",
+    "retry_of",
 ]
 
 

@@ -220,7 +220,8 @@ def retry(
     if not numbers:
         say(f"{run}: no trial failed that was not repeated; nothing to do")
         return
-    from tuning.sweep import Launch, resume_sweep
+    from tuning.plan import Launch
+    from tuning.sweep import resume_sweep
 
     say(f"{run}: repeats {', '.join(f'trial {n}' for n in numbers)} as new trials")
     done = sum(t.state in ("COMPLETE", "PRUNED", "FAIL") for t in found.trials)
