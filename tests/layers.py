@@ -11,6 +11,7 @@ CORE: Layers = {
     "ground": ("core/__init__.py", "core/errors.py", "core/seeding.py", "core/text/*.py"),
     "files": (
         "core/store/__init__.py",
+        "core/store/ballast.py",
         "core/store/checkpoints.py",
         "core/store/durable.py",
         "core/store/locks.py",
@@ -179,7 +180,7 @@ TUNING: Layers = {
         "tuning/progress.py",
         "tuning/views.py",
     ),
-    "ledger": ("tuning/ledger.py",),
+    "ledger": ("tuning/committed.py", "tuning/ledger.py"),
     "verbs without Ray": (
         "tuning/cached.py",
         "tuning/dashboard.py",
@@ -195,9 +196,12 @@ TUNING: Layers = {
         "tuning/train.py",
         "tuning/validate.py",
     ),
-    "failures": ("tuning/failures.py",),
+    "failures": ("tuning/failures.py", "tuning/limits.py"),
+    "mending": ("tuning/repair.py",),
     "trial on Ray": (
         "tuning/handing_out.py",
+        "tuning/nodes.py",
+        "tuning/notice.py",
         "tuning/packing.py",
         "tuning/shared_folder.py",
         "tuning/trainable.py",

@@ -8,18 +8,20 @@ later only the one that was written. Reading without Optuna is in :mod:`tuning.r
 import errno
 import os
 import sqlite3
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import optuna
 import sqlalchemy
 from optuna.samplers import RandomSampler
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from core.measuring.selection import GuardVerdict, Probe, guarded_series, running_score
 from core.store.durable import commit, finite
+from tuning.committed import Proposal
 from tuning.config import Choice, SweepSpec
 from tuning.copies import Forms, Shown, study_in_memory
 from tuning.objective import Outcome
@@ -27,6 +29,7 @@ from tuning.points import count_points
 from tuning.proposals import (
     FIXED,
     PARAMS,
+    RETRY_OF,
     Known,
     Proposed,
     is_born,
@@ -36,6 +39,7 @@ from tuning.proposals import (
 )
 from tuning.pruning import (
     ATTEMPT,
+    VERDICT,
     Decision,
     as_probed,
     as_ranked,
@@ -54,7 +58,7 @@ from tuning.records import (
     report_intervals_note,
     report_note,
 )
-from tuning.samplers import propose
+from tuning.samplers import distribution_of, propose
 
 
 class Ledger:
@@ -117,6 +121,81 @@ class Ledger:
         unborn = [t for t in self._trials if t.state is TrialState.RUNNING and not is_born(t)]
         for _ in unborn:
             self.ask()
+
+    def proposal(self, number: int) -> Proposal:
+        """What a trial was born with, as :meth:`restore` takes it."""
+        trial = self._trials[number]
+        kept = ("proposed_by", "source", RETRY_OF)
+        return Proposal(
+            params=trial.user_attrs[PARAMS],
+            user_attrs={k: v for k, v in trial.user_attrs.items() if k in kept},
+            system_attrs=dict(trial.system_attrs),
+        )
+
+    def restore(self, number: int, proposal: Proposal, decisions: Mapping[str, Any]) -> None:
+        """Have again a trial that the ledger has lost, as it was born; numbers before it that nobody has stay open.
+
+        Args:
+            number: Its number; no trial that was begun has it.
+            proposal: What it was born with.
+            decisions: What was decided about its probes.
+        """
+        with self._at_once():
+            while len(self._trials) <= number:
+                self._study.add_trial(create_trial(state=TrialState.WAITING))
+                self._read(len(self._trials))
+            storage, trial_id = self._study._storage, self._trials[number]._trial_id
+            for key, value in proposal.system_attrs.items():
+                storage.set_trial_system_attr(trial_id, key, value)
+            storage.set_trial_state_values(trial_id, TrialState.RUNNING)
+            for name, value in proposal.params.items():
+                found = distribution_of(self._spec.space[name])
+                storage.set_trial_param(trial_id, name, found.to_internal_repr(value), found)
+            born = {ATTEMPT: 0, PARAMS: dict(proposal.params)}
+            for key, value in (dict(proposal.user_attrs) | dict(decisions) | born).items():
+                storage.set_trial_user_attr(trial_id, key, value)
+        self._read(number)
+        self._n_begun += 1
+
+    def add_retries(self, numbers: Iterable[int], *, target: int) -> None:
+        """Have new trials wait that repeat failed ones, each with its parameters; the target rises with them.
+
+        Args:
+            numbers: Of failed trials.
+            target: Trials that the sweep is to reach without them.
+        """
+        retries = [
+            create_trial(
+                state=TrialState.WAITING,
+                system_attrs={FIXED: self._trials[number].user_attrs[PARAMS]},
+                user_attrs={RETRY_OF: number},
+            )
+            for number in numbers
+        ]
+        target = max(target, len(self._trials)) + len(retries)
+        with self._at_once():
+            self._study.add_trials(retries)
+            self.set_note("target", target)
+        self._trials = self._study.get_trials(deepcopy=False)
+
+    def decided(self, number: int) -> dict[str, Any]:
+        """What was decided about a trial's probes, as it is recorded."""
+        attrs = self._trials[number].user_attrs
+        return {k: v for k, v in attrs.items() if k.startswith(VERDICT)}
+
+    def states(self) -> dict[int, str]:
+        """The state of each trial that was begun, by number."""
+        return {t.number: t.state.name for t in self._trials if is_born(t)}
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether each trial that ended says what was tried."""
+        return _is_whole(self._trials)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._storage.remove_session()
+        self._storage.engine.dispose()
 
     def begin_attempt(self, number: int) -> int:
         """Number of the next attempt at a trial; later attempts fence off earlier ones."""
@@ -220,7 +299,8 @@ class Ledger:
         """Trials that the space has room for: those begun, and points not tried yet; ``None`` if it is endless."""
         begun = [trial for trial in self._trials if is_born(trial)]
         left = count_points(self._spec, apart_from=tried(self._spec, begun))
-        return None if left is None else len(begun) + left
+        retries = sum(RETRY_OF in t.user_attrs for t in self._trials if not is_born(t))
+        return None if left is None else len(begun) + left + retries
 
     def set_note(self, key: Note, value: float | str | None) -> None:
         """Record something about the sweep as a whole."""
@@ -285,11 +365,22 @@ class Ledger:
         with self._storage.engine.connect() as connection:
             connection.exec_driver_sql("BEGIN IMMEDIATE")  # else the first savepoint would commit
             sessions.configure(bind=connection, join_transaction_mode="create_savepoint")
+            is_committed = False
             try:
                 yield
                 connection.commit()
+                is_committed = True
+            except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as err:
+                said = _system_error_under(err)
+                if said is None:
+                    raise
+                raise said from err
             finally:
-                self._storage.remove_session()
+                if not is_committed:
+                    self._handles.clear()  # they remember what was not committed
+                with suppress(sqlalchemy.exc.OperationalError):  # SQLite took all back itself
+                    self._storage.remove_session()
+                sessions.registry.clear()
                 sessions.configure(
                     bind=self._storage.engine, join_transaction_mode="conditional_savepoint"
                 )
@@ -312,6 +403,14 @@ def _as_system(err: BaseException | None, place: str | None) -> OSError | None:
     if number is None:
         return None
     return OSError(number, f"{os.strerror(number)} (SQLite: {err})", place)
+
+
+def _system_error_under(err: BaseException) -> OSError | None:
+    """What the system said, where taking back what was written failed for the same reason: a full disk, say."""
+    below: BaseException | None = err
+    while below is not None and not isinstance(below, OSError):
+        below = below.__context__
+    return below
 
 
 def _raise_as_system(context: sqlalchemy.engine.ExceptionContext) -> None:
@@ -338,6 +437,39 @@ def _storage(path: Path) -> optuna.storages.RDBStorage:
         raise said from err
     sqlalchemy.event.listen(storage.engine, "handle_error", _raise_as_system)
     return storage
+
+
+def _is_whole(trials: Iterable[FrozenTrial]) -> bool:
+    return all(is_born(trial) for trial in trials if trial.state.is_finished())
+
+
+def copied(damaged: Path, path: Path, spec: SweepSpec, *, name: str) -> bool:
+    """Copy all trials and notes of a ledger that SQLite calls damaged to a new one; whether all could be read."""
+    try:
+        study = optuna.load_study(study_name=None, storage=_storage(damaged))
+        trials, notes = study.get_trials(deepcopy=False), study.user_attrs
+        noted = study._storage.get_study_system_attrs(study._study_id)
+    except (
+        optuna.exceptions.OptunaError,
+        sqlalchemy.exc.SQLAlchemyError,
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+    ):
+        return False
+    if not _is_whole(trials):
+        return False
+    storage = _storage(path)
+    new = optuna.create_study(study_name=name, storage=storage, direction=spec.objective.direction)
+    new.add_trials(trials)
+    for key, value in notes.items():
+        new.set_user_attr(key, value)
+    for key, value in noted.items():
+        storage.set_study_system_attr(new._study_id, key, value)
+    storage.remove_session()
+    storage.engine.dispose()
+    return True
 
 
 def _create(path: Path, spec: SweepSpec, *, name: str) -> None:

@@ -27,6 +27,9 @@ from tuning.copies import Shown
 ATTEMPT = "attempt"
 """User attribute: number of the current attempt at a trial."""
 
+VERDICT = "verdict:"
+"""How the user attributes begin that hold decisions."""
+
 _RUNG = "completed_rung_"
 """System attribute, Optuna's, up to the number of the rung."""
 
@@ -38,7 +41,7 @@ def guard_key(attempt: int, step: int) -> str:
 
 def verdict_key(attempt: int, step: int) -> str:
     """User attribute that holds what was decided about one probe of one attempt."""
-    return f"verdict:{attempt}:{step}"
+    return f"{VERDICT}{attempt}:{step}"
 
 
 @dataclass(frozen=True, kw_only=True)

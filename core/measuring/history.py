@@ -19,6 +19,7 @@ from core.measuring.selection import (
     best_probe,
     has_no_effect,
     is_past_target,
+    probe_of,
 )
 from core.metrics.intervals import Sums
 from core.metrics.probes import MEASURED, degradation, level
@@ -281,23 +282,6 @@ class History:
 
     def _seconds(self) -> float:
         return round(time.monotonic() - self._started, 3)
-
-
-def probe_of(line: Mapping[str, Any]) -> Probe:
-    """The probe of a committed line; what it landed on says again only what was measured there."""
-    landed = line.get("landed")
-    return Probe(
-        step=line["step"],
-        metrics={name: float(value) for name, value in line["metrics"].items()},
-        seconds=line["seconds"],
-        stopped_by=line["stopped_by"],
-        intervals={name: (low, high) for name, (low, high) in line.get("intervals", {}).items()},
-        skipped=tuple(line.get("skipped", ())),
-        n_rows=line.get("n_rows", {}),
-        is_overtaken=line.get("is_overtaken", False),
-        resumed_at=line.get("resumed_at"),
-        landed=None if landed is None else probe_of({**line, **landed, "landed": None}),
-    )
 
 
 def _plain_rows(sums: Mapping[str, Sums]) -> dict[str, Any]:

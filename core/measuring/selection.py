@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from core.config import (
     METRICS,
@@ -28,6 +28,7 @@ StoppedBy = Literal[
     "retain_guard",
     "non_finite",
     "ranking_pruner",
+    "trial_timeout",
 ]
 """Why a trial ended. ``budget`` is the ordinary end."""
 
@@ -74,6 +75,23 @@ class Probe:
     def is_carried(self) -> bool:
         """Whether an earlier attempt made it, and this one, which went on after it, tells it again."""
         return self.resumed_at is not None and self.step <= self.resumed_at
+
+
+def probe_of(line: Mapping[str, Any]) -> Probe:
+    """The probe of a committed line; what it landed on says again only what was measured there."""
+    landed = line.get("landed")
+    return Probe(
+        step=line["step"],
+        metrics={name: float(value) for name, value in line["metrics"].items()},
+        seconds=line["seconds"],
+        stopped_by=line["stopped_by"],
+        intervals={name: (low, high) for name, (low, high) in line.get("intervals", {}).items()},
+        skipped=tuple(line.get("skipped", ())),
+        n_rows=line.get("n_rows", {}),
+        is_overtaken=line.get("is_overtaken", False),
+        resumed_at=line.get("resumed_at"),
+        landed=None if landed is None else probe_of({**line, **landed, "landed": None}),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
