@@ -11,7 +11,7 @@ TEST_PROCESSES ?= 2
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test takeover parity lint format reference clean
+.PHONY: help setup demo test checkpoints takeover parity lint format reference clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -45,6 +45,9 @@ demo: setup ## sweep the shipped model, or go on where the demo stopped; then be
 
 test: setup ## run the tests, without the model hub
 	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal
+
+checkpoints: setup ## interrupt trials of every ZeRO stage, kind, precision and stop rule, and go on with them
+	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/integration/test_checkpoints.py -m matrix -q
 
 takeover: setup ## two drivers of one sweep on a real Ray, with a PostgreSQL server of Debian's
 	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/integration/takeover.py

@@ -1,7 +1,9 @@
 """Run one trial in this process, or in as many processes as it has ranks, without Ray."""
 
+import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from core.errors import UserError
 from core.measuring.reporting import Decision, GuardReporter, Reporter
 from core.measuring.selection import Probe
 from core.training.ranks import Group, Rendezvous, join
+from core.training.resuming import Interruption
+from core.training.resuming import logger as checkpoints_log
 from core.training.warm import Warm
 from core.worker import TrialResult, run_trial, share_work
 
@@ -29,6 +33,30 @@ class _Telling:
         return self._decide.report(probe)
 
 
+class _Hearing(logging.Handler):
+    """Hands on what is logged."""
+
+    def __init__(self, hear: Callable[[str], None]) -> None:
+        super().__init__(logging.WARNING)
+        self._hear = hear
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._hear(record.getMessage())
+
+
+@contextmanager
+def _heard(log: logging.Logger, hear: Callable[[str], None]) -> Iterator[None]:
+    """Within the context somebody hears what is logged, and the process's own log does not."""
+    handler, before = _Hearing(hear), log.propagate
+    log.addHandler(handler)
+    log.propagate = False
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.propagate = before
+
+
 def launch_trial(
     config: TrialConfig,
     folder: Path,
@@ -36,6 +64,7 @@ def launch_trial(
     tell: Callable[[Probe], None],
     tell_data: Callable[[Mapping[str, Counts]], None],
     warn: Callable[[str], None] = lambda _: None,
+    interruption: Interruption | None = None,
 ) -> TrialResult:
     """Run a trial under its own retain guard, on the recorded number of ranks and threads.
 
@@ -45,9 +74,11 @@ def launch_trial(
         tell: Called with each probe, in this process.
         tell_data: Called once before, with what was read and left out of each part.
         warn: Called with what a person should know and what stops nothing.
+        interruption: Attempts to go on from, and how this one is asked to end.
 
     Raises:
         UserError: If model or data are not as the configuration says.
+        EndedEarlyError: If it was asked to end.
     """
     refuse_shared_gpu(config.engine, n_gpus=torch.cuda.device_count())
     os.environ["OMP_NUM_THREADS"] = str(config.engine.threads)
@@ -72,7 +103,15 @@ def launch_trial(
     try:
         group = join(0, config.engine.ranks, meeting.host, meeting.port, config.engine)
         reporter = _Telling(GuardReporter(config.selection), tell)
-        result = run_trial(config, reporter, folder=folder, group=group, warm=warm)
+        with _heard(checkpoints_log, warn):
+            result = run_trial(
+                config,
+                reporter,
+                folder=folder,
+                group=group,
+                warm=warm,
+                interruption=interruption,
+            )
         is_finished = True
         return result
     finally:

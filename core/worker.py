@@ -2,7 +2,8 @@
 
 Baselines first, then steps and probes. Before a probe is handed out, its history line and, if it is the
 best so far, its adapter are on disk: whoever runs the trial may stop it at any probe and needs nothing
-more from it. All ranks of a trial run this code and see the same probes.
+more from it. All ranks of a trial run this code and see the same probes. An attempt that goes on from a
+checkpoint of an earlier one tells the probes up to there again, and then is what that one would have been.
 """
 
 import time
@@ -14,7 +15,7 @@ from pathlib import Path
 from core.config import TrialConfig
 from core.measuring.baselines import baseline_levels
 from core.measuring.history import History
-from core.measuring.probing import Measurement, probing
+from core.measuring.probing import Measurement, Probing, probing
 from core.measuring.reporting import Decision, Reporter
 from core.measuring.selection import Probe, best_probe, counted_share
 from core.metrics.probes import Levels
@@ -27,6 +28,7 @@ from core.training.initialisation import initial_factors
 from core.training.passes import MicroBatch
 from core.training.place import Place, SharedPack, own_engine
 from core.training.ranks import Group, join_alone
+from core.training.resuming import Checkpoints, EndedEarlyError, Interruption
 from core.training.steps import Steps
 from core.training.warm import Warm
 
@@ -47,22 +49,26 @@ def run_trial(
     folder: Path | None = None,
     group: Group | None = None,
     warm: Warm | None = None,
+    interruption: Interruption | None = None,
 ) -> TrialResult:
     """Run a trial to its end, or until ``reporter`` stops it.
 
     Args:
         config: The trial.
         reporter: Receives each probe and decides.
-        folder: Where history and adapter are committed; nothing is written if absent.
+        folder: Where history, adapter and checkpoints are committed; nothing is written if absent. The
+            first rank's counts; all of them write their part of a checkpoint there.
         group: Ranks of the trial; this process alone if absent.
         warm: What the process keeps from earlier work.
+        interruption: Attempts to go on from, and how this one is asked to end.
 
     Raises:
         UserError: If model or data are not as the configuration says.
+        EndedEarlyError: If it was asked to end.
     """
     seen: list[Probe] = []
     decision = Decision()
-    trial = probes(config, folder=folder, group=group, warm=warm)
+    trial = probes(config, folder=folder, group=group, warm=warm, interruption=interruption)
     try:
         for probe in trial:
             seen.append(probe)
@@ -82,6 +88,7 @@ def probes(
     folder: Path | None = None,
     group: Group | None = None,
     warm: Warm | None = None,
+    interruption: Interruption | None = None,
 ) -> Generator[Probe, None, None]:
     """The trial: yields a probe every ``selection.probe_every`` steps, but for those that it leaves out.
 
@@ -89,20 +96,22 @@ def probes(
 
     Args:
         config: The trial.
-        folder: Where the first rank commits ``history.jsonl`` and ``adapter/`` before each probe.
+        folder: Where the first rank commits ``history.jsonl`` and ``adapter/`` before each probe, and all of
+            them ``checkpoints/``; the first rank's counts.
         group: Ranks of the trial; this process alone if absent.
         warm: What the process keeps from earlier trials.
+        interruption: Attempts to go on from, and how this one is asked to end.
 
     Raises:
         UserError: If model or data are not as the configuration says, or there is nothing to forget.
         IntegrityError: If the base weights changed.
+        EndedEarlyError: If it was asked to end.
     """
     if group is None:
         group, _meeting = join_alone(config.engine)
     warm = warm or Warm()
-    trial = turns(
-        config, at=partial(own_engine, group=group), folder=folder, group=group, warm=warm
-    )
+    at = partial(own_engine, group=group)
+    trial = turns(config, at=at, folder=folder, group=group, warm=warm, interruption=interruption)
     try:
         for turn in trial:
             if isinstance(turn, Probe):
@@ -126,16 +135,23 @@ MakePlace = Callable[[TrialConfig, Warm, Steps], Place]
 
 
 def turns(
-    config: TrialConfig, *, at: MakePlace, folder: Path | None, group: Group, warm: Warm
+    config: TrialConfig,
+    *,
+    at: MakePlace,
+    folder: Path | None,
+    group: Group,
+    warm: Warm,
+    interruption: Interruption | None = None,
 ) -> Generator[Turn | Probe, None, None]:
     """The trial as :func:`probes` has it, which leaves it to others when its steps are made.
 
     Args:
         config: The trial.
         at: Gives the place that it is trained in.
-        folder: Where the first rank commits.
+        folder: Where its ranks commit.
         group: Ranks of the trial.
         warm: What the process keeps.
+        interruption: As :func:`probes` has it.
 
     Yields:
         Each step to make, and each probe. All ranks yield the same.
@@ -159,49 +175,92 @@ def turns(
     try:
         place = at(config, warm, steps)
         trained = place.trained
-        history.begin(initial_rms=trained.initial_rms(), base_checksum=warm.checksum)
-        for step in range(1, config.selection.max_steps + 1):
+        kept = Checkpoints(
+            config,
+            place,
+            group=group,
+            folder=folder,
+            interruption=interruption or Interruption(),
+            source=known.fingerprint(config) | {"weights": warm.checksum},
+            verify=warm.verify,
+        )
+        reached = kept.newest()
+        if reached is None:
+            history.begin(initial_rms=trained.initial_rms(), base_checksum=warm.checksum)
+        else:
+            steps.go_on_from(reached.steps, step=reached.step)
+            history.go_on_from(reached)
+            yield from history.probes
+        for step in range(
+            1 if reached is None else reached.step + 1, config.selection.max_steps + 1
+        ):
             yield Turn(place=place, micro_batches=steps.next_step(group))
             steps.after_step(group)
             if step == 1:
                 steps.refuse_unmoved(trained.unmoved(place.full_value))
             is_last = step == config.selection.max_steps
-            if not is_last and (step % config.selection.probe_every or history.leaves_out(step)):
-                continue
-            with place.alone() as network:
-                found = measure.during_trial(
-                    network,
-                    trained.scaled,
-                    is_last=is_last,
-                    limits=history.values_that_decide(),
-                    decides=partial(history.decides, step),
+            is_probed = is_last or not (
+                step % config.selection.probe_every or history.leaves_out(step)
+            )
+            if is_probed:
+                probe = _probed(
+                    config, step, place, measure, history, steps=steps, group=group, folder=folder
                 )
-            found = replace(found, metrics=dict(found.metrics) | steps.state())
-            probe = history.judge(step, group.agree(found), is_last=is_last)
-            if config.lands and history.may_land:
-                with place.alone() as network:
-                    landed = measure.on_target(network, trained.scaled, history.probes)
-                if landed is not None:
-                    probe = history.land(group.agree(landed))
-            if history.best is not None and history.is_best(probe):
-                tensors = trained.exported(place.full_value)  # every rank takes part
-                if folder is not None and group.is_first:
-                    factor = counted_share(history.best.metrics)
-                    base = public_name(config.model)
-                    trained.save(folder / "adapter", tensors, base=base, factor=factor)
-            history.commit(probe)
-            if probe.stopped_by is not None:
-                warm.verify()  # before anybody is told
-                is_verified = True
-            group.wait()  # for the first rank, which writes
-            yield probe
-            if probe.stopped_by is not None:
-                return
+                if probe.stopped_by is not None:
+                    warm.verify()  # before anybody is told
+                    is_verified = True
+                group.wait()  # for the first rank, which writes
+                yield probe
+                if probe.stopped_by is not None:
+                    return
+            ends = kept.ends()
+            if ends or kept.is_due(step, at_probe=is_probed):
+                kept.write(partial(history.reached, step, steps.state()), step=step)
+            if ends:
+                raise EndedEarlyError(step)
     finally:
         if place is not None:
             place.leave()
         if not is_verified:
             warm.verify()
+
+
+def _probed(
+    config: TrialConfig,
+    step: int,
+    place: Place,
+    measure: Probing,
+    history: History,
+    *,
+    steps: Steps,
+    group: Group,
+    folder: Path | None,
+) -> Probe:
+    """Take the probe of ``step``, and commit it: first its adapter, if it is the best so far, then its line."""
+    trained, is_last = place.trained, step == config.selection.max_steps
+    with place.alone() as network:
+        found = measure.during_trial(
+            network,
+            trained.scaled,
+            is_last=is_last,
+            limits=history.values_that_decide(),
+            decides=partial(history.decides, step),
+        )
+    found = replace(found, metrics=dict(found.metrics) | steps.state())
+    probe = history.judge(step, group.agree(found), is_last=is_last)
+    if config.lands and history.may_land:
+        with place.alone() as network:
+            landed = measure.on_target(network, trained.scaled, history.probes)
+        if landed is not None:
+            probe = history.land(group.agree(landed))
+    if history.best is not None and history.is_best(probe):
+        tensors = trained.exported(place.full_value)  # every rank takes part
+        if folder is not None and group.is_first:
+            factor = counted_share(history.best.metrics)
+            base = public_name(config.model)
+            trained.save(folder / "adapter", tensors, base=base, factor=factor)
+    history.commit(probe)
+    return probe
 
 
 class SideBySide:
@@ -223,17 +282,31 @@ class SideBySide:
         self._trials: dict[int, Generator[Turn | Probe, None, None]] = {}
         self._waiting: dict[int, Iterable[MicroBatch]] = {}
 
-    def begin(self, slot: int, config: TrialConfig, *, folder: Path | None = None) -> None:
+    def begin(
+        self,
+        slot: int,
+        config: TrialConfig,
+        *,
+        folder: Path | None = None,
+        interruption: Interruption | None = None,
+    ) -> None:
         """Begin a trial in a slot that is free; see :func:`probes`."""
         assert slot not in self._trials
-        at = partial(self._pack.place, number=slot)
-        self._trials[slot] = turns(config, at=at, folder=folder, group=self._group, warm=self._warm)
+        self._trials[slot] = turns(
+            config,
+            at=partial(self._pack.place, number=slot),
+            folder=folder,
+            group=self._group,
+            warm=self._warm,
+            interruption=interruption,
+        )
 
     def go_on(self, slot: int) -> Probe | None:
         """Bring a trial to its next probe, or to where it waits for a step: then there is none.
 
         Raises:
             UserError: As :func:`probes`; the trial is over.
+            EndedEarlyError: As :func:`probes`; the trial is over.
         """
         turn = next(self._trials[slot])
         if isinstance(turn, Probe):

@@ -44,6 +44,8 @@ DOORS: Mapping[str, frozenset[str]] = {
             "cluster",
             "shared_folder",
             "handing_out",
+            "nodes",
+            "notice",
         )
     ),
     "optuna": frozenset(

@@ -5,40 +5,58 @@ ones); its scheduler reports each probe to the ledger and obeys the pruner. Neit
 crash could lose.
 """
 
+import errno
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from ray.tune import Stopper, TuneError
+from ray.tune import Stopper
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from core.config import TrialConfig
-from core.errors import ConfigError, EndedError
+from core.errors import ConfigError, EndedError, UserError
 from core.measuring.selection import GuardVerdict, Probe
-from core.store.durable import commit_json, commit_yaml, finite, read_lines
+from core.store.ballast import Ballast, is_full
+from core.store.durable import commit_json, commit_yaml, finite
+from tuning.committed import DECISIONS, RESULT_FILE, commit_proposal, committed_probes
 from tuning.config import Choice, SweepSpec
-from tuning.events import EventLog, TrialBegan, TrialBroke, TrialEnded, TrialProbed, Warned
+from tuning.events import (
+    EventLog,
+    TrialBegan,
+    TrialBroke,
+    TrialEnded,
+    TrialProbed,
+    TrialResumed,
+    Warned,
+)
 from tuning.failures import (
     FAILURE_FILE,
+    TIMED_OUT,
     Failure,
     choose_remedy,
     halved,
+    n_counted,
     read_failure,
+    record_final,
+    record_lack_of_room,
+    record_lost_node,
     record_remedy,
     remedies,
 )
 from tuning.handing_out import HandedOut
 from tuning.ledger import Ledger
+from tuning.limits import Limits
 from tuning.objective import Outcome, conclude
 from tuning.packing import PACK
 from tuning.records import attempt_folder
+from tuning.resuming import earlier_attempts, remove_checkpoints, remove_left_checkpoints
 from tuning.screening import probe_problem
 from tuning.space import bind
 from tuning.trainable import PROBE
@@ -46,6 +64,8 @@ from tuning.trainable import PROBE
 SAVED_LAST = ("adapter_model.safetensors", "config.json")
 """What a saved adapter, or a whole model, has when it is complete."""
 NUMBER = "number"
+
+Written = TypeVar("Written")
 
 
 class LostAdapterError(Exception):
@@ -65,20 +85,38 @@ class LostAdapterError(Exception):
 
 @dataclass
 class Assignment:
-    """A trial handed to Tune."""
+    """A trial handed to Tune.
+
+    Attributes:
+        earlier: Folders of the attempts before this one, whose checkpoints it may go on from.
+        nodes: Machines of the cluster when it began.
+    """
 
     number: int
     attempt: int
     trial: TrialConfig
     folder: Path
+    earlier: tuple[Path, ...] = ()
     probes: list[Probe] = field(default_factory=list)
     verdict: GuardVerdict | None = None
     unfit: str | None = None
     began: float = field(default_factory=time.monotonic)
+    nodes: Collection[str] = ()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the trial ended by a rule, its own or the sweep's, and not because the driver ends."""
+        return self.verdict is not None or (
+            bool(self.probes) and self.probes[-1].stopped_by is not None
+        )
 
 
 class Dispatcher:
-    """Decides what runs next and what a finished trial is told. One for a driver's life."""
+    """Decides what runs next and what a finished trial is told. One for a driver's life.
+
+    An error of the driver's own, such as a disk that cannot be written, would be taken by Tune for the trial's:
+    it is kept here, ends the sweep, and is raised by :meth:`raise_error`.
+    """
 
     def __init__(
         self,
@@ -90,6 +128,9 @@ class Dispatcher:
         target: int,
         concurrent: int = 1,
         needs: str = "",
+        ballast: Ballast | None = None,
+        nodes: Callable[[], Collection[str]] = tuple,
+        grace_s: float = 0.0,
     ) -> None:
         """Plan to bring ``ledger`` to ``target`` trials; interrupted trials come first.
 
@@ -101,6 +142,9 @@ class Dispatcher:
             target: Trials of the whole sweep.
             concurrent: Trials at the same time, until memory is not enough for them.
             needs: What a rank was estimated to need, for messages about memory.
+            ballast: Room for the last results where the disk is full; none is kept if absent.
+            nodes: Says which machines there are that nobody is about to take away.
+            grace_s: How long running trials may take to come to their next probe when the sweep is to end.
         """
         self._spec, self._run_dir, self._ledger, self._log = spec, run_dir, ledger, log
         points = ledger.n_points()
@@ -112,15 +156,87 @@ class Dispatcher:
         self._lowered = -math.inf
         self._halves_batches = "micro_batch" in done
         self._needs = needs
+        self._ballast, self._nodes, self._grace_s = ballast, nodes, grace_s
+        self._error: Exception | None = None
+        self._winds_down_until: float | None = None
+        self._is_announced = False
         self.is_interrupted = False
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune writes snapshots of what it is given, and nobody reads them."""
         return {}
 
+    def wind_down(self) -> None:
+        """Begin nothing more; running trials have the grace to come to their next probe. Safe in a signal handler."""
+        if self._winds_down_until is None:
+            self._winds_down_until = time.monotonic() + self._grace_s
+
+    @property
+    def winds_down(self) -> bool:
+        """Whether the sweep is to end."""
+        return self._winds_down_until is not None
+
+    def is_over(self) -> bool:
+        """Whether the sweep ends now, whatever runs; to be asked at every turn."""
+        if self._winds_down_until is None or self.is_interrupted:
+            return self.is_interrupted
+        left = self._winds_down_until - time.monotonic()
+        self.is_interrupted = left <= 0.0 or not self._assigned
+        if not self.is_interrupted and not self._is_announced:
+            self._is_announced = True
+            text = (
+                f"the sweep stops: {len(self._assigned)} running trials have up to {left:.0f} s to come to a "
+                "checkpoint or their next probe (--grace); a second signal ends at once, and loses nothing finished"
+            )
+            with self._own_errors():
+                self._log.emit(Warned(text=text))
+        return self.is_interrupted
+
+    def raise_error(self) -> None:
+        """Raise what ended the sweep, if it was an error of the driver's own.
+
+        Raises:
+            OSError: As the system said it, of a disk say.
+            EndedError: If another driver took the run over, or the ledger's server does not come back.
+        """
+        if self._error is not None:
+            raise self._error
+
+    @contextmanager
+    def _own_errors(self) -> Iterator[None]:
+        """Within the context an error is the driver's, not the trial's: it ends the sweep."""
+        try:
+            yield
+        except (OSError, UserError, EndedError) as err:  # raised again, when Tune has ended
+            self._error = self._error or err
+            self.is_interrupted = True
+
+    def _kept(self, write: Callable[[], Written]) -> Written:
+        """What a write returns that must not be lost, made in the ballast's room where the disk is full."""
+        return write() if self._ballast is None else self._ballast.kept(write, told=self._pause)
+
+    def _pause(self, err: OSError) -> None:
+        """A disk is full: nothing more begins, and what runs may come to its next probe."""
+        if self._error is None:
+            self._log.emit(
+                Warned(text=f"the disk is full ({err.filename}): no more trials are begun")
+            )
+        self._error = self._error or err
+        self.wind_down()
+
     def next(self) -> Assignment | None:
         """What to run next, or ``None`` if nothing is left to begin now."""
-        while not self.is_interrupted and len(self._assigned) < self._at_a_time:
+        found: Assignment | None = None
+        with self._own_errors():
+            found = self._next()
+        return found
+
+    def _next(self) -> Assignment | None:
+        while (
+            not self.winds_down
+            and not self.is_interrupted
+            and len(self._assigned) < self._at_a_time
+        ):
             if self._waiting:
                 number, params = self._waiting.pop(0)
             elif self._ledger.n_begun() < self._target:
@@ -137,7 +253,8 @@ class Dispatcher:
         try:
             return bind(self._spec, params, where=f"trial {number}")
         except ConfigError as err:
-            self._ledger.fail(number, str(err))
+            reason = str(err)
+            self._kept(lambda: self._ledger.fail(number, reason))
             self._log.emit(TrialBroke(number=number, attempt=0, reason=str(err), is_final=True))
             return None
 
@@ -146,83 +263,134 @@ class Dispatcher:
         """Whether nothing is left to begin, and nothing running could come back."""
         if self.is_interrupted:
             return True
+        if self.winds_down:
+            return not self._assigned
         return not self._waiting and not self._assigned and self._ledger.n_begun() >= self._target
 
     def take(self, number: int, probe: Probe) -> bool:
-        """Record a probe; returns whether the trial ends with it."""
-        assignment = self._assigned[number]
+        """Record a probe; returns whether the trial ends with it, for its own sake or the sweep's."""
+        ends = True
+        with self._own_errors():
+            ends = self._take(self._assigned[number], probe) or self.winds_down
+        return ends
+
+    def _take(self, assignment: Assignment, probe: Probe) -> bool:
+        number, attempt, probes = assignment.number, assignment.attempt, assignment.probes
         assignment.unfit = probe_problem(probe, assignment.trial.selection)
         if assignment.unfit is not None:
             return True
-        assignment.probes.append(probe)
-        verdict = self._ledger.report(number, assignment.attempt, assignment.probes)
-        self._log.emit(TrialProbed(number=number, probe=probe))
-        if verdict is not None:
-            assignment.verdict = verdict
-        return verdict is not None or probe.stopped_by is not None
+        probes.append(probe)
+        assignment.verdict = self._kept(lambda: self._ledger.report(number, attempt, probes))
+        self._tell_of(assignment, probe)
+        return assignment.has_ended
+
+    def _tell_of(self, assignment: Assignment, probe: Probe) -> None:
+        """Log a probe; one that an earlier attempt made was logged then."""
+        number, attempt, step = assignment.number, assignment.attempt, probe.resumed_at
+        if step is not None and len(assignment.probes) == 1:
+            self._log.emit(TrialResumed(number=number, attempt=attempt, step=step))
+        if not probe.is_carried:
+            self._log.emit(TrialProbed(number=number, probe=probe))
 
     def finish(self, number: int) -> None:
-        """Tell a trial that ended to the ledger; one that was interrupted stays as it is."""
+        """Tell a trial that ended to the ledger; one that was interrupted stays as it is, or is gone on with."""
         assignment = self._assigned.pop(number, None)
         if assignment is None or self.is_interrupted:
             return
-        if assignment.unfit is not None:
-            self._give_up(number, assignment.attempt, assignment.unfit)
-            return
-        ended = assignment.verdict is not None or (
-            assignment.probes and assignment.probes[-1].stopped_by is not None
-        )
-        if not ended:
-            return
+        with self._own_errors():
+            if assignment.unfit is not None:
+                self._give_up(assignment, assignment.unfit, kind="UnfitProbe")
+                self._tell_broken(assignment, assignment.unfit, is_final=True)
+                return
+            if assignment.has_ended:
+                self._finish(assignment)
+                return
+            if not self.winds_down:
+                text = f"trial {number} has ended at a checkpoint: its machine is to be taken away"
+                self._log.emit(Warned(text=text))
+            self._go_on_with(number)
+
+    def _go_on_with(self, number: int) -> None:
+        params = {n: p for n, p, _ in self._ledger.running()}[number]
+        self._waiting.append((number, params))
+
+    def _finish(self, assignment: Assignment) -> None:
+        duration_s = round(time.monotonic() - assignment.began, 1)
         try:
-            outcome = conclude_attempt(
-                self._ledger,
-                self._run_dir,
-                number,
-                assignment.attempt,
-                assignment.probes,
-                assignment.trial,
-                assignment.verdict,
-                duration_s=round(time.monotonic() - assignment.began, 1),
+            outcome = self._kept(
+                lambda: conclude_attempt(
+                    self._ledger,
+                    self._run_dir,
+                    assignment.number,
+                    assignment.attempt,
+                    assignment.probes,
+                    assignment.trial,
+                    assignment.verdict,
+                    duration_s=duration_s,
+                )
             )
         except LostAdapterError as err:
-            self._give_up(number, assignment.attempt, str(err))
+            self._give_up(assignment, str(err), kind=type(err).__name__)
+            self._tell_broken(assignment, str(err), is_final=True)
             return
-        self._log.emit(TrialEnded(number=number, outcome=outcome))
+        self._log.emit(TrialEnded(number=assignment.number, outcome=outcome))
 
-    def _give_up(self, number: int, attempt: int, reason: str) -> None:
-        self._ledger.fail(number, reason)
-        self._log.emit(TrialBroke(number=number, attempt=attempt, reason=reason, is_final=True))
+    def _give_up(self, assignment: Assignment, reason: str, *, kind: str) -> None:
+        self._kept(lambda: record_final(assignment.folder, reason, kind=kind))
+        self._kept(lambda: self._ledger.fail(assignment.number, reason))
+        remove_checkpoints(self._run_dir, assignment.number)
+
+    def _tell_broken(self, assignment: Assignment, reason: str, *, is_final: bool) -> None:
+        number, attempt = assignment.number, assignment.attempt
+        self._log.emit(TrialBroke(number=number, attempt=attempt, reason=reason, is_final=is_final))
 
     def broke(self, number: int) -> None:
         """An attempt ended with an error: try again, or give up with the reason."""
         assignment = self._assigned.pop(number, None)
         if assignment is None or self.is_interrupted:
             return
-        failure = read_failure(assignment.folder)
-        reason, is_final = failure.reason, failure.is_user_error
-        earlier = _earlier_failures(assignment)
-        if failure.exhausted is not None and not is_final:
-            is_final, reason = (
-                not self._makes_room(assignment, failure, earlier),
-                self._explained(failure),
-            )
-        if is_final or len(earlier) + 1 >= self._spec.budget.max_attempts:
+        with self._own_errors():
+            self._broke(assignment)
+
+    def _broke(self, assignment: Assignment) -> None:
+        failure = self._failure_of(assignment)
+        if failure.kind == TIMED_OUT and assignment.probes:
+            assignment.verdict = _out_of_time(self._spec, assignment.probes[-1])
+            self._finish(assignment)
+            return
+        reason, earlier = failure.reason, _earlier_failures(assignment)
+        is_final = failure.is_user_error or failure.kind == TIMED_OUT
+        if failure.exhausted == "disk" and not is_final:
+            self._pause(OSError(errno.ENOSPC, reason, failure.place or str(assignment.folder)))
+        elif failure.lacks_memory and not is_final:
+            is_final = not self._makes_room(assignment, failure, earlier)
+            reason = self._explained(failure)
+        if is_final or n_counted([*earlier, failure]) >= self._spec.budget.max_attempts:
             is_final = True
-            self._ledger.fail(number, reason)
+            self._give_up(assignment, reason, kind=failure.kind)
         else:
-            params = {n: p for n, p, _ in self._ledger.running()}[number]
-            self._waiting.append((number, params))
-        self._log.emit(
-            TrialBroke(number=number, attempt=assignment.attempt, reason=reason, is_final=is_final)
-        )
+            self._go_on_with(assignment.number)
+        self._tell_broken(assignment, reason, is_final=is_final)
+
+    def _failure_of(self, assignment: Assignment) -> Failure:
+        """Why an attempt broke, with what its own processes cannot know."""
+        folder = assignment.folder
+        failure = self._kept(lambda: read_failure(folder))
+        if failure.is_user_error or failure.exhausted is not None or failure.kind == TIMED_OUT:
+            return failure
+        gone = sorted(set(assignment.nodes) - set(self._nodes()))
+        if is_full(self._error or Exception()):  # it may not have been able to say so itself
+            self._kept(lambda: record_lack_of_room(folder))
+        elif gone:
+            self._kept(lambda: record_lost_node(folder, gone[0]))
+        return read_failure(folder)
 
     def _explained(self, failure: Failure) -> str:
         return f"{failure.reason} ({self._needs})" if self._needs else failure.reason
 
     def _makes_room(self, assignment: Assignment, failure: Failure, earlier: list[Failure]) -> bool:
         """Take less memory from now on, and say so; ``False`` if this trial cannot take less."""
-        before = sum(other.exhausted is not None for other in earlier)
+        before = sum(other.lacks_memory for other in earlier)
         remedy = choose_remedy(failure, assignment.trial, concurrent=self._at_a_time, before=before)
         if remedy is None:
             return False
@@ -241,13 +409,20 @@ class Dispatcher:
 
     def _begin(self, number: int, params: dict[str, Choice], trial: TrialConfig) -> Assignment:
         attempt = self._ledger.begin_attempt(number)
-        folder = (
-            self._run_dir / attempt_folder(number, attempt)
-        ).resolve()  # Tune changes directories
+        run_dir = self._run_dir.resolve()  # Tune changes directories
+        folder = run_dir / attempt_folder(number, attempt)
         if self._halves_batches:
             trial = halved(trial) or trial
+        commit_proposal(folder.parent, self._ledger.proposal(number))
         commit_yaml(folder / "trial.yaml", trial.model_dump(mode="json"))
-        assignment = Assignment(number=number, attempt=attempt, trial=trial, folder=folder)
+        assignment = Assignment(
+            number=number,
+            attempt=attempt,
+            trial=trial,
+            folder=folder,
+            earlier=earlier_attempts(run_dir, number, attempt),
+            nodes=self._nodes(),
+        )
         self._assigned[number] = assignment
         self._log.emit(TrialBegan(number=number, attempt=attempt, params=dict(params)))
         return assignment
@@ -257,14 +432,22 @@ def reconcile(spec: SweepSpec, run_dir: Path, ledger: Ledger, log: EventLog) -> 
     """Adopt what interrupted trials committed before their driver died.
 
     The committed history of each running trial is replayed through guard and pruner. A trial that had
-    ended, or would have been stopped, is told; the others run again under the same number.
+    ended, or would have been stopped, is told; the others run again under the same number, from their newest
+    checkpoint.
     """
     ledger.finish_births()
+    remove_left_checkpoints(run_dir, running={number for number, _, _ in ledger.running()})
     for number, params, attempt in ledger.running():
         if attempt == 0:
             continue
         trial = bind(spec, params, where=f"trial {number}")
         folder = run_dir / attempt_folder(number, attempt)
+        if (folder / FAILURE_FILE).is_file() and (failure := read_failure(folder)).is_final:
+            ledger.fail(number, failure.reason)  # its driver died before it could
+            log.emit(
+                TrialBroke(number=number, attempt=attempt, reason=failure.reason, is_final=True)
+            )
+            continue
         seen: list[Probe] = []
         verdict: GuardVerdict | None = None
         for probe in committed_probes(folder):
@@ -289,32 +472,6 @@ def reconcile(spec: SweepSpec, run_dir: Path, ledger: Ledger, log: EventLog) -> 
                     )
                     log.emit(TrialEnded(number=number, outcome=outcome, adopted=True))
                 break
-
-
-def committed_probes(folder: Path) -> list[Probe]:
-    """The probes that an attempt committed, in order, without the untouched model's."""
-    return [_committed(line) for line in read_lines(folder / "history.jsonl") if line["step"] > 0]
-
-
-def _committed(line: Mapping[str, Any]) -> Probe:
-    """The probe of a history line; what it landed on says again only what was measured there."""
-    landed = line.get("landed")
-    return Probe(
-        step=line["step"],
-        metrics={name: _number(value) for name, value in line["metrics"].items()},
-        seconds=line["seconds"],
-        stopped_by=line["stopped_by"],
-        intervals={name: (low, high) for name, (low, high) in line.get("intervals", {}).items()},
-        skipped=tuple(line.get("skipped", ())),
-        n_rows=line.get("n_rows", {}),
-        is_overtaken=line.get("is_overtaken", False),
-        landed=None if landed is None else _committed({**line, **landed, "landed": None}),
-    )
-
-
-def _number(value: Any) -> Any:
-    """A committed metric; what is no number stays as it is, to be told."""
-    return float(value) if value in ("nan", "inf", "-inf") or isinstance(value, int) else value
 
 
 def conclude_attempt(
@@ -346,9 +503,11 @@ def conclude_attempt(
         **asdict(outcome),
         "adapter": adapter,
         "duration_s": duration_s,
+        DECISIONS: ledger.decided(number),
     }
-    commit_json(run_dir / folder / "result.json", finite(record))
+    commit_json(run_dir / folder / RESULT_FILE, finite(record))
     ledger.finish(number, outcome, adapter=adapter, duration_s=duration_s)
+    remove_checkpoints(run_dir, number)
     return outcome
 
 
@@ -361,12 +520,23 @@ class LedgerSearcher(Searcher):
         resources: Any,
         handed_out: HandedOut | None = None,
         *,
+        limits: Limits,
+        notice: str,
         packs: Collection[str] = (),
     ) -> None:
-        """Answer from ``dispatcher``; ranks get what is ``handed_out``; trials are spread over ``packs``, if any."""
+        """Answer from a dispatcher.
+
+        Args:
+            dispatcher: Knows what is to run.
+            resources: What a trial occupies.
+            handed_out: What ranks get to their nodes.
+            limits: How long attempts may take.
+            notice: Where trials look whether they are to end.
+            packs: Over which trials are spread, if any.
+        """
         super().__init__()
         self._dispatcher, self._resources = dispatcher, resources
-        self._handed_out = handed_out
+        self._handed_out, self._limits, self._notice = handed_out, limits, notice
         self._numbers: dict[str, int] = {}
         self._packs, self._in_pack = tuple(packs), dict[str, str]()
 
@@ -382,8 +552,11 @@ class LedgerSearcher(Searcher):
             NUMBER: assignment.number,
             "trial": assignment.trial,
             "folder": str(assignment.folder),
+            "earlier": [str(folder) for folder in assignment.earlier],
             "resources": self._resources,
             "handed_out": self._handed_out,
+            "limits": self._limits,
+            "notice": self._notice,
         }
         if self._packs:
             filled = Counter(self._in_pack.values())
@@ -420,27 +593,10 @@ class LedgerScheduler(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Stop when the pruner says so, or the trial ended by its own rules."""
-        ends = self._dispatcher.take(trial.config[NUMBER], result[PROBE])
+        probe = result[PROBE]
+        ends = probe is None or self._dispatcher.take(trial.config[NUMBER], probe)
         decision: str = TrialScheduler.STOP if ends else TrialScheduler.CONTINUE
         return decision
-
-
-@contextmanager
-def ends_untold() -> Iterator[None]:
-    """Within the context what our callbacks end a sweep by flies as it is; Tune makes an error of its own of it.
-
-    Raises:
-        EndedError: If that is behind Tune's error.
-    """
-    try:
-        yield
-    except TuneError as err:
-        behind: BaseException | None = err
-        while behind is not None and not isinstance(behind, EndedError):
-            behind = behind.__cause__ or behind.__context__
-        if behind is None:
-            raise
-        raise behind from None
 
 
 class InterruptStopper(Stopper):
@@ -457,6 +613,18 @@ class InterruptStopper(Stopper):
     def stop_all(self) -> bool:
         """Whether to end."""
         return self._is_asked()
+
+
+def _out_of_time(spec: SweepSpec, last: Probe) -> GuardVerdict:
+    """The decision about an attempt that took too long and has probes: they count, as at the end of a budget."""
+    limit_s = spec.budget.trial_timeout_s or math.nan
+    return GuardVerdict(
+        stopped_by="trial_timeout",
+        metric="seconds",
+        value=limit_s,
+        limit=limit_s,
+        reason=f"took longer than budget.trial_timeout_s = {limit_s:g} s; judged by its probes up to step {last.step}",
+    )
 
 
 def _earlier_failures(assignment: Assignment) -> list[Failure]:

@@ -17,6 +17,7 @@ from core.config import (
     AUTO,
     METRICS,
     STOP_METRIC,
+    CheckpointEvery,
     ConstraintConfig,
     DataConfig,
     EngineConfig,
@@ -212,8 +213,20 @@ class BudgetSpec(Section):
     With a ranking pruner auto is all: it compares trials at every probe."""
     skip_probes: bool | Literal["auto"] = "auto"
     """Leave out a probe while target and limits are far; with a ranking pruner auto is false."""
+    checkpoint_every: CheckpointEvery = "auto"
+    """Optimiser steps from one checkpoint inside a trial to the next: a kill loses at most as many. ``auto``: at a
+    probe where a minute has passed since the last and writing takes at most 3 % of the time; none in short trials.
+    ``off``: none. No result depends on it."""
     max_attempts: Positive = 3
-    """Attempts at a trial that breaks (crash, out of memory)."""
+    """Attempts at a trial that breaks (crash, out of memory, hang). One that a full disk broke, or that was lost with
+    its machine (up to ten times), does not count."""
+    trial_timeout_s: Annotated[float, Field(gt=0.0)] | None = None
+    """Seconds that an attempt at a trial may take; no limit if absent. A trial that is ended by it is judged by the
+    probes that it has, and failed if it has none; it is not tried again."""
+    hang_timeout_s: Literal["auto"] | Annotated[float, Field(gt=0.0)] = "auto"
+    """Seconds without an optimiser step after which a trial hangs: its processes are killed, and it is tried again.
+    ``auto``: twenty times the slowest step so far, at least 300. The first step, a probe and a checkpoint may take
+    half an hour; preparation and loading are not watched."""
     finalists: Annotated[int, Field(ge=0, le=100_000)] = 3
     """Best trials that are measured on the reporting split at the end, also calibrated to equal utility."""
     samples: Annotated[int, Field(ge=0, le=100)] = 4
@@ -475,6 +488,7 @@ class SweepSpec(Section):
             "max_steps": self.budget.max_steps,
             "probe_every": self.budget.probe_every,
             **self._probe_extent(),
+            "checkpoint_every": self.budget.checkpoint_every,
             "metric": self.objective.metric,
             "select": self.objective.select,
             "tau": self.objective.tau,

@@ -10,7 +10,7 @@ import re
 import secrets
 import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -291,9 +291,24 @@ def at_once(storage: optuna.storages.RDBStorage) -> Iterator[sqlalchemy.Connecti
         try:
             yield connection
             connection.commit()
+        except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as err:
+            said = _system_error_under(err) if storage.engine.name == "sqlite" else None
+            if said is None:
+                raise
+            raise said from err
         finally:
-            storage.remove_session()
+            with suppress(sqlalchemy.exc.OperationalError):  # SQLite took all back itself
+                storage.remove_session()
+            sessions.registry.clear()
             sessions.configure(bind=storage.engine, join_transaction_mode="conditional_savepoint")
+
+
+def _system_error_under(err: BaseException) -> OSError | None:
+    """What the system said, where taking back what was written failed for the same reason: a full disk, say."""
+    below: BaseException | None = err
+    while below is not None and not isinstance(below, OSError):
+        below = below.__context__
+    return below
 
 
 _SYSTEM_ERRORS: Mapping[int, int] = {

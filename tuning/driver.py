@@ -88,8 +88,8 @@ def driver_log(run_dir: Path) -> Iterator[None]:
 class Signals:
     """SIGINT and SIGTERM while a driver lives.
 
-    While trials run, the first signal ends the sweep at the next turn, and a second one ends the process.
-    At any other time a signal ends what is being done.
+    While trials run, the first signal lets them come to their next probe, as long as the sweep's grace, and a second
+    one ends the process. At any other time a signal ends what is being done.
     """
 
     def __init__(self) -> None:
@@ -109,7 +109,7 @@ class Signals:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         self._received.append(number)
-        self._dispatcher.is_interrupted = True
+        self._dispatcher.wind_down()
 
     @property
     def is_received(self) -> bool:

@@ -215,9 +215,16 @@ def _known_needs_lines(spec: SweepSpec, run_dir: Path, needs: Estimate) -> list[
         f"model: {needs.parameters / 1e6:.0f} M weights; {trained}: "
         f"{(needs.adapter_parameters or 0) / 1e6:.1f} M",
         *_memory_lines(needs),
-        f"disk: about {needs.disk_gib:.1f} GiB (free: {free_disk_gib(run_dir):.0f} GiB)",
+        f"disk: about {needs.disk_gib:.1f} GiB (free: {free_disk_gib(run_dir):.0f} GiB)"
+        + _checkpoints(needs),
         f"time: very roughly {duration(low)} to {duration(high)} after preparation",
     ]
+
+
+def _checkpoints(needs: Estimate) -> str:
+    if not needs.checkpoints_gib:
+        return ""
+    return f", {needs.checkpoints_gib:.1f} GiB of it for checkpoints of running trials"
 
 
 def _memory_lines(needs: Estimate) -> list[str]:

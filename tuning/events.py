@@ -37,6 +37,15 @@ class TrialBegan:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrialResumed:
+    """An attempt goes on from a checkpoint of an earlier one, made after ``step``."""
+
+    number: int
+    attempt: int
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrialProbed:
     """A trial reported a probe."""
 
@@ -77,7 +86,16 @@ class Warned:
     text: str
 
 
-Event = Warned | Prepared | TrialBegan | TrialProbed | TrialEnded | TrialBroke | Reporting
+Event = (
+    Warned
+    | Prepared
+    | TrialBegan
+    | TrialResumed
+    | TrialProbed
+    | TrialEnded
+    | TrialBroke
+    | Reporting
+)
 
 
 class Watcher(Protocol):

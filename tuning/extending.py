@@ -1,8 +1,9 @@
-"""How many trials a resumed sweep is to reach, and what a person should know where a file says another number."""
+"""How many trials a resumed sweep is to reach, which of them repeat failed ones, and what a person should know."""
 
+from collections.abc import Collection
 from pathlib import Path
 
-from core.errors import ConfigError
+from core.errors import ConfigError, UserError
 from tuning.config import SweepSpec
 from tuning.files import load_sweep
 from tuning.run import Run
@@ -19,6 +20,32 @@ def asked_trials(run: Run, *, trials: int | None, spec: SweepSpec | None) -> int
     if trials is not None or spec is None or spec.budget.trials <= run.target:
         return trials
     return spec.budget.trials
+
+
+def to_retry(run: Run, numbers: Collection[int]) -> list[int]:
+    """Failed trials that are to run again: these, or else all that were not repeated yet.
+
+    Args:
+        run: The run.
+        numbers: What ``--trial`` names; none for all.
+
+    Raises:
+        UserError: If one of them did not fail, or was repeated.
+    """
+    repeated = {t.retry_of: t.number for t in run.trials if t.retry_of is not None}
+    failed = [t.number for t in run.trials if t.state == "FAIL"]
+    for number in numbers:
+        if number not in failed:
+            raise UserError(
+                f"--trial {number}: a failed trial is expected, of which {run.path} has "
+                f"{', '.join(map(str, failed)) or 'none'}"
+            )
+        if number in repeated:
+            raise UserError(
+                f"--trial {number}: trial {repeated[number]} repeats it already; look at it with "
+                f"`unlearn-tune show {run.path} {repeated[number]}`"
+            )
+    return [n for n in failed if n not in repeated and (not numbers or n in numbers)]
 
 
 def remarks(run: Run, *, trials: int | None, spec: SweepSpec | None) -> list[str]:

@@ -1,7 +1,11 @@
-"""Why an attempt at a trial broke, and what is done about it: another attempt, with less at a time, or none."""
+"""Why an attempt at a trial broke, and what is done about it: another attempt, with less at a time, or none.
+
+What counts against ``budget.max_attempts`` is what the trial may have done itself: not a full disk, and not a machine
+that was taken away, up to :data:`MOST_LOST` times.
+"""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -9,28 +13,36 @@ from typing import Any, Literal
 from core.config import BatchConfig, TrialConfig
 from core.store.durable import commit_json
 from core.store.texts import read_json
+from tuning.limits import TrialTimeoutError
 
-Exhausted = Literal["gpu", "machine"]
-"""Whose memory was not enough."""
+Exhausted = Literal["gpu", "machine", "disk"]
+"""What was not enough: memory of a GPU, memory of the machine, or room on a disk."""
 Remedy = Literal["micro_batch", "concurrency"]
 
 FAILURE_FILE = "failure.json"
+TIMED_OUT = TrialTimeoutError.__name__
+"""Class of the error of an attempt that took longer than ``budget.trial_timeout_s``."""
+MOST_LOST = 10
+"""Attempts at a trial that may be lost with their machine before they count as the trial's own failures."""
 
 _ON_GPU = re.compile(r"CUDA out of memory|CUDA error: out of memory|HIP out of memory")
 _ON_MACHINE = re.compile(
     r"DefaultCPUAllocator: (can't allocate|not enough) memory|Cannot allocate memory|std::bad_alloc"
 )
+_ON_DISK = re.compile(r"No space left on device|Disk quota exceeded|\(os error (28|122)\)")
 _BY_RAY = re.compile(r"(killed|terminated)[^.]*(low memory|memory pressure|running low on memory)")
 
 
 def exhausted(kind: str, message: str, *, kernel_killed: bool = False) -> Exhausted | None:
-    """Whose memory an error tells of, or ``None``.
+    """Whose memory, or which disk's room, an error tells of, or ``None``.
 
     Args:
         kind: Class of the error.
         message: What it says, whole.
         kernel_killed: The kernel has killed a process for want of memory meanwhile.
     """
+    if _ON_DISK.search(message):
+        return "disk"
     if _ON_GPU.search(message):
         return "gpu"
     if kind == "MemoryError" or _ON_MACHINE.search(message):
@@ -46,16 +58,29 @@ class Failure:
     """An attempt that broke, as its folder records it.
 
     Attributes:
-        reason: Class and message.
+        kind: Class of the error.
+        reason: Class and message; of one that ended the trial, what it was told.
         is_user_error: Another attempt would end in the same way.
-        exhausted: Whose memory was not enough, if that is why.
+        exhausted: Whose memory, or room, was not enough, if that is why.
         remedy: What the next attempt does otherwise.
+        place: File that could not be written, where the error names one.
+        lost_node: The machine that was taken away meanwhile, if one was.
+        is_final: The trial was given up with it.
     """
 
+    kind: str
     reason: str
     is_user_error: bool
     exhausted: Exhausted | None
     remedy: Remedy | None
+    place: str | None = None
+    lost_node: str | None = None
+    is_final: bool = False
+
+    @property
+    def lacks_memory(self) -> bool:
+        """Whether less at a time may help."""
+        return self.exhausted in ("gpu", "machine")
 
 
 def read_failure(folder: Path) -> Failure:
@@ -66,11 +91,51 @@ def read_failure(folder: Path) -> Failure:
         commit_json(path, {"kind": "Died", "message": message, "is_user_error": False})
     record: dict[str, Any] = read_json(path)
     return Failure(
-        reason=f"{record['kind']}: {record['message']}",
+        kind=str(record["kind"]),
+        reason=record.get("reason") or f"{record['kind']}: {record['message']}",
         is_user_error=bool(record["is_user_error"]),
         exhausted=record.get("exhausted"),
         remedy=record.get("remedy"),
+        place=record.get("place"),
+        lost_node=record.get("lost_node"),
+        is_final=bool(record.get("is_final", False)),
     )
+
+
+def n_counted(failures: Sequence[Failure]) -> int:
+    """How many of a trial's failures count against ``budget.max_attempts``."""
+    own = sum(f.lost_node is None and f.exhausted != "disk" for f in failures)
+    lost = sum(f.lost_node is not None for f in failures)
+    return own + max(0, lost - MOST_LOST)
+
+
+def record_final(folder: Path, reason: str, *, kind: str) -> None:
+    """Keep that the trial was given up, and why, before the ledger is told.
+
+    Args:
+        folder: Of its last attempt.
+        reason: What the ledger will say.
+        kind: Class of the error, where the attempt left none.
+    """
+    path = folder / FAILURE_FILE
+    found = (
+        read_json(path)
+        if path.is_file()
+        else {"kind": kind, "message": reason, "is_user_error": False}
+    )
+    commit_json(path, found | {"is_final": True, "reason": reason})
+
+
+def record_lack_of_room(folder: Path) -> None:
+    """Keep that an attempt broke beside a full disk."""
+    path = folder / FAILURE_FILE
+    commit_json(path, read_json(path) | {"exhausted": "disk"})
+
+
+def record_lost_node(folder: Path, node: str) -> None:
+    """Keep that the attempt was lost with its machine."""
+    path = folder / FAILURE_FILE
+    commit_json(path, read_json(path) | {"lost_node": node})
 
 
 def record_remedy(folder: Path, remedy: Remedy) -> None:

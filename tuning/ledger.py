@@ -6,7 +6,7 @@ from it: all of them when it is opened, later only the one that was written. Rea
 :mod:`tuning.records`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from math import isfinite
 from pathlib import Path
@@ -15,22 +15,24 @@ from typing import Any, TypeVar
 import optuna
 from optuna.samplers import RandomSampler
 from optuna.storages import RDBStorage
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from core.errors import UserError
 from core.measuring.selection import GuardVerdict, Probe, guarded_series, running_score
 from core.store.durable import commit, finite
+from tuning.committed import Proposal
 from tuning.config import Choice, SweepSpec
 from tuning.copies import Forms, Shown, study_in_memory
 from tuning.database import Place, at_once, open_file, open_server, reopen_server
 from tuning.lease import Lease
 from tuning.ledger_copy import LedgerCopy, refuse_copy
 from tuning.objective import Outcome
-from tuning.outage import Outages
+from tuning.outage import DATABASE_ERRORS, Outages
 from tuning.points import count_points
 from tuning.proposals import (
     FIXED,
     PARAMS,
+    RETRY_OF,
     Known,
     Proposed,
     is_born,
@@ -40,9 +42,11 @@ from tuning.proposals import (
 )
 from tuning.pruning import (
     ATTEMPT,
+    VERDICT,
     Decision,
     as_probed,
     as_ranked,
+    decided_before,
     decisions,
     guard_key,
     make_pruner,
@@ -57,7 +61,7 @@ from tuning.records import (
     report_intervals_note,
     report_note,
 )
-from tuning.samplers import propose
+from tuning.samplers import distribution_of, propose
 
 Answer = TypeVar("Answer")
 
@@ -170,6 +174,85 @@ class Ledger:
         for _ in unborn:
             self.ask()
 
+    def proposal(self, number: int) -> Proposal:
+        """What a trial was born with, as :meth:`restore` takes it."""
+        trial = self._trials[number]
+        kept = ("proposed_by", "source", RETRY_OF)
+        return Proposal(
+            params=trial.user_attrs[PARAMS],
+            user_attrs={k: v for k, v in trial.user_attrs.items() if k in kept},
+            system_attrs=dict(trial.system_attrs),
+        )
+
+    def restore(self, number: int, proposal: Proposal, decisions: Mapping[str, Any]) -> None:
+        """Have again a trial that the ledger has lost, as it was born; numbers before it that nobody has stay open.
+
+        Args:
+            number: Its number; no trial that was begun has it.
+            proposal: What it was born with.
+            decisions: What was decided about its probes.
+        """
+
+        def record() -> None:
+            while len(self._trials) <= number:
+                self._study.add_trial(create_trial(state=TrialState.WAITING))
+                self._read(len(self._trials))
+            storage, trial_id = self._study._storage, self._trials[number]._trial_id
+            for key, value in proposal.system_attrs.items():
+                storage.set_trial_system_attr(trial_id, key, value)
+            storage.set_trial_state_values(trial_id, TrialState.RUNNING)
+            for name, value in proposal.params.items():
+                found = distribution_of(self._spec.space[name])
+                storage.set_trial_param(trial_id, name, found.to_internal_repr(value), found)
+            born = {ATTEMPT: 0, PARAMS: dict(proposal.params)}
+            for key, value in (dict(proposal.user_attrs) | dict(decisions) | born).items():
+                storage.set_trial_user_attr(trial_id, key, value)
+
+        self._change(record)
+        self._read(number)
+        self._n_begun += 1
+
+    def add_retries(self, numbers: Iterable[int], *, target: int) -> None:
+        """Have new trials wait that repeat failed ones, each with its parameters; the target rises with them.
+
+        Args:
+            numbers: Of failed trials.
+            target: Trials that the sweep is to reach without them.
+        """
+        retries = [
+            create_trial(
+                state=TrialState.WAITING,
+                system_attrs={FIXED: self._trials[number].user_attrs[PARAMS]},
+                user_attrs={RETRY_OF: number},
+            )
+            for number in numbers
+        ]
+        target = max(target, len(self._trials)) + len(retries)
+        first = len(self._trials)
+
+        def record() -> None:
+            self._study.add_trials(retries)
+            self._study.set_user_attr("target", target)
+
+        self._change(record)
+        for number in range(first, first + len(retries)):
+            self._read(number)
+        self._copy_notes()
+
+    def decided(self, number: int) -> dict[str, Any]:
+        """What was decided about a trial's probes, as it is recorded."""
+        attrs = self._trials[number].user_attrs
+        return {k: v for k, v in attrs.items() if k.startswith(VERDICT)}
+
+    def states(self) -> dict[int, str]:
+        """The state of each trial that was begun, by number."""
+        return {t.number: t.state.name for t in self._trials if is_born(t)}
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether each trial that ended says what was tried."""
+        return _is_whole(self._trials)
+
     def begin_attempt(self, number: int) -> int:
         """Number of the next attempt at a trial; later attempts fence off earlier ones."""
         attempt = int(self._trials[number].user_attrs[ATTEMPT]) + 1
@@ -181,13 +264,20 @@ class Ledger:
         """Record the last of an attempt's probes and decide whether it goes on.
 
         A step already in the study (from an earlier attempt, or from before a crash) is not reported
-        again. What is decided is recorded before it is returned, and a repetition returns what is recorded.
+        again. What is decided is recorded before it is returned, and a repetition returns what is recorded. So
+        does a probe that an earlier attempt made and this one tells again: what was decided about it stands, for
+        the adapter that it would be stopped with may be that of a later probe by now.
         """
         probe = probes[-1]
         watched = self._spec.pruning.retain.metrics if self._spec.pruning.retain else ()
         before, series = self._trials[number], guarded_series(probes)
         made = decisions(before, attempt).get(probe.step)
-        decided = made or self._decide(as_probed(before, attempt, probes, self._selection), probe)
+        carried = decided_before(before, attempt, probe.step) if probe.is_carried else None
+        decided = (
+            made
+            or carried
+            or self._decide(as_probed(before, attempt, probes, self._selection), probe)
+        )
 
         def record() -> None:
             trial = self._trial(number)
@@ -274,7 +364,8 @@ class Ledger:
         """Trials that the space has room for: those begun, and points not tried yet; ``None`` if it is endless."""
         begun = [trial for trial in self._trials if is_born(trial)]
         left = count_points(self._spec, apart_from=tried(self._spec, begun))
-        return None if left is None else len(begun) + left
+        retries = sum(RETRY_OF in t.user_attrs for t in self._trials if not is_born(t))
+        return None if left is None else len(begun) + left + retries
 
     def set_note(self, key: Note, value: float | str | None) -> None:
         """Record something about the sweep as a whole."""
@@ -318,8 +409,11 @@ class Ledger:
                 self._study.set_user_attr(key, finite(value))
 
         self._change(record)
-        if self._copy is not None:
-            copy = self._copy
+        self._copy_notes()
+
+    def _copy_notes(self) -> None:
+        copy = self._copy
+        if copy is not None:
             self._ask(lambda: copy.bring_notes(self._storage))
 
     def _trial(self, number: int) -> Trial:
@@ -349,10 +443,16 @@ class Ledger:
         """Write in one transaction, which is this driver's, and once."""
 
         def change() -> None:
-            with at_once(self._storage) as connection:
-                if self._lease is not None:
-                    self._lease.claim(connection)
-                make()
+            is_committed = False
+            try:
+                with at_once(self._storage) as connection:
+                    if self._lease is not None:
+                        self._lease.claim(connection)
+                    make()
+                is_committed = True
+            finally:
+                if not is_committed:
+                    self._handles.clear()  # they remember what was not committed
 
         def change_unless_made() -> None:
             self._reopen()
@@ -412,6 +512,39 @@ def _refuse_other(told: FrozenTrial, outcome: Outcome, record: Mapping[str, Any]
             raise ValueError(
                 f"trial {told.number} was told with {key} {before!r} already, cannot become {value!r}"
             )
+
+
+def _is_whole(trials: Iterable[FrozenTrial]) -> bool:
+    return all(is_born(trial) for trial in trials if trial.state.is_finished())
+
+
+def copied(damaged: Path, path: Path, spec: SweepSpec, *, name: str) -> bool:
+    """Copy all trials and notes of a ledger that SQLite calls damaged to a new one; whether all could be read."""
+    try:
+        study = optuna.load_study(study_name=None, storage=open_file(damaged))
+        trials, notes = study.get_trials(deepcopy=False), study.user_attrs
+        noted = study._storage.get_study_system_attrs(study._study_id)
+    except (
+        optuna.exceptions.OptunaError,
+        *DATABASE_ERRORS,
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+    ):
+        return False
+    if not _is_whole(trials):
+        return False
+    storage = open_file(path)
+    new = optuna.create_study(study_name=name, storage=storage, direction=spec.objective.direction)
+    new.add_trials(trials)
+    for key, value in notes.items():
+        new.set_user_attr(key, value)
+    for key, value in noted.items():
+        storage.set_study_system_attr(new._study_id, key, value)
+    storage.remove_session()
+    storage.engine.dispose()
+    return True
 
 
 def _loaded(

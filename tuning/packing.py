@@ -7,6 +7,7 @@ trial that ends leaves its slot to the next.
 
 import asyncio
 import logging
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from core.config import TrialConfig
 from core.measuring.selection import Probe
 from core.model.machine import oom_kills
 from tuning.config import ResourcesSpec
+from tuning.limits import HungRankError, Limits, Part, Watch
 from tuning.trainable import ProbedTrial, Rank, log_of, record_failure, start_rank
 
 logger = logging.getLogger(__name__)
@@ -102,12 +104,16 @@ class PackRank(Rank):
         self._logs: dict[int, logging.FileHandler] = {}
         self._trials = SideBySide(like, n_slots=n_slots, group=self._group, warm=self._warm)
 
-    def begin_in(self, slot: int, config: TrialConfig, folder: Path) -> None:
-        """Begin a trial in a slot that is free."""
+    def begin_in(
+        self, slot: int, config: TrialConfig, folder: Path, earlier: Sequence[Path]
+    ) -> None:
+        """Begin a trial in a slot that is free, or go on from a checkpoint of ``earlier`` attempts."""
+        from core.training.resuming import Interruption
+
         if self._group.is_first:
             self._logs[slot] = log_of(folder)
             logger.setLevel(logging.INFO)
-        self._trials.begin(slot, config, folder=folder)
+        self._trials.begin(slot, config, folder=folder, interruption=Interruption(earlier=earlier))
 
     def go_on(self, slot: int) -> Probe | None:
         """Bring a trial to its next probe, or to where it waits for a step."""
@@ -150,9 +156,16 @@ class PackHost:
     """Owns the ranks of a pack, and has them step the trials that wait."""
 
     def __init__(
-        self, like: Sequence[TrialConfig], *, n_slots: int, resources: ResourcesSpec
+        self,
+        like: Sequence[TrialConfig],
+        *,
+        n_slots: int,
+        resources: ResourcesSpec,
+        limits: Limits,
     ) -> None:
         """Nothing is started yet."""
+        self._watch = Watch(Limits(hang_s=limits.hang_s))  # of trials, each looks itself
+        self._loading: set[int] = set()
         self._like, self._n_slots, self._resources = tuple(like), n_slots, resources
         self._ranks: list[Any] = []
         self._slots: dict[str, int] = {}
@@ -161,8 +174,10 @@ class PackHost:
         self._at_work = asyncio.Lock()
         self._driving: asyncio.Task[None] | None = None
 
-    async def begin(self, name: str, config: TrialConfig, folder: Path) -> None:
-        """Begin a trial; ranks are started with the first."""
+    async def begin(
+        self, name: str, config: TrialConfig, folder: Path, earlier: Sequence[Path]
+    ) -> None:
+        """Begin a trial, or go on with it; ranks are started with the first."""
         async with self._at_work:
             if not self._ranks:
                 await self._start(config)
@@ -170,8 +185,9 @@ class PackHost:
             if not free:
                 raise RuntimeError("the pack has no free slot")
             slot = min(free)
-            await self._on_all("begin_in", slot, config, folder)
+            await self._on_all("begin_in", slot, config, folder, earlier)
             self._slots[name] = slot
+            self._loading.add(slot)
         if self._driving is None:
             self._driving = asyncio.create_task(self._drive())
 
@@ -186,6 +202,7 @@ class PackHost:
     async def end(self, name: str) -> None:
         """End a trial; its slot is free then."""
         async with self._at_work:
+            self._waiting.pop(name, None)  # its trial has stopped waiting
             if name in self._slots:
                 try:
                     await self._on_all("end", self._slots[name])
@@ -203,7 +220,7 @@ class PackHost:
                     continue
                 try:
                     outcomes = await self._turn(list(waiting.values()))
-                except ray.exceptions.RayError as err:
+                except (ray.exceptions.RayError, HungRankError) as err:
                     self._broke(err)
                     continue
             for name, outcome in zip(waiting, outcomes, strict=True):
@@ -219,13 +236,17 @@ class PackHost:
 
         Raises:
             RayError: If the pack broke.
+            HungRankError: If it does not go on.
         """
         came = [[rank.go_on.remote(slot) for slot in slots] for rank in self._ranks]
         stepped = [rank.step.remote() for rank in self._ranks]  # in the order of the calls
         is_alone = len(self._ranks) == 1
-        found = await asyncio.gather(
+        part: Part = "load" if self._loading.intersection(slots) else "pause"
+        self._loading.difference_update(slots)
+        all_came = asyncio.gather(
             *(ref for of_rank in came for ref in of_rank), return_exceptions=is_alone
         )
+        found = await self._within(all_came, part)
         outcomes: list[Any] = list(found[: len(slots)])  # the first rank's; all say the same
         for slot, outcome in zip(slots, outcomes, strict=True):
             if isinstance(outcome, ray.exceptions.RayTaskError):
@@ -233,8 +254,23 @@ class PackHost:
                 await self._on_all("end", slot)
             elif isinstance(outcome, BaseException):
                 raise outcome
-        await asyncio.gather(*stepped)
+        await self._within(asyncio.gather(*stepped), "step")
         return outcomes
+
+    async def _within(self, calls: "asyncio.Future[list[Any]]", part: Part) -> list[Any]:
+        """What the ranks return, in the time that it may take.
+
+        Raises:
+            HungRankError: If it takes longer.
+        """
+        began = time.monotonic()
+        calls.add_done_callback(_looked_at)  # also if nobody waits for it any more
+        ended, _ = await asyncio.wait({calls}, timeout=self._watch.timeout_s(part))
+        if not ended:
+            size = len(self._ranks)
+            raise self._watch.expired(part, silent=range(size), size=size)
+        self._watch.took(part, time.monotonic() - began)
+        return calls.result()
 
     async def _all_there(self) -> None:
         """Return when all trials wait, or the others have had their moment."""
@@ -274,6 +310,12 @@ class PackHost:
             future.set_exception(err)
 
 
+def _looked_at(calls: "asyncio.Future[list[Any]]") -> None:
+    """Take notice of an error, which asyncio would report as one that nobody saw."""
+    if not calls.cancelled():
+        calls.exception()
+
+
 class PackedTrial(ProbedTrial):
     """A trial in a slot of a pack."""
 
@@ -291,10 +333,23 @@ class PackedTrial(ProbedTrial):
     def _next_probe(self) -> Probe:
         """Wait for the pack to come to it."""
         if not self._begun:
-            ray.get(self._pack.begin.remote(self._name, self._config, self._folder))
+            begun = self._pack.begin.remote(self._name, self._config, self._folder, self._earlier)
             self._begun = True
-        probe: Probe = ray.get(self._pack.advance.remote(self._name))
+            self._within(begun)
+        probe: Probe = self._within(self._pack.advance.remote(self._name))
         return probe
+
+    def _within(self, call: Any) -> Any:
+        """What the pack returns; the slot is left where the attempt takes too long.
+
+        Raises:
+            TrialTimeoutError: If it does.
+        """
+        try:
+            return ray.get(call, timeout=self._watch.left_s)
+        except ray.exceptions.GetTimeoutError:
+            self._end(timeout_s=_CLOSE_TIMEOUT_S)
+            raise self._watch.expired("load", silent=(), size=1) from None
 
     def cleanup(self) -> None:
         """End the trial, which verifies the base weights."""
@@ -316,7 +371,10 @@ class PackedTrial(ProbedTrial):
         self._pack: Any = ray.get_actor(config[PACK])
         self._config: TrialConfig = config["trial"]
         self._folder = Path(config["folder"])
+        self._earlier = [Path(folder) for folder in config["earlier"]]
         self._name = str(self._folder)
+        limits: Limits = config["limits"]
+        self._watch = Watch(limits)
         self._begun = False
         self._kills_before = oom_kills()
 
@@ -325,7 +383,12 @@ class PackedTrial(ProbedTrial):
 
 
 def start_packs(
-    like: Sequence[TrialConfig], *, n_packs: int, n_slots: int, resources: ResourcesSpec
+    like: Sequence[TrialConfig],
+    *,
+    n_packs: int,
+    n_slots: int,
+    resources: ResourcesSpec,
+    limits: Limits,
 ) -> dict[str, Any]:
     """Packs by name; they end with the last reference to them. One that dies comes back empty.
 
@@ -334,12 +397,13 @@ def start_packs(
         n_packs: How many.
         n_slots: Trials of each at the same time.
         resources: What each of their ranks occupies.
+        limits: How long they may go without a step.
     """
     names = [f"unlearn-tune-pack-{i}" for i in range(n_packs)]
     host = ray.remote(PackHost)
     return {
         name: host.options(name=name, num_cpus=0, max_restarts=-1, max_concurrency=1000).remote(
-            like, n_slots=n_slots, resources=resources
+            like, n_slots=n_slots, resources=resources, limits=limits
         )
         for name in names
     }

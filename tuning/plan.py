@@ -61,11 +61,13 @@ class Launch:
 
     Attributes:
         address: Address of an existing cluster; a Ray of its own on this machine if absent.
+        grace_s: How long running trials may take to come to their next probe when a signal ends the sweep.
         ledger: URL of a PostgreSQL database, for a new run, or of a run's to log in anew; if absent, that of the
             environment (:data:`tuning.surroundings.LEDGER_VARIABLE`), else a file of the run folder.
     """
 
     address: str | None = None
+    grace_s: float = 0.0
     ledger: str | None = None
 
 
@@ -79,6 +81,7 @@ class Plan:
         needs: What a rank needs of memory, where that is known.
         cluster: What there is.
         is_far: Whether it is a cluster, which may grow, and whose nodes may each have a cache of their own.
+        grace_s: How long running trials may take to come to their next probe when a signal ends the sweep.
     """
 
     spec: SweepSpec
@@ -86,6 +89,7 @@ class Plan:
     needs: Needs | None
     cluster: Cluster
     is_far: bool
+    grace_s: float
 
     @property
     def threads(self) -> int:
@@ -178,7 +182,14 @@ def ray_for(spec: SweepSpec, launch: Launch) -> Iterator[Plan]:
             cluster = replace(cluster, gpu_memory_gib=gpu_memory_gib)
         spec = with_gpus(spec, cluster, needs)
         running = at_the_same_time(spec, cluster, needs, slots=asked_slots(spec), may_grow=is_far)
-        yield Plan(spec=spec, running=running, needs=needs, cluster=cluster, is_far=is_far)
+        yield Plan(
+            spec=spec,
+            running=running,
+            needs=needs,
+            cluster=cluster,
+            is_far=is_far,
+            grace_s=launch.grace_s,
+        )
 
 
 def _start_ray(spec: SweepSpec) -> Cluster:

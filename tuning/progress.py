@@ -20,6 +20,7 @@ from tuning.events import (
     TrialBroke,
     TrialEnded,
     TrialProbed,
+    TrialResumed,
     Warned,
 )
 from tuning.objective import Outcome
@@ -121,6 +122,8 @@ class Progress:
             self._at_once = max(self._at_once, len(self._running))
             again = f" (attempt {event.attempt})" if event.attempt > 1 else ""
             return f"trial {event.number}{again}: {parameters(event.params)}"
+        if isinstance(event, TrialResumed):
+            return f"trial {event.number} (attempt {event.attempt}) goes on after step {event.step}"
         if isinstance(event, TrialProbed):
             self._running[event.number] = replace(self._running[event.number], probe=event.probe)
             return None

@@ -38,9 +38,12 @@ _TRIES = 4
 _DRAWN_FROM = 1_000
 _OWN_NOTES = "qmc:"
 
-ProposedBy = Literal["start_from", "startup", "sampler", "prior"]
+RETRY_OF = "retry_of"
+"""User attribute of a trial: number of the failed one that it repeats."""
+
+ProposedBy = Literal["start_from", "startup", "sampler", "prior", "retry"]
 """Who proposed a trial: the sweep file, the sampler by chance (before its model is fitted, or because what it
-proposes was tried), or the fitted sampler."""
+proposes was tried), the fitted sampler, its prior, or a failed trial that is repeated."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,11 +165,16 @@ def next_proposal(
     notes = {k: v for k, v in after.items() if noted.get(k) != v}
     if notes:
         made.system_attrs = made.system_attrs | {NOTES: notes}
-    is_start = unborn is not None and "source" in unborn.user_attrs
+    if unborn is not None and RETRY_OF in unborn.user_attrs:
+        proposed_by = "retry"
+    elif unborn is not None and "source" in unborn.user_attrs:
+        proposed_by = "start_from"
+    elif expected:
+        proposed_by = "prior"
     return Proposed(
         number=number,
         params=made.params,
-        proposed_by="start_from" if is_start else "prior" if expected else proposed_by,
+        proposed_by=proposed_by,
         trial=made,
     )
 
@@ -231,7 +239,7 @@ def as_sampled(trial: FrozenTrial, *, reads_pruned: bool) -> Shown:
         seen.state = TrialState.WAITING
         seen.params, seen.distributions = {}, {}
         if trial.state is TrialState.WAITING:
-            seen.system_attrs = {FIXED: trial.system_attrs.get(FIXED, {})}
+            seen.system_attrs = {k: v for k, v in trial.system_attrs.items() if k == FIXED}
         elif trial.params:  # begun by a driver that recorded value by value
             seen.system_attrs = dict(trial.system_attrs) | {FIXED: _fixed(trial)}
     elif trial.state is TrialState.PRUNED and trial.values is not None and not reads_pruned:

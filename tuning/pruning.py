@@ -27,6 +27,9 @@ from tuning.copies import Shown
 ATTEMPT = "attempt"
 """User attribute: number of the current attempt at a trial."""
 
+VERDICT = "verdict:"
+"""How the user attributes begin that hold decisions."""
+
 _RUNG = "completed_rung_"
 """System attribute, Optuna's, up to the number of the rung."""
 
@@ -38,7 +41,7 @@ def guard_key(attempt: int, step: int) -> str:
 
 def verdict_key(attempt: int, step: int) -> str:
     """User attribute that holds what was decided about one probe of one attempt."""
-    return f"verdict:{attempt}:{step}"
+    return f"{VERDICT}{attempt}:{step}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +80,15 @@ def decisions(trial: FrozenTrial, attempt: int) -> dict[int, Decision]:
         if key.startswith(prefix)
     }
     return dict(sorted(found.items()))
+
+
+def decided_before(trial: FrozenTrial, attempt: int, step: int) -> Decision | None:
+    """What was decided about a probe in the last attempt before one that came to it; ``None`` if none did."""
+    for before in range(attempt - 1, 0, -1):
+        made = decisions(trial, before).get(step)
+        if made is not None:
+            return made
+    return None
 
 
 def as_ranked(trial: FrozenTrial) -> Shown:

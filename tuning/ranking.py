@@ -236,6 +236,7 @@ def _row(
             "probe_rows": dict(probe_rows),
             "landing_factor": trial.metrics.get("landing_factor"),
             "evaluation": dict(trial.evaluation) or None,
+            "retry_of": trial.retry_of,
         }
     )
     return row

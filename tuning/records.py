@@ -24,7 +24,8 @@ SPEC_FILE = "spec.yaml"
 LOCK_FILE = "driver.lock"
 EVENTS_FILE = "events.jsonl"
 
-TrialState = Literal["COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING"]
+TrialState = Literal["COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING", "INTERRUPTED"]
+"""Optuna's, and INTERRUPTED: begun, not ended, and nobody drives the run."""
 Ending = Literal["done", "no_feasible", "failed"]
 """How a sweep that reached its end ended."""
 RunState = Literal["running", "interrupted", Ending]
@@ -38,9 +39,9 @@ class TrialRecord:
 
     Attributes:
         number: Its number in the sweep.
-        state: COMPLETE, PRUNED, FAIL, RUNNING or WAITING.
+        state: Of :data:`TrialState`; INTERRUPTED only in a :class:`tuning.run.Run`.
         params: Searched fields and their values.
-        proposed_by: ``start_from``, ``startup`` or ``sampler``.
+        proposed_by: ``start_from``, ``startup``, ``sampler``, ``prior`` or ``retry``.
         attempt: Attempts so far.
         stopped_by: What ended it; ``None`` while it runs.
         reason: The same in words.
@@ -56,6 +57,7 @@ class TrialRecord:
         value_interval: That of ``value``; ``None`` where there is none.
         is_minimized: Whether less of ``value`` is better.
         report_intervals: That of each closure and drop on the reporting split.
+        retry_of: Number of the failed trial that it repeats.
         duration_s: Seconds of the last attempt.
         adapter: Folder of its adapter, relative to the run folder.
         evaluation: What suites measure, of finalists: ``SUITE.METRIC`` to number.
@@ -84,6 +86,7 @@ class TrialRecord:
     is_minimized: bool = False
     evaluation: Mapping[str, float] = field(default_factory=dict)
     evaluation_violations: Mapping[str, float] = field(default_factory=dict)
+    retry_of: int | None = None
 
     @property
     def merit(self) -> float:
@@ -208,7 +211,7 @@ def attempt_folder(number: int, attempt: int) -> str:
 def read_history(run_dir: Path, number: int, attempt: int) -> list[dict[str, Any]]:
     """History lines of an attempt, the untouched model's first; none if it has none."""
     path = run_dir / attempt_folder(number, attempt) / "history.jsonl"
-    return [_value(line) for line in read_lines(path)]
+    return [as_numbers(line) for line in read_lines(path)]
 
 
 def is_driven(run_dir: Path) -> bool:
@@ -246,9 +249,32 @@ def read_ledger(ledger: Path) -> tuple[tuple[TrialRecord, ...], DriverFacts]:
         raise _unread(ledger, err) from err
 
 
+def integrity_problem(ledger: Path) -> str | None:
+    """What SQLite finds wrong with a ledger; ``None`` if nothing. A write that was cut off is taken back first."""
+    try:
+        with closing(sqlite3.connect(f"{ledger.resolve().as_uri()}?mode=rw", uri=True)) as database:
+            found = [str(row[0]) for row in database.execute("PRAGMA integrity_check")]
+    except sqlite3.DatabaseError as err:
+        return in_a_line(err)
+    return None if found == ["ok"] else "; ".join(found[:3])
+
+
+def readable_states(ledger: Path) -> dict[int, str]:
+    """The state of each trial, by number, as far as a damaged ledger can be read."""
+    found: dict[int, str] = {}
+    try:
+        with closing(sqlite3.connect(f"{ledger.resolve().as_uri()}?mode=ro", uri=True)) as database:
+            for number, state in database.execute("SELECT number, state FROM trials"):
+                found[int(number)] = str(state)
+    except (sqlite3.DatabaseError, ValueError, TypeError):
+        pass  # what was read before counts
+    return found
+
+
 def _unread(ledger: Path, err: Exception) -> UserError:
     return UserError(
-        f"{ledger}: the ledger cannot be read: {in_a_line(err)}; nothing was changed, restore it from a copy"
+        f"{ledger}: the ledger cannot be read: {in_a_line(err)}; nothing was changed; rebuild it from what the trials "
+        f"committed with `unlearn-tune repair {ledger.parent}`"
     )
 
 
@@ -294,7 +320,7 @@ def _records(database: sqlite3.Connection) -> tuple[tuple[TrialRecord, ...], Dri
 def _read_json(text: str) -> Any:
     """What :func:`core.store.durable.finite` made JSON of."""
     found = json.loads(text)
-    return _value(found) if 'nan"' in text or 'inf"' in text else found
+    return as_numbers(found) if 'nan"' in text or 'inf"' in text else found
 
 
 def _record(
@@ -325,6 +351,7 @@ def _record(
         is_minimized=bool(found.get("is_minimized", False)),
         evaluation=evaluation.get("metrics", {}),
         evaluation_violations=evaluation.get("violations", {}),
+        retry_of=found.get("retry_of"),
     )
 
 
@@ -332,10 +359,10 @@ def _pairs(found: Mapping[str, Any] | None) -> dict[str, tuple[float, float]]:
     return {name: (low, high) for name, (low, high) in (found or {}).items()}
 
 
-def _value(value: Any) -> Any:
+def as_numbers(value: Any) -> Any:
     """Undo :func:`core.store.durable.finite`: the strings nan, inf and -inf are numbers again."""
     if isinstance(value, dict):
-        return {k: _value(v) for k, v in value.items()}
+        return {k: as_numbers(v) for k, v in value.items()}
     if value in ("nan", "inf", "-inf"):
         return float(value)
     return value

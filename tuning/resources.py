@@ -18,6 +18,7 @@ from core.model.machine import (
     shown_in_words,
     visible_gpus,
 )
+from core.store.checkpoints import KEPT
 from core.store.texts import read_text
 from tuning.config import ResourcesSpec, SweepSpec
 from tuning.space import bind, corner_proposals
@@ -27,6 +28,8 @@ RANK_MEMORY_GIB = 3.0
 """Memory that is counted for a rank whose model or data are not on this machine."""
 DRIVER_GIB = 1.5
 """Memory of the driver and of Ray itself."""
+CHECKPOINT_BYTES = 12
+"""Of a trained weight in a checkpoint: a master and two moments, float32; the best adapter so far lies beside."""
 GPU_SPARE = 1.1
 """What a share of a GPU is larger than the estimate."""
 
@@ -351,7 +354,8 @@ class Estimate:
         rank_gpu_gib: Memory of a GPU for the same rank, if it computes there.
         rows_are_known: The largest passes are those of the trial's own rows.
         memory_gib: Memory of all trials at the same time, and the driver.
-        disk_gib: Adapters of all trials and the shared artifacts.
+        disk_gib: Adapters of all trials, the shared artifacts, and checkpoints.
+        checkpoints_gib: Of that, what checkpoints of running trials take at most; they go when a trial is told.
         time_s: Seconds if no trial is stopped early, and if half of the steps are saved.
         lacking: What keeps a single trial from running here, as the sweep would say it; the rest is then of a
             machine that has just room for one.
@@ -367,6 +371,7 @@ class Estimate:
     rows_are_known: bool = False
     memory_gib: float | None = None
     disk_gib: float | None = None
+    checkpoints_gib: float | None = None
     time_s: tuple[float, float] | None = None
     lacking: str | None = None
 
@@ -405,8 +410,12 @@ def estimate(
         # bytes of a trained weight: the model's own, or twice the rank
         saved = frozen if is_full else 8
         disk = (spec.budget.trials * saved * adapter + 12 * shape["parameters"]) / 2**30
+        checkpoints = 0.0
+        if spec.budget.checkpoint_every != "off":
+            at_once = KEPT + 1  # the next one is written before the oldest goes
+            checkpoints = at_once * running.trials * (CHECKPOINT_BYTES + saved) * adapter / 2**30
         known |= {"parameters": shape["parameters"], "adapter_parameters": adapter}
-        known["disk_gib"] = disk
+        known |= {"disk_gib": disk + checkpoints, "checkpoints_gib": checkpoints}
     if needs is not None:
         gib = needs.of_machine(spec.resources)
         known |= {"rank_gib": gib, "rank_gpu_gib": needs.on_gpu}

@@ -40,14 +40,15 @@ class Savings:
 def counts(run: Run) -> dict[str, int]:
     """Trials by state, in the words of ``status``; ``interrupted`` are those that no driver runs any more."""
     by_state = Counter(t.state for t in run.trials)
+    begun = by_state["RUNNING"] + by_state["INTERRUPTED"]
     waiting = max(0, run.target - len(run.trials)) + by_state["WAITING"]
     return {
         "complete": by_state["COMPLETE"],
         "pruned": by_state["PRUNED"],
         "failed": by_state["FAIL"],
-        "running": by_state["RUNNING"] if run.is_driven else 0,
+        "running": begun if run.is_driven else 0,
         "waiting": waiting,
-        "interrupted": 0 if run.is_driven else by_state["RUNNING"],
+        "interrupted": 0 if run.is_driven else begun,
     }
 
 

@@ -1,7 +1,7 @@
 """A run as whoever looks at it sees it: its folder, read. Needs neither Optuna, Ray nor torch."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -135,24 +135,35 @@ def load_run(run_dir: Path | str) -> Run:
     """
     run_dir = Path(run_dir)
     ledger = run_dir / LEDGER_FILE
+    if not ledger.is_file() and (run_dir / SPEC_FILE).is_file() and any(run_dir.glob("trials/*")):
+        raise UserError(
+            f"{ledger}: the ledger is missing; rebuild it from what the trials committed with "
+            f"`unlearn-tune repair {run_dir}`"
+        )
     if not ledger.is_file() or not (run_dir / SPEC_FILE).is_file():
         raise UserError(
             f"{run_dir}: no run is there ({LEDGER_FILE} and {SPEC_FILE} are expected); "
             "give the folder of a sweep, such as runs/demo"
         )
     trials, driver = read_ledger(ledger)
-    spec, facts = _read_spec(run_dir / SPEC_FILE)
+    spec, facts = read_spec(run_dir / SPEC_FILE)
+    driven = is_driven(run_dir)
     return Run(
         path=run_dir,
         spec=spec,
-        trials=trials,
+        trials=trials if driven else tuple(map(_undriven, trials)),
         facts=facts,
         driver=driver,
-        is_driven=is_driven(run_dir),
+        is_driven=driven,
     )
 
 
-def _read_spec(path: Path) -> tuple[SweepSpec, RunFacts]:
+def _undriven(trial: TrialRecord) -> TrialRecord:
+    """A trial of a run that nobody drives: what the ledger has as running is interrupted."""
+    return replace(trial, state="INTERRUPTED") if trial.state == "RUNNING" else trial
+
+
+def read_spec(path: Path) -> tuple[SweepSpec, RunFacts]:
     """The sweep, and the facts that were recorded beside it when the run began."""
     values = read_yaml(path)
     if not isinstance(values.get("sweep"), dict):

@@ -84,6 +84,18 @@ def propose(trial: Trial, spec: SweepSpec) -> dict[str, Choice]:
     return proposal
 
 
+def distribution_of(dimension: Dimension) -> optuna.distributions.BaseDistribution:
+    """The distribution that :func:`suggest` records of a dimension."""
+    if dimension.categorical is not None:
+        return optuna.distributions.CategoricalDistribution(list(dimension.categorical))
+    if dimension.int_range is not None:
+        i = dimension.int_range
+        return optuna.distributions.IntDistribution(i.low, i.high, log=i.log, step=i.step)
+    assert dimension.float_range is not None  # Dimension checks it
+    f = dimension.float_range
+    return optuna.distributions.FloatDistribution(f.low, f.high, log=f.log, step=f.step)
+
+
 def suggest(trial: Trial, name: str, dimension: Dimension) -> Choice:
     """A value for a dimension, from the trial's study."""
     if dimension.categorical is not None:

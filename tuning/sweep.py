@@ -3,7 +3,7 @@
 import shutil
 import tempfile
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,6 +13,7 @@ from ray import tune
 
 from core.errors import UserError
 from core.store import upkeep
+from core.store.ballast import Ballast
 from core.store.durable import commit_yaml
 from tuning import records
 from tuning.bridge import (
@@ -20,7 +21,6 @@ from tuning.bridge import (
     InterruptStopper,
     LedgerScheduler,
     LedgerSearcher,
-    ends_untold,
     reconcile,
 )
 from tuning.config import SweepSpec
@@ -33,6 +33,9 @@ from tuning.finalist_evaluation import evaluate_untouched
 from tuning.finalists import finish
 from tuning.handing_out import HandedOut, PreparedFiles, hand_out
 from tuning.ledger import Ledger, create_study
+from tuning.limits import Limits
+from tuning.nodes import staying_nodes
+from tuning.notice import Notice
 from tuning.packing import (
     PackedTrial,
     packed_placement,
@@ -105,6 +108,7 @@ def resume_sweep(
     trials: int | None = None,
     spec: SweepSpec | None = None,
     takeover: bool = False,
+    retry: Sequence[int] = (),
     launch: Launch | None = None,
     watcher: Watcher | None = None,
 ) -> Run:
@@ -116,6 +120,7 @@ def resume_sweep(
         spec: The sweep file as it is now, to be compared with the run's; not compared if absent. A larger number of
             trials than the run aims at is taken from it.
         takeover: Go on also if another driver holds the run, here or on another host; it ends at its next write.
+        retry: Failed trials to repeat, beside the trials that the sweep aims at.
         launch: How to meet Ray.
         watcher: Who is shown what happens.
 
@@ -166,6 +171,8 @@ def resume_sweep(
                 say(f"{name} was {before} when the run began, is {now} now")
         if trials is not None:
             ledger.set_note("target", trials)
+        if retry:
+            ledger.add_retries(retry, target=trials or run.target)
         with closing(ledger), driver_log(run_dir):
             _drive(run.spec, run_dir, ledger, plan, watcher, signals, prepared)
     return load_run(run_dir)
@@ -183,6 +190,7 @@ def _drive(
     """Bring the ledger to its target, measure finalists, write samples, and record how it ended."""
     log = EventLog(run_dir / records.EVENTS_FILE, watcher)
     began, before = time.monotonic(), ledger.driver_facts()
+    ballast = Ballast(run_dir)
     target = before.target or spec.budget.trials
     points = ledger.n_points()
     if points is not None and points < target:
@@ -205,10 +213,14 @@ def _drive(
             target=target,
             concurrent=plan.running.trials,
             needs=plan.needs_in_words,
+            ballast=ballast,
+            nodes=staying_nodes,
+            grace_s=plan.grace_s,
         )
         if not dispatcher.is_done:
             with signals.handed_to(dispatcher):
                 _execute(spec, plan, dispatcher, handed_out)
+            dispatcher.raise_error()
             signals.raise_received()
         finish(
             spec,
@@ -221,6 +233,7 @@ def _drive(
         run = load_run(run_dir)
         ledger.set_note("ended", _ending(run))
     finally:
+        ballast.drop()
         elapsed_s = (before.elapsed_s or 0.0) + time.monotonic() - began
         ledger.set_note("elapsed_s", round(elapsed_s, 1))
 
@@ -246,14 +259,28 @@ def _execute(
     with (
         tempfile.TemporaryDirectory(prefix="unlearn-tune-") as scratch,
         _packs(spec, plan) as packs,
+        _noticed() as notice,
     ):
+
+        def is_over() -> bool:
+            """At every turn of Tune's loop."""
+            notice.update(to_everybody=dispatcher.winds_down)
+            return dispatcher.is_over()
+
         trainable: type[tune.Trainable] = PackedTrial if packs else UnlearningTrial
         resources = plan.spec.resources
         place = packed_placement() if packs else placement(resources)
         tuner = tune.Tuner(
             tune.with_resources(trainable, place),
             tune_config=tune.TuneConfig(
-                search_alg=LedgerSearcher(dispatcher, resources, handed_out, packs=packs),
+                search_alg=LedgerSearcher(
+                    dispatcher,
+                    resources,
+                    handed_out,
+                    limits=Limits.of(spec.budget),
+                    notice=notice.key,
+                    packs=packs,
+                ),
                 scheduler=LedgerScheduler(dispatcher),
                 num_samples=-1,  # the searcher says when it is over
                 max_concurrent_trials=plan.running.trials,
@@ -263,14 +290,23 @@ def _execute(
             run_config=tune.RunConfig(
                 name="tune",
                 storage_path=scratch,
-                stop=InterruptStopper(lambda: dispatcher.is_interrupted),
+                stop=InterruptStopper(is_over),
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=0),  # the dispatcher tries again
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # nothing to save
             ),
         )
-        with ends_untold():
-            tuner.fit()
+        tuner.fit()
+
+
+@contextmanager
+def _noticed() -> Iterator[Notice]:
+    """A notice to running trials, which is withdrawn after the context."""
+    notice = Notice()
+    try:
+        yield notice
+    finally:
+        notice.withdraw()
 
 
 @contextmanager
@@ -282,7 +318,11 @@ def _packs(spec: SweepSpec, plan: "Plan") -> Iterator[Collection[str]]:
         return
     like = [bind(spec, proposal, where="sweep") for proposal in corner_proposals(spec)]
     packs = start_packs(
-        like, n_packs=running.workers, n_slots=running.slots, resources=plan.spec.resources
+        like,
+        n_packs=running.workers,
+        n_slots=running.slots,
+        resources=plan.spec.resources,
+        limits=Limits.of(spec.budget),
     )
     try:
         yield packs.keys()

@@ -3,9 +3,14 @@
 import gc
 import logging
 import os
+import threading
+import time
 import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ray
 from ray import tune
@@ -16,10 +21,13 @@ from core.config import EngineConfig, TrialConfig
 from core.errors import UserError, first_line
 from core.measuring.selection import Probe
 from core.model.machine import oom_kills
+from core.store.ballast import is_full
 from core.store.durable import commit_json
 from tuning.config import ResourcesSpec
 from tuning.failures import FAILURE_FILE, exhausted
 from tuning.handing_out import HandedOut
+from tuning.limits import Limits, Part, Watch
+from tuning.notice import Listener
 from tuning.surroundings import SPIN
 
 logger = logging.getLogger(__name__)
@@ -39,6 +47,8 @@ class Rank:
 
         self._warm = Warm()
         self._trial: Any = None
+        self._turn: Any = None
+        self._is_asked = threading.Event()
         self._meeting: Any = None
         self._group: Any = None
         self._log: logging.FileHandler | None = None
@@ -61,23 +71,56 @@ class Rank:
         local = 0 if os.environ.get("CUDA_VISIBLE_DEVICES") else rank
         self._group = join(rank, size, host, port, engine, local_rank=local)
 
-    def begin(self, config: TrialConfig, folder: Path) -> None:
-        """Begin a trial; the one before must be closed."""
-        from core.worker import probes
+    def begin(self, config: TrialConfig, folder: Path, earlier: Sequence[Path] = ()) -> None:
+        """Begin a trial, or go on from a checkpoint of ``earlier`` attempts; the one before must be closed."""
+        from core.training.place import own_engine
+        from core.training.resuming import Interruption
+        from core.worker import turns
 
         self._log_to(folder)
         logger.info("trial begins in process %d: %s", os.getpid(), folder)
-        self._trial = probes(config, folder=folder, group=self._group, warm=self._warm)
+        self._is_asked.clear()
+        self._trial = turns(
+            config,
+            at=partial(own_engine, group=self._group),
+            folder=folder,
+            group=self._group,
+            warm=self._warm,
+            interruption=Interruption(earlier=earlier, is_asked=self._is_asked),
+        )
 
-    def advance(self) -> Probe:
-        """Train up to the next probe."""
+    def end_early(self) -> None:
+        """Have the trial make a checkpoint when it is asked to go on, and end."""
+        self._is_asked.set()
+
+    def node(self) -> str:
+        """The machine that this process is on, as Ray calls it."""
+        return str(ray.get_runtime_context().get_node_id())
+
+    def advance(self) -> Probe | Literal["ended"] | None:
+        """Bring the trial to its next probe, or to where it waits for a step: then there is none.
+
+        One that was asked to end has a checkpoint, and has ended.
+        """
+        from core.training.resuming import EndedEarlyError
+
         try:
-            probe: Probe = next(self._trial)
-        except BaseException:
-            logger.exception("trial broke")
-            raise
-        logger.info("step %d after %.1f s", probe.step, probe.seconds)
-        return probe
+            with _logged_break():
+                turn = next(self._trial)
+        except EndedEarlyError:
+            return "ended"
+        if not isinstance(turn, Probe):
+            self._turn = turn
+            return None
+        logger.info("step %d after %.1f s", turn.step, turn.seconds)
+        return turn
+
+    def make_step(self) -> None:
+        """Make the step that the trial waits for, if it does."""
+        turn, self._turn = self._turn, None
+        if turn is not None:
+            with _logged_break():
+                turn.place.step(turn.micro_batches)
 
     def call(self, function: Any, argument: Any) -> Any:
         """``function(warm, group, argument)``: work of a sweep that needs the model but is no trial."""
@@ -86,7 +129,7 @@ class Rank:
     def close(self) -> None:
         """End the trial; frees its engine and adapter."""
         if self._trial is not None:
-            trial, self._trial = self._trial, None
+            trial, self._trial, self._turn = self._trial, None, None
             trial.close()
             if (
                 not gc.get_freeze_count()
@@ -106,6 +149,15 @@ class Rank:
             logger.setLevel(logging.INFO)
 
 
+@contextmanager
+def _logged_break() -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        logger.exception("trial broke")
+        raise
+
+
 def log_of(folder: Path) -> logging.FileHandler:
     """Writes the ``log.txt`` of a trial's folder."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -115,7 +167,10 @@ def log_of(folder: Path) -> logging.FileHandler:
 
 
 class ProbedTrial(tune.Trainable):
-    """Tune's view of a trial: each ``step`` is a probe. This process stays small: others compute, and commit."""
+    """Tune's view of a trial: each ``step`` is a probe. This process stays small: others compute, and commit.
+
+    A result without a probe says that the trial was asked to end, and can be gone on with.
+    """
 
     def step(self) -> dict[str, Any]:
         """Have the trial come to its next probe."""
@@ -126,26 +181,27 @@ class ProbedTrial(tune.Trainable):
             raise
         return {PROBE: probe}
 
-    def _next_probe(self) -> Probe:
+    def _next_probe(self) -> Probe | None:
         raise NotImplementedError
 
     def _record_failure(self, err: Exception) -> None:
         raise NotImplementedError
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
-        """Nothing to save: the worker commits its history and adapter itself."""
+        """Nothing to save: the worker commits its history, adapter and checkpoints itself."""
         return {}
 
     def load_checkpoint(self, checkpoint: Any) -> None:
-        """Nothing to load: an interrupted trial begins a new attempt."""
+        """Nothing to load: an interrupted trial begins a new attempt, which looks for checkpoints itself."""
 
 
 class UnlearningTrial(ProbedTrial):
-    """A trial that owns its ranks."""
+    """A trial that owns its ranks, and watches whether they go on."""
 
     def setup(self, config: dict[str, Any]) -> None:
         """Take the first trial; ranks start with its first step."""
         self._ranks: list[Any] = []
+        self._nodes: list[str] = []
         self._begun = False
         self._assign(config)
 
@@ -157,15 +213,64 @@ class UnlearningTrial(ProbedTrial):
         self._assign(new_config)
         return True
 
-    def _next_probe(self) -> Probe:
-        """Advance all ranks; the first rank's probe counts (they are equal)."""
+    def _next_probe(self) -> Probe | None:
+        """Have all ranks make steps until there is one; the first rank's counts (they are equal)."""
         if not self._ranks:
-            self._ranks = self._start_ranks()
+            self._start_ranks()
         if not self._begun:
-            self._on_all("begin", self._config, self._folder)
+            trial = (self._config, self._folder, self._earlier)
+            self._within([rank.begin.remote(*trial) for rank in self._ranks], "load")
             self._begun = True
-        probe: Probe = self._on_all("advance")[0]
+        probe: Probe | Literal["ended"] | None = None
+        while probe is None:
+            probe = self._turn()
+        if probe == "ended":
+            return None
+        self._is_probed, self._n_steps = True, probe.step
         return probe
+
+    def _turn(self) -> Probe | Literal["ended"] | None:
+        """A probe, or a step of all ranks; or the end, if the driver asked for it."""
+        if self._listener.is_meant(self._nodes):
+            self._within([rank.end_early.remote() for rank in self._ranks], "pause")
+        came = [rank.advance.remote() for rank in self._ranks]
+        stepped = [rank.make_step.remote() for rank in self._ranks]  # in the order of the calls
+        probe: Probe | Literal["ended"] | None = self._within(came, self._next_part)[0]
+        if probe is None:
+            self._within(stepped, "step")
+            self._n_steps += 1
+            self._is_probed = False
+        return probe
+
+    @property
+    def _next_part(self) -> Part:
+        """What the ranks may do before their next step."""
+        if self._n_steps == 0:
+            return "load"
+        rules, made = self._config.selection, self._n_steps
+        every = rules.checkpoint_every
+        is_due = made % rules.probe_every == 0 or made == rules.max_steps
+        is_due = is_due or (isinstance(every, int) and made % every == 0)
+        # One that goes on from an earlier attempt has made more steps than were counted here.
+        return "pause" if is_due or self._is_probed or self._earlier else "step"
+
+    def _within(self, calls: list[Any], part: Part) -> list[Any]:
+        """What the ranks return, in the time that it may take; all are killed where it takes longer.
+
+        Raises:
+            TrialTimeoutError: If the attempt takes too long.
+            HungRankError: If the ranks make no step.
+        """
+        began = time.monotonic()
+        try:
+            found = list(ray.get(calls, timeout=self._watch.timeout_s(part)))
+        except ray.exceptions.GetTimeoutError:
+            _, silent = ray.wait(calls, num_returns=len(calls), timeout=0.0)
+            ranks = [rank for rank, call in enumerate(calls) if call in silent]
+            self._kill_ranks()
+            raise self._watch.expired(part, silent=ranks, size=len(calls)) from None
+        self._watch.took(part, time.monotonic() - began)
+        return found
 
     def cleanup(self) -> None:
         """End the trial, which verifies the base weights, and the ranks' processes."""
@@ -192,22 +297,24 @@ class UnlearningTrial(ProbedTrial):
         self._resources: ResourcesSpec = config["resources"]
         self._handed_out: HandedOut | None = config["handed_out"]
         self._folder = Path(config["folder"])
-        self._begun = False
+        self._earlier = [Path(folder) for folder in config["earlier"]]
+        limits: Limits = config["limits"]
+        self._watch = Watch(limits)
+        self._listener = Listener(config["notice"])
+        self._begun = self._is_probed = False
+        self._n_steps = 0
         self._kills_before = oom_kills()
 
-    def _start_ranks(self) -> list[Any]:
-        size = self._config.engine.ranks
+    def _start_ranks(self) -> None:
+        size, engine = self._config.engine.ranks, self._config.engine
         group = ray.util.get_current_placement_group()
-        ranks = [start_rank(self._resources, group, bundle=i) for i in range(size)]
+        ranks = self._ranks = [start_rank(self._resources, group, bundle=i) for i in range(size)]
         if self._handed_out is not None:
-            ray.get([rank.take.remote(self._handed_out) for rank in ranks])
-        host, port = ray.get(ranks[0].open.remote(size))
-        engine = self._config.engine
-        ray.get([r.join.remote(i, size, host, port, engine) for i, r in enumerate(ranks)])
-        return ranks
-
-    def _on_all(self, method: str, *args: Any) -> list[Any]:
-        return list(ray.get([getattr(rank, method).remote(*args) for rank in self._ranks]))
+            self._within([rank.take.remote(self._handed_out) for rank in ranks], "load")
+        self._nodes = self._within([rank.node.remote() for rank in ranks], "load")
+        ((host, port),) = self._within([ranks[0].open.remote(size)], "load")
+        joined = [r.join.remote(i, size, host, port, engine) for i, r in enumerate(ranks)]
+        self._within(joined, "load")
 
     def _record_failure(self, err: Exception) -> None:
         record_failure(self._folder, err, kernel_killed=oom_kills() > self._kills_before)
@@ -222,17 +329,21 @@ def record_failure(folder: Path, err: Exception, *, kernel_killed: bool) -> None
         kernel_killed: The kernel has killed a process for want of memory since the attempt began.
     """
     cause = getattr(err, "cause", None) or err
-    kind = type(cause).__name__
-    commit_json(
-        folder / FAILURE_FILE,
-        {
-            "kind": kind,
-            "message": first_line(cause) if not isinstance(cause, UserError) else str(cause),
-            "is_user_error": isinstance(cause, UserError),
-            "exhausted": exhausted(kind, str(cause), kernel_killed=kernel_killed),
-            "traceback": traceback.format_exc(),
-        },
-    )
+    kind, place = type(cause).__name__, getattr(cause, "filename", None)
+    record = {
+        "kind": kind,
+        "message": first_line(cause) if not isinstance(cause, UserError) else str(cause),
+        "is_user_error": isinstance(cause, UserError),
+        "exhausted": exhausted(kind, str(cause), kernel_killed=kernel_killed),
+        "place": None if place is None else str(place),
+        "traceback": traceback.format_exc(),
+    }
+    try:
+        commit_json(folder / FAILURE_FILE, record)
+    except OSError as full:
+        if not is_full(full):
+            raise
+        logger.exception("no room to say why")  # the driver, which has some, looks why
 
 
 def start_rank(

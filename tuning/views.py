@@ -100,8 +100,9 @@ def trial_text(run: Run, trial: TrialRecord) -> Group:
         "prior": "the prior of the sampler",
         "startup": f"{run.spec.sampler.name}, before its model is fitted",
         "sampler": f"{run.spec.sampler.name}, fitted to the trials before",
+        "retry": f"retry, the parameters of trial {trial.retry_of}, which failed",
     }.get(trial.proposed_by or "", "unknown")
-    has_stopped = trial.state == "RUNNING" and not run.is_driven
+    has_stopped = trial.state == "INTERRUPTED"
     lines = [
         f"trial {trial.number} of {run.name}: {'interrupted' if has_stopped else trial.state}",
         f"proposed by: {proposed}",

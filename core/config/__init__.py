@@ -31,6 +31,7 @@ from core.config.preparation import PreparationConfig, TrainingConfig
 from core.config.problems import describe_problems
 from core.config.section import Positive, Section
 from core.config.selection import (
+    CheckpointEvery,
     ConstraintConfig,
     NoEffectConfig,
     PastTargetConfig,
@@ -49,6 +50,7 @@ __all__ = [
     "AdapterConfig",
     "BatchConfig",
     "BatchPlan",
+    "CheckpointEvery",
     "ConstraintConfig",
     "ConstraintMetric",
     "DataConfig",

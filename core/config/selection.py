@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
+    BeforeValidator,
     Field,
     SerializerFunctionWrapHandler,
     field_validator,
@@ -149,6 +150,19 @@ class StopRule(Section):
     """Enough is forgotten when the metric is at or below this."""
 
 
+def _off_as_written(value: object) -> object:
+    """YAML reads ``off`` as false."""
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    if value is False:
+        return "off"
+    if value not in ("auto", "off") and not (is_number and value >= 1):  # type: ignore[operator]
+        raise ValueError("must be auto, off or a whole number of steps from 1 on")
+    return value
+
+
+CheckpointEvery = Annotated[int | Literal["auto", "off"], BeforeValidator(_off_as_written)]
+"""Optimiser steps from one checkpoint to the next."""
+
 RowsPerProbe = Literal["auto", "all", "adaptive"]
 """How many rows a probe measures."""
 
@@ -169,6 +183,10 @@ class SelectionConfig(Section):
     It counts, for patience and grace, as one that kept every limit. A probe that the next one foreseeably betters
     is no candidate for the best. ``auto``: true, but for ``forget_closure_at_utility`` and with stop rules on other
     metrics, which no extrapolation covers."""
+    checkpoint_every: CheckpointEvery = "auto"
+    """Optimiser steps from one checkpoint to the next: a trial that is killed loses at most as many. ``auto``: at a
+    probe where a minute has passed since the last one and writing takes at most 3 % of the time; none in a shorter
+    trial. ``off``: none."""
     metric: ObjectiveMetric = "forget_closure"
     """Objective: a closure in [-1, 1], maximised, 1 when the forget set looks like text that was never seen.
     ``forget_closure_at_utility``: with the trained difference scaled back until ``utility`` is kept (UWC).

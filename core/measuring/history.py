@@ -19,17 +19,20 @@ from core.measuring.selection import (
     best_probe,
     has_no_effect,
     is_past_target,
+    probe_of,
 )
 from core.metrics.intervals import Sums
 from core.metrics.probes import MEASURED, degradation, level
-from core.store.durable import append_line
+from core.store.durable import append_line, commit_lines, read_lines
+from core.training.resuming import Reached
 
 
 class History:
     """The trial's probes so far, judged and committed.
 
     A line of ``history.jsonl`` is a probe: its metrics, the number of rows of each set that they are of, and
-    the steps of those left out before it. A probe that is, or could become, the one that counts also has
+    the steps of those left out before it; in an attempt that went on from a checkpoint also the step of that, as
+    ``resumed_at``. A probe that is, or could become, the one that counts also has
     ``rows``, if all were read: of each set ``nll`` (nats, summed over a row) and ``correct`` (greedy
     choices), one number for each row. The line of step 0, the untouched model, has ``tokens``, too, and the
     rows of ``target`` and ``unseen``; and the extent to which the trial is measured. The line of a probe that
@@ -62,12 +65,33 @@ class History:
         self._path = None if folder is None else folder / "history.jsonl"
         self._extent, self._started, self._warmup_steps = extent, started, warmup_steps
         self._probes: list[Probe] = []
+        self._resumed_at: int | None = None
         self._skipped: tuple[int, ...] = ()
         self._sums: Mapping[str, Sums] = {}
         self._landed_sums: Mapping[str, Sums] = {}
 
+    def reached(self, step: int, steps: Mapping[str, float]) -> Reached:
+        """Where the trial is after ``step`` steps, for a checkpoint; asked of the rank that commits."""
+        assert self._path is not None
+        return Reached(
+            step=step,
+            seconds=self._seconds(),
+            steps=steps,
+            skipped=self._skipped,
+            lines=read_lines(self._path),
+        )
+
+    def go_on_from(self, reached: Reached) -> None:
+        """Take over what an interrupted attempt had committed, and commit it as this one's."""
+        carried = [{**line, "resumed_at": reached.step} for line in reached.lines]
+        self._probes = [probe_of(line) for line in carried if line["step"] > 0]
+        self._skipped, self._resumed_at = tuple(reached.skipped), reached.step
+        self._started = time.monotonic() - reached.seconds  # not those of steps that were lost
+        if self._path is not None:
+            commit_lines(self._path, carried)
+
     def begin(self, *, initial_rms: tuple[float, float], base_checksum: str) -> None:
-        """Commit the line of step 0: the untouched model."""
+        """Commit the line of step 0, the untouched model, in place of what an earlier try left."""
         if self._path is None:
             return
         baseline = self._baseline
@@ -86,7 +110,7 @@ class History:
                 for name in (*MEASURED, "target", "unseen")
             },
         }
-        append_line(self._path, line)
+        commit_lines(self._path, [line])
 
     @property
     def _untouched(self) -> dict[str, float]:
@@ -158,6 +182,7 @@ class History:
             intervals=measured.intervals,
             skipped=self._skipped,
             n_rows=measured.n_rows,
+            resumed_at=self._resumed_at,
         )
         stopped_by: StoppedBy | None = "budget" if is_last else None
         rule = self._selection.past_target
@@ -242,6 +267,8 @@ class History:
             "skipped": list(probe.skipped),
             "is_overtaken": probe.is_overtaken,
         }
+        if probe.resumed_at is not None:
+            line["resumed_at"] = probe.resumed_at
         if self._sums and (is_best or self.best is None):
             line["rows"] = _plain_rows(self._sums)
         if probe.landed is not None:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from core.config import (
     METRICS,
@@ -28,6 +28,7 @@ StoppedBy = Literal[
     "retain_guard",
     "non_finite",
     "ranking_pruner",
+    "trial_timeout",
 ]
 """Why a trial ended. ``budget`` is the ordinary end."""
 
@@ -54,6 +55,7 @@ class Probe:
         n_rows: Rows of each set that the metrics are of; empty where that is not recorded, and all were read.
         is_overtaken: The next probe is foreseeably better, and this one, which may be of a part of the rows and
             whose adapter is not kept, never counts.
+        resumed_at: Step of the checkpoint that the attempt went on from; absent where it began at step 0.
         landed: The same weights scaled back onto the target, where the trial ends past it: a candidate of its
             own, with ``landing_factor`` among its metrics. One that was overtaken is short of the target.
     """
@@ -66,7 +68,30 @@ class Probe:
     skipped: tuple[int, ...] = ()
     n_rows: Mapping[str, int] = field(default_factory=dict)
     is_overtaken: bool = False
+    resumed_at: int | None = None
     landed: "Probe | None" = None
+
+    @property
+    def is_carried(self) -> bool:
+        """Whether an earlier attempt made it, and this one, which went on after it, tells it again."""
+        return self.resumed_at is not None and self.step <= self.resumed_at
+
+
+def probe_of(line: Mapping[str, Any]) -> Probe:
+    """The probe of a committed line; what it landed on says again only what was measured there."""
+    landed = line.get("landed")
+    return Probe(
+        step=line["step"],
+        metrics={name: float(value) for name, value in line["metrics"].items()},
+        seconds=line["seconds"],
+        stopped_by=line["stopped_by"],
+        intervals={name: (low, high) for name, (low, high) in line.get("intervals", {}).items()},
+        skipped=tuple(line.get("skipped", ())),
+        n_rows=line.get("n_rows", {}),
+        is_overtaken=line.get("is_overtaken", False),
+        resumed_at=line.get("resumed_at"),
+        landed=None if landed is None else probe_of({**line, **landed, "landed": None}),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,18 @@ def commit_yaml(path: Path, value: Mapping[str, Any], *, header: str = "") -> No
     commit_text(path, text)
 
 
+def commit_lines(path: Path, values: Iterable[Mapping[str, Any]]) -> None:
+    """Commit JSON lines, in place of those that ``path`` has; :func:`append_line` goes on after them."""
+    commit_text(path, "".join(_line(value) for value in values))
+
+
+def rename_folder(temporary: Path, path: Path) -> None:
+    """Sync a complete folder and give it its name, which nothing has."""
+    _sync_all(temporary)
+    temporary.rename(path)
+    _sync(path.parent)
+
+
 def append_line(path: Path, value: Mapping[str, Any], *, synced: bool = True) -> None:
     """Append one JSON line; a torn last line, which readers ignore, is cut off first.
 
@@ -89,7 +101,7 @@ def append_line(path: Path, value: Mapping[str, Any], *, synced: bool = True) ->
     if not is_new:
         _cut_torn_line(path)
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(finite(value), allow_nan=False) + "\n")
+        file.write(_line(value))
         file.flush()
         if synced:
             os.fsync(file.fileno())
@@ -129,6 +141,10 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(v) for v in value]
     return value
+
+
+def _line(value: Mapping[str, Any]) -> str:
+    return json.dumps(finite(value), allow_nan=False) + "\n"
 
 
 def _cut_torn_line(path: Path) -> None:

@@ -1,7 +1,7 @@
 """Door to deepspeed: the training engine."""
 
 import gc
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -10,14 +10,19 @@ from torch import Tensor, nn
 
 from core.config import BatchPlan, EngineConfig, OptimizerConfig
 from core.model.loading import LoadedModel
+from core.training.optimizer_state import OptimizerState
 from core.training.passes import Forwarded, MicroBatch, Part
-from core.training.ranks import deepspeed, zero_options
+from core.training.ranks import Group, deepspeed, zero_options
 from core.training.reading import read_parts
 from core.training.trained import LARGEST_BUCKET, Trained, float32_on_cpu
 
 
 class Engine:
-    """DeepSpeed around what is trained. It runs the model; what is computed of the outputs comes from outside."""
+    """DeepSpeed around what is trained. It runs the model; what is computed of the outputs comes from outside.
+
+    Attributes:
+        held: What its optimiser holds on this rank, all of it in one group.
+    """
 
     def __init__(
         self,
@@ -58,6 +63,7 @@ class Engine:
         if engine.zero_stage == 0:
             client.state.clear()  # that step's moments, which would count as a first one
         self._stage, self._checkpoints = engine.zero_stage, engine.activation_checkpointing
+        self.held = OptimizerState(self._engine.optimizer, zero_stage=engine.zero_stage)
         self._step = self._n_passes = 0
 
     def forward(self, parts: Sequence[Part]) -> list[Forwarded]:
@@ -101,6 +107,12 @@ class Engine:
             self._engine.step()
         self._step += 1
 
+    def go_on_from(self, tensors: Mapping[str, Tensor], *, step: int, group: Group) -> None:
+        """Be as after ``step`` steps, of which this rank's ``held`` gave ``tensors``; every rank takes part."""
+        self.held.write(0, tensors)
+        self.held.publish(0, group)
+        self._step, self._n_passes = step, step * self._plan.gradient_accumulation_steps
+
     def _set_learning_rate(self) -> None:
         rate = rate_at(self._step, self._optimizer_config, max_steps=self._max_steps)
         for group in self._engine.optimizer.param_groups:
@@ -113,7 +125,7 @@ class Engine:
     def destroy(self) -> None:
         """Free everything, so that the next trial of this process starts clean."""
         self._engine.destroy()
-        del self._engine
+        del self._engine, self.held
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from core.config import AdapterConfig, EngineConfig, OptimizerConfig
 from core.model.layers import is_transposed, linear_shape
 from core.model.reading import PADDED, Reader
+from core.store.artifacts import content_key
 from core.training.adapter import InitialFactors, ordinary_lora, rms_of, save_adapter
 from core.training.engine import deepspeed_config, full_value, rate_at
+from core.training.optimizer_state import OptimizerState
 from core.training.packed_layer import Division, PackedLayer
 from core.training.passes import Forwarded, MicroBatch
 from core.training.ranks import Group, deepspeed
@@ -90,6 +92,7 @@ class Pack:
                 dist_init_required=False,
                 config=deepspeed_config(engine, dtype, n_trained=n_trained),
             )
+        self.held = OptimizerState(self._engine.optimizer, zero_stage=engine.zero_stage)
         self.slots = tuple(Slot(self, i) for i in range(shape.n_slots))
 
     def step(self, asked: Mapping[int, Iterable[MicroBatch]]) -> None:
@@ -186,6 +189,12 @@ class Pack:
         """Full float32 value of an increment, on the CPU; every rank must take part."""
         return full_value(parameter, zero_stage=self._engine_config.zero_stage)
 
+    def put_back(self, slot: int, tensors: Mapping[str, Tensor]) -> None:
+        """Fill a slot's part of the optimiser with what ``held`` gave of another, at whatever place it was."""
+        self.optimizer.go_on(slot)
+        self.held.write(slot, tensors)
+        self.held.publish(slot, self._group)
+
     def close(self) -> None:
         """Let go of everything; the network is as before."""
         with self._attached():
@@ -193,7 +202,7 @@ class Pack:
         for hook in self._hooks:
             hook.remove()
         self.slots, self.layers = (), {}
-        del self._engine, self.optimizer, self._increments
+        del self._engine, self.optimizer, self.held, self._increments
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -235,6 +244,26 @@ class Slot:
         self._empty()
         self._pack.division.set_scaling(self.number, adapter.scaling)
         self._pack.optimizer.begin_anew(self.number, optimizer)
+
+    @property
+    def layout(self) -> str:
+        """Tells packs apart that share a slot's weights out in different ways."""
+        shape, sizes = self._pack.shape, self._pack.held.sizes(self.number)
+        return content_key({"layers": shape.layers, "rank": shape.rank, "sizes": sizes})
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every rank holds all of it, and the same."""
+        return self._pack.held.is_whole
+
+    def held(self) -> dict[str, Tensor]:
+        """What the optimiser holds of it on this rank."""
+        return self._pack.held.read(self.number)
+
+    def go_on_from(self, tensors: Mapping[str, Tensor], *, step: int) -> None:
+        """Be as after ``step`` steps, of which :meth:`held` gave ``tensors``; every rank takes part."""
+        self._pack.put_back(self.number, tensors)
+        self._n_steps = step
 
     def detach(self) -> None:
         """Leave the slot empty."""

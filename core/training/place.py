@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from core.config import TrialConfig
 from core.model.layers import resolve_targets
 from core.model.loading import LoadedModel
+from core.store.artifacts import content_key
 from core.training.attaching import agreed_factors, attach
 from core.training.engine import Engine
 from core.training.pack import Pack, Shape, Slot
@@ -39,6 +40,24 @@ class Place(Protocol):
         """Full float32 value of a trained parameter on the CPU; every rank must take part."""
         ...
 
+    @property
+    def layout(self) -> str:
+        """Tells places apart that share out what their optimiser holds in different ways."""
+        ...
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every rank holds all of what :meth:`held` gives, and the same."""
+        ...
+
+    def held(self) -> dict[str, Tensor]:
+        """Copies of what the optimiser holds of the trial on this rank; what is trained follows from it."""
+        ...
+
+    def go_on_from(self, tensors: Mapping[str, Tensor], *, step: int) -> None:
+        """Be as after ``step`` steps, of which :meth:`held` gave ``tensors``; every rank must take part."""
+        ...
+
     def leave(self) -> None:
         """Let go of what is trained; the target model is as before."""
         ...
@@ -47,9 +66,9 @@ class Place(Protocol):
 class OwnEngine:
     """An engine of the trial's own."""
 
-    def __init__(self, trained: Trained, engine: Engine) -> None:
-        """Train with ``engine``, which was built around ``trained``."""
-        self.trained, self._engine = trained, engine
+    def __init__(self, trained: Trained, engine: Engine, group: Group) -> None:
+        """Train with ``engine``, which was built around ``trained`` on the ranks of ``group``."""
+        self.trained, self._engine, self._group = trained, engine, group
 
     def step(self, micro_batches: Iterable[MicroBatch]) -> None:
         """One optimiser step."""
@@ -62,6 +81,24 @@ class OwnEngine:
     def full_value(self, parameter: Tensor) -> Tensor:
         """Full float32 value of a trained parameter on the CPU; every rank must take part."""
         return self._engine.full_value(parameter)
+
+    @property
+    def layout(self) -> str:
+        """Follows from the sizes of the masters on this rank."""
+        return content_key({"sizes": self._engine.held.sizes(0)})
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every rank holds all of what :meth:`held` gives, and the same."""
+        return self._engine.held.is_whole
+
+    def held(self) -> dict[str, Tensor]:
+        """Copies of what the optimiser holds of the trial on this rank."""
+        return self._engine.held.read(0)
+
+    def go_on_from(self, tensors: Mapping[str, Tensor], *, step: int) -> None:
+        """Be as after ``step`` steps, of which :meth:`held` gave ``tensors``; every rank must take part."""
+        self._engine.go_on_from(tensors, step=step, group=self._group)
 
     def leave(self) -> None:
         """Free the engine and detach what it trained."""
@@ -85,7 +122,7 @@ def own_engine(config: TrialConfig, warm: Warm, steps: Steps, *, group: Group) -
             model=model,
         )
         if_it_fails.pop_all()
-    return OwnEngine(trained, engine)
+    return OwnEngine(trained, engine, group)
 
 
 class SharedPack:
@@ -150,6 +187,24 @@ class SlotOfPack:
     def full_value(self, parameter: Tensor) -> Tensor:
         """Full float32 value of an increment on the CPU; every rank must take part."""
         return self._pack.full_value(parameter)
+
+    @property
+    def layout(self) -> str:
+        """Follows from the pack's shape and the sizes of the slot's masters on this rank."""
+        return self.trained.layout
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every rank holds all of what :meth:`held` gives, and the same."""
+        return self.trained.is_whole
+
+    def held(self) -> dict[str, Tensor]:
+        """Copies of what the optimiser holds of the trial on this rank."""
+        return self.trained.held()
+
+    def go_on_from(self, tensors: Mapping[str, Tensor], *, step: int) -> None:
+        """Be as after ``step`` steps, of which :meth:`held` gave ``tensors``; every rank must take part."""
+        self.trained.go_on_from(tensors, step=step)
 
     def leave(self) -> None:
         """Leave the slot empty."""

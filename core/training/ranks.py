@@ -5,7 +5,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from datetime import timedelta
@@ -27,6 +27,8 @@ TIMEOUT = timedelta(minutes=10)
 """How long a collective lasts at most, and how long a rank that others wait for may show no sign of life."""
 
 _LONGEST_NAP_S = 0.2
+_WORD = "word"
+"""What the first rank said last, in the meeting point's store."""
 
 
 class Patience:
@@ -38,7 +40,8 @@ class Patience:
 
     def __init__(self, rank: int, size: int, host: str, port: int, *, silence: timedelta) -> None:
         """Say from now on that this rank lives; ``silence`` is how long another may not."""
-        self._size, self._silence, self._n_waits = size, silence, 0
+        self._rank, self._size, self._silence = rank, size, silence
+        self._n_waits = self._n_asked = 0
         self._store = TCPStore(host, port, size, is_master=False, timeout=silence)
         own = TCPStore(host, port, size, is_master=False, timeout=silence)
         threading.Thread(
@@ -64,6 +67,31 @@ class Patience:
         if self._store.add(f"{here}/left", 1) == self._size:
             for name in ("came", "all", "left"):
                 self._store.delete_key(f"{here}/{name}")
+
+    def ends(self, is_asked: bool) -> bool:
+        """Whether the first rank was asked to end when it came here; the others wait for its word.
+
+        It says "go on" once for every time that it comes here, and a count that is ahead of a rank's own says it,
+        too: after "end" it says nothing more before all ranks have met.
+
+        Raises:
+            RuntimeError: If a rank shows no sign of life.
+        """
+        self._n_asked += 1
+        word = "end" if is_asked else "go on"
+        if self._rank == 0:
+            self._store.set(_WORD, f"{self._n_asked} {word}")
+            return is_asked
+        signs = {rank: (-1, time.monotonic()) for rank in range(self._size)}
+        nap_s = 0.0001
+        while True:
+            said = self._store.get(_WORD).decode() if self._store.check([_WORD]) else "0 go on"
+            count, _, word = said.partition(" ")
+            if int(count) >= self._n_asked:
+                return int(count) == self._n_asked and word == "end"
+            self._look(signs)
+            time.sleep(nap_s)
+            nap_s = min(2 * nap_s, _LONGEST_NAP_S)
 
     def _look(self, signs: dict[int, tuple[int, float]]) -> None:
         """Take notice of each rank's signs of life: how many, and since when no more."""
@@ -129,6 +157,19 @@ class Group:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
+    def gathered(self, value: Any) -> list[Any]:
+        """Every rank's value, on every rank; they wait for each other as long as it takes."""
+        if self.size == 1:
+            return [value]
+        self.wait()
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def ends(self, is_asked: bool) -> bool:
+        """Whether the first rank is asked to end, on every rank; the others hear it without a collective."""
+        return is_asked if self.patience is None else self.patience.ends(is_asked)
+
     def hand_out(self, names: Iterable[str], root: Path) -> None:
         """Copy the first rank's files to every machine that lacks one.
 
@@ -152,6 +193,12 @@ class Group:
         if self.size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, src=0)
+
+    def share_parts(self, parts: Sequence[Tensor]) -> None:
+        """Overwrite each part, one for a rank, with what that rank has of it."""
+        if self.size > 1:
+            for rank, part in enumerate(parts):
+                dist.broadcast(part, src=rank)
 
     def mine(self, count: int) -> range:
         """Indices of this rank's items out of ``count``, dealt out in turn."""

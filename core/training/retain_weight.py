@@ -1,7 +1,7 @@
 """The weight on the retain loss: fixed, or the dual variable of primal-dual unlearning."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from core.config import MethodConfig
@@ -26,6 +26,10 @@ class RetainWeight(Protocol):
         """What a probe records of it."""
         ...
 
+    def go_on_from(self, state: Mapping[str, float], *, step: int) -> None:
+        """Be as after ``step`` steps, when :meth:`state` gave ``state``."""
+        ...
+
 
 class FixedWeight:
     """``method.retain_weight``."""
@@ -40,6 +44,9 @@ class FixedWeight:
     def state(self) -> dict[str, float]:
         """Nothing: the configuration says it."""
         return {}
+
+    def go_on_from(self, state: Mapping[str, float], *, step: int) -> None:
+        """Stay."""
 
 
 class DualVariable:
@@ -65,6 +72,10 @@ class DualVariable:
     def state(self) -> dict[str, float]:
         """The dual variable."""
         return {"dual_variable": self.value}
+
+    def go_on_from(self, state: Mapping[str, float], *, step: int) -> None:
+        """Be as after ``step`` steps: what was is in the dual variable, and the warm-up is counted."""
+        self.value, self._n_steps = state["dual_variable"], step
 
 
 def retain_weight(method: MethodConfig) -> RetainWeight:

@@ -43,6 +43,10 @@ class SlotAdamW(torch.optim.AdamW):
             weight_decay=config.weight_decay,
         )
 
+    def go_on(self, slot: int) -> None:
+        """Keep what a slot holds, after :meth:`begin_anew`: it was put there."""
+        self._begins_anew.discard(slot)
+
     def set_rate(self, slot: int, rate: float) -> None:
         """Learning rate of a slot's next step."""
         self._groups[slot]["lr"] = rate

@@ -5,7 +5,8 @@ loss. The engine runs the model.
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import islice
@@ -185,8 +186,15 @@ class Steps:
             )
 
     def state(self) -> dict[str, float]:
-        """What a probe records of the training itself."""
+        """What a probe records of the training itself; with the number of steps it is all that they remember."""
         return self._retain_weight.state()
+
+    def go_on_from(self, state: Mapping[str, float], *, step: int) -> None:
+        """Be as after ``step`` steps, when :meth:`state` gave ``state``: what they read follows from the seed."""
+        n_read = step * self.plan.global_batch_size
+        for order in (self._forget_order, self._retain_order):
+            deque(islice(order, n_read), maxlen=0)
+        self._retain_weight.go_on_from(state, step=step)
 
     def _n_forgotten(self, forget: Rows) -> int:
         """What the forget loss averages over, of a batch's forget rows or of their alternatives."""

@@ -23,6 +23,7 @@ from core.model.loading import (
     weights_checksum,
 )
 from core.model.source import locate
+from core.store.artifacts import content_key
 from core.training.ranks import zero_options
 
 COVERED_SHARE = 0.9
@@ -84,6 +85,15 @@ class Warm:
                 positions=n_positions(model.network),
             )
         return self._data[key]
+
+    def fingerprint(self, config: TrialConfig) -> dict[str, str]:
+        """What a trial's course follows from beside its configuration, by name: its rows, and how it computes."""
+        model, data = self.model(config), self.data(config)
+        others = [row.alternative for row in data.forget_rows]
+        return {
+            "data": content_key({"parts": data.identity, "alternatives": others}),
+            "device or precision": f"{model.device.type} {model.dtype}",
+        }
 
     def notices(self, config: TrialConfig) -> list[str]:
         """What a person should know of model and data, and what stops nothing."""

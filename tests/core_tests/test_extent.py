@@ -26,7 +26,7 @@ from core.measuring.selection import (
 )
 from core.metrics.intervals import Sums
 from core.store.durable import read_lines
-from tuning.bridge import committed_probes
+from tuning.committed import committed_probes
 
 UNTOUCHED = {
     "forget_nll": 1.0,

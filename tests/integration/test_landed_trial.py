@@ -21,7 +21,7 @@ from core.training.full_parameters import is_model_folder
 from core.training.ranks import join_alone
 from core.training.warm import Warm
 from core.worker import report_measurement, run_trial
-from tuning.bridge import committed_probes
+from tuning.committed import committed_probes
 from tuning.objective import conclude
 
 pytestmark = pytest.mark.integration

@@ -21,7 +21,7 @@ from core.store.durable import commit_json, read_lines
 from core.training.ranks import join
 from core.training.warm import Warm
 from core.worker import TrialResult, run_trial
-from tuning.bridge import committed_probes
+from tuning.committed import committed_probes
 from tuning.objective import conclude
 
 pytestmark = pytest.mark.integration

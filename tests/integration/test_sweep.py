@@ -252,12 +252,17 @@ def test_a_signal_ends_cleanly_and_prints_the_command_that_resumes(
     assert sweeper.run("tiny").state == "interrupted"
 
 
-def test_a_trial_whose_process_dies_is_tried_again_under_its_number(sweeper: Sweeper) -> None:
-    sweeper.write({"budget": {"trials": 3, "max_steps": 30}, "start_from": []})
+def test_a_trial_whose_process_dies_goes_on_under_its_number_from_its_checkpoint(
+    sweeper: Sweeper,
+) -> None:
+    budget = {"trials": 3, "max_steps": 30, "checkpoint_every": 1, "skip_probes": False}
+    sweeper.write({"budget": budget, "start_from": []})
     process = sweeper.start(
         "sweep", "sweep.yaml", "--set", "pruning.retain=null", "--set", "stop.past_target=null"
     )
-    sweeper.wait_for("tiny", "TrialProbed", 1, process)
+    sweeper.wait_for(
+        "tiny", "TrialProbed", 8, process
+    )  # of two trials, one a core, at least two each
     ranks = [
         p
         for p in psutil.Process(process.pid).children(recursive=True)
@@ -272,6 +277,20 @@ def test_a_trial_whose_process_dies_is_tried_again_under_its_number(sweeper: Swe
     again = sweeper.run("tiny").trials[broke[0]["number"]]
     assert (again.state, again.attempt) == ("COMPLETE", 2)
     assert len(sweeper.run("tiny").trials) == 3
+    (resumed,) = [e for e in sweeper.events("tiny") if e["event"] == "TrialResumed"]
+    assert resumed["number"] == again.number
+    assert resumed["step"] >= 1
+    probed = [
+        e["probe"]["step"]
+        for e in sweeper.events("tiny")
+        if e["event"] == "TrialProbed" and e["number"] == again.number
+    ]
+    assert len(probed) <= 30 + 1, "a kill costs at most one step"
+    attempt = sweeper.folder / "runs/tiny/trials" / f"{again.number:04d}" / "attempt-2"
+    lines = map(json.loads, (attempt / "history.jsonl").read_text("utf-8").splitlines())
+    assert [line["step"] for line in lines] == list(range(31))
+    assert f"after step {resumed['step']}" in (attempt / "log.txt").read_text("utf-8")
+    assert list(sweeper.folder.glob("runs/tiny/trials/*/*/checkpoints")) == []
 
 
 def test_a_pack_whose_process_dies_has_all_its_trials_tried_again(sweeper: Sweeper) -> None:

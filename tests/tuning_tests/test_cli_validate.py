@@ -123,7 +123,7 @@ def test_dry_run_as_json(tune: Command, tiny_sweep: dict[str, Any]) -> None:
     estimate = shown["estimate"]
     assert estimate["concurrent"] >= 1
     assert estimate["parameters"] > 0 and estimate["adapter_parameters"] > 0
-    assert estimate["memory_gib"] > 0 and estimate["disk_gib"] > 0
+    assert estimate["memory_gib"] > 0 and estimate["disk_gib"] > estimate["checkpoints_gib"] > 0
     assert estimate["rank_gib"] > 0.4 and estimate["rank_gpu_gib"] > 0.4
     assert estimate["rows_are_known"] and estimate["because"]
     assert shown["spec"]["resources"]["gpus_per_rank"] == "auto"

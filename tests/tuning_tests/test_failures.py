@@ -70,7 +70,7 @@ def test_torch_says_what_is_recognised() -> None:
 
 
 def failure(whose: Exhausted | None) -> Failure:
-    return Failure(reason="x", is_user_error=False, exhausted=whose, remedy=None)
+    return Failure(kind="X", reason="x", is_user_error=False, exhausted=whose, remedy=None)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from analytic_study import SPACE, spec_of, study_in
 from driven_sweep import conclusions, drive, every_kill, unsynced
 from small_sweep import WHY
 
-from tuning.bridge import committed_probes
+from tuning.committed import committed_probes
 from tuning.config import SweepSpec
 from tuning.ranking import ranked
 from tuning.records import LEDGER_FILE, attempt_folder, read_ledger

@@ -181,6 +181,31 @@ def test_a_verdict_is_recorded_before_it_is_acted_upon(tmp_path: Path) -> None:
     assert Ledger(tmp_path, spec, create=False).report(number, second, series) == verdict
 
 
+def test_what_was_decided_about_a_probe_stands_when_a_later_attempt_goes_on_after_it(
+    tmp_path: Path,
+) -> None:
+    """Others are better by then; stopped at the old probe, the trial would have the adapter of a later one."""
+    pruning = {"retain": None, "ranking": "median", "startup_trials": 1, "warmup_steps": 0}
+    spec = spec_of(pruning=pruning)
+    ledger = Ledger(tmp_path, spec, create=True)
+    run_trial(ledger, spec, lambda _: 0.3)
+    number, _ = ledger.ask()
+    series = [probe(1, 0.2), probe(2, 0.2)]
+    attempt = ledger.begin_attempt(number)
+    assert ledger.report(number, attempt, series[:1]) is None
+    run_trial(ledger, spec, lambda _: 0.9)
+    run_trial(ledger, spec, lambda _: 0.9)
+    second = ledger.begin_attempt(number)
+    carried = [replace(made, resumed_at=1) for made in series]
+    assert ledger.report(number, second, carried[:1]) is None
+    verdict = ledger.report(number, second, carried)
+    assert verdict is not None and verdict.stopped_by == "ranking_pruner"
+    third = ledger.begin_attempt(number)
+    again = [replace(made, resumed_at=2) for made in series]
+    assert ledger.report(number, third, again[:1]) is None
+    assert ledger.report(number, third, again) == verdict
+
+
 def test_the_median_pruner_stops_what_ranks_behind(tmp_path: Path) -> None:
     pruning = {"retain": None, "ranking": "median", "startup_trials": 2, "warmup_steps": 0}
     spec = spec_of(pruning=pruning)

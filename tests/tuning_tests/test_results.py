@@ -41,6 +41,7 @@ TRIAL_KEYS = [
     "probe_rows",
     "landing_factor",
     "evaluation",
+    "retry_of",
 ]
 
 

@@ -17,13 +17,14 @@ from tuning.surroundings import SPIN, begin_in_utf8, without_carriage_returns
 # isort: off
 # In the order in which --help lists their verbs.
 from tuning.cli import sweeps
+from tuning.cli import mending
 from tuning.cli import results
 from tuning.cli import models
 from tuning.cli import reproducing
 from tuning.cli import checks
 # isort: on
 
-__all__ = ["app", "checks", "main", "models", "reproducing", "results", "sweeps"]
+__all__ = ["app", "checks", "main", "mending", "models", "reproducing", "results", "sweeps"]
 
 
 def main() -> None:

@@ -50,17 +50,23 @@ def prepare(
 
 
 @app.command(
-    epilog=examples("train best/trial.yaml --out again", "train trial.yaml --out one --json")
+    epilog=examples("train best/trial.yaml --out again", "train trial.yaml --out one --resume")
 )
 def train(
     trial: Annotated[
         Path, typer.Argument(help="A trial file, as export writes it.", metavar="TRIAL.yaml")
     ],
-    out: Annotated[Path, typer.Option(help="Folder to write; must not exist.")],
+    out: Annotated[Path, typer.Option(help="Folder to write; must not exist, but for --resume.")],
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", help="Replace a value: key=value, dotted key; repeatable."),
     ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Go on with a trial that was interrupted in this folder, or begin it."
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="End with the result as JSON.")] = False,
 ) -> None:
     """Run one configuration without a sweep; stops and selects as it did in the sweep."""
@@ -70,11 +76,16 @@ def train(
     for key, value in overrides_of(set_ or []).items():
         set_dotted(values, key, value, where=str(trial))
     config = parse_trial(values, where=str(trial))
-    if out.exists():
-        raise UserError(f"--out: {out} exists already; give a new folder")
-    from tuning.train import train_trial
+    if out.exists() and not resume:
+        raise UserError(
+            f"--out: {out} exists already; give a new folder, or go on with what was interrupted there by --resume"
+        )
+    from tuning.train import finished_before, train_trial
 
-    result = train_trial(config, out, say=say)
+    result = finished_before(config, out) if out.exists() else None
+    if result is not None:
+        say(f"{out}: the trial is finished already")
+    result = result or train_trial(config, out, say=say)
     if as_json:
         tell(json.dumps(result, indent=1))
     elif result["feasible"]:

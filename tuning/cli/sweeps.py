@@ -38,6 +38,18 @@ LedgerUrl = Annotated[
 ]
 
 
+Address = Annotated[str | None, typer.Option(help="Address of an existing Ray cluster.")]
+GRACE_S = 20.0
+"""Less than clouds and schedulers give before they kill: 30 s on GCP, Kubernetes and Slurm, 120 s on AWS."""
+Grace = Annotated[
+    float,
+    typer.Option(
+        help="Seconds that running trials have to come to their next probe when Ctrl-C or SIGTERM ends the sweep.",
+        min=0.0,
+    ),
+]
+
+
 @app.command(
     epilog=examples(
         "sweep search_spaces/demo.yaml --name demo",
@@ -63,6 +75,7 @@ def sweep(
         str | None, typer.Option(help="Address of an existing Ray cluster, such as auto.")
     ] = None,
     ledger: LedgerUrl = None,
+    grace: Grace = GRACE_S,
     as_json: Annotated[bool, typer.Option("--json", help="End with `best` as JSON.")] = False,
 ) -> None:
     """Start a sweep in runs/NAME."""
@@ -88,7 +101,7 @@ def sweep(
     say(f"run folder: {run_dir}   go on after a stop with: unlearn-tune resume {run_dir}")
 
     def go(watcher: "Watcher") -> "Run":
-        launch = Launch(address=address, ledger=ledger)
+        launch = Launch(address=address, grace_s=grace, ledger=ledger)
         return run_sweep(loaded, run_dir, file=spec, launch=launch, watcher=watcher)
 
     _drive(go, loaded, run_dir, target=loaded.budget.trials, done=0, as_json=as_json)
@@ -165,12 +178,13 @@ def resume(
             help="Sweep file to compare with the run's; refused if it changed, but for more budget.trials."
         ),
     ] = None,
-    address: Annotated[str | None, typer.Option(help="Address of an existing Ray cluster.")] = None,
+    address: Address = None,
     ledger: LedgerUrl = None,
     takeover: Annotated[
         bool,
         typer.Option(help="Go on also if another driver holds the run: it ends at its next write."),
     ] = False,
+    grace: Grace = GRACE_S,
     as_json: Annotated[bool, typer.Option("--json", help="End with `best` as JSON.")] = False,
 ) -> None:
     """Go on exactly where a sweep stopped; with more trials, extend it."""
@@ -188,10 +202,50 @@ def resume(
         say(line)
 
     def go(watcher: "Watcher") -> "Run":
-        launch = Launch(address=address, ledger=ledger)
+        launch = Launch(address=address, grace_s=grace, ledger=ledger)
         return resume_sweep(
             run, trials=trials, spec=now, takeover=takeover, launch=launch, watcher=watcher
         )
+
+    _drive(go, found.spec, run, target=target, done=done, as_json=as_json)
+
+
+@app.command(
+    epilog=examples("retry runs/demo --failed", "retry runs/demo --trial 3 --trial 7 --json")
+)
+def retry(
+    run: RunPath,
+    failed: Annotated[
+        bool, typer.Option("--failed", help="All failed trials that were not repeated yet.")
+    ] = False,
+    trial: Annotated[
+        list[int] | None, typer.Option(help="Only this failed trial; repeatable.", min=0)
+    ] = None,
+    address: Address = None,
+    grace: Grace = GRACE_S,
+    as_json: Annotated[bool, typer.Option("--json", help="End with `best` as JSON.")] = False,
+) -> None:
+    """Repeat failed trials as new ones with the same parameters, then go on with the sweep."""
+    from tuning.extending import to_retry
+    from tuning.run import load_run
+
+    if not failed and not trial:
+        raise UserError("retry: --failed or --trial N is needed, to say which trials are repeated")
+    found = load_run(run)
+    numbers = to_retry(found, trial or ())
+    if not numbers:
+        say(f"{run}: no trial failed that was not repeated; nothing to do")
+        return
+    from tuning.plan import Launch
+    from tuning.sweep import resume_sweep
+
+    say(f"{run}: repeats {', '.join(f'trial {n}' for n in numbers)} as new trials")
+    done = sum(t.state in ("COMPLETE", "PRUNED", "FAIL") for t in found.trials)
+    target = max(found.target, len(found.trials)) + len(numbers)
+
+    def go(watcher: "Watcher") -> "Run":
+        launch = Launch(address=address, grace_s=grace)
+        return resume_sweep(run, retry=numbers, launch=launch, watcher=watcher)
 
     _drive(go, found.spec, run, target=target, done=done, as_json=as_json)
 
@@ -206,7 +260,8 @@ def repeat(
     name: Annotated[
         str | None, typer.Option(help="Run folder below runs/; NAME-repeat if absent.")
     ] = None,
-    address: Annotated[str | None, typer.Option(help="Address of an existing Ray cluster.")] = None,
+    address: Address = None,
+    grace: Grace = GRACE_S,
     as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
     """Run the best trials again over seeds: mean, spread and paired differences; goes on where it stopped."""
@@ -220,7 +275,7 @@ def repeat(
     from tuning.plan import Launch
     from tuning.sweep import resume_sweep, run_sweep
 
-    launch = Launch(address=address)
+    launch = Launch(address=address, grace_s=grace)
     if (run_dir / LEDGER_FILE).exists():
         before = load_run(run_dir)
         done = sum(t.state in ("COMPLETE", "PRUNED", "FAIL") for t in before.trials)

@@ -15,6 +15,7 @@ Ending = Literal[
     "retain_guard",
     "non_finite",
     "ranking_pruner",
+    "trial_timeout",
     "failed",
     "other",
 ]
@@ -47,6 +48,7 @@ ENDINGS: Final[Mapping[Ending, Style]] = {
     "retain_guard": Style(label="retain guard", color="#d55e00", marker="X", symbol="x"),
     "non_finite": Style(label="diverged", color="#a0429b", marker="P", symbol="cross"),
     "ranking_pruner": Style(label="ranking pruner", color="#56b4e9", marker="s", symbol="square"),
+    "trial_timeout": Style(label="time limit", color="#8c564b", marker="h", symbol="hexagon"),
     "failed": Style(label="FAIL", color="#8a8f98", marker="d", symbol="diamond"),
     "other": Style(label="other", color="#5d6470", marker="v", symbol="triangle-down"),
 }
