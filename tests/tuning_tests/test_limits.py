@@ -27,7 +27,7 @@ def rules(**budget: Any) -> SelectionConfig:
 
 def parts(course: Course, n: int, *, probes: tuple[int, ...] = ()) -> list[str]:
     """What comes before each of the first steps."""
-    found = []
+    found: list[str] = []
     for step in range(1, n + 1):
         found.append(course.next_part)
         course.stepped()
