@@ -11,6 +11,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
+from core.config import SelectionConfig
 from tuning.config import BudgetSpec
 
 Part = Literal["load", "step", "pause"]
@@ -48,6 +49,39 @@ class Limits:
     def of(cls, budget: BudgetSpec) -> "Limits":
         """Of a sweep's budget."""
         return cls(trial_s=budget.trial_timeout_s, hang_s=budget.hang_timeout_s)
+
+
+class Course:
+    """Where a trial is, as far as whoever has it make its steps can know: what it may do before the next."""
+
+    def __init__(self, rules: SelectionConfig, *, is_resumed: bool) -> None:
+        """Begin.
+
+        Args:
+            rules: Of the trial: when probes and checkpoints are due.
+            is_resumed: It may go on from an earlier attempt, with more steps made than are counted here.
+        """
+        self._rules, self._is_resumed = rules, is_resumed
+        self._n_steps, self._is_probed = 0, False
+
+    def stepped(self) -> None:
+        """A step was made."""
+        self._n_steps, self._is_probed = self._n_steps + 1, False
+
+    def probed(self, step: int) -> None:
+        """The probe of a step was told."""
+        self._n_steps, self._is_probed = step, True
+
+    @property
+    def next_part(self) -> Part:
+        """What the trial may do before its next step."""
+        rules, made = self._rules, self._n_steps
+        if made == 0:
+            return "load"
+        every = rules.checkpoint_every
+        is_due = made % rules.probe_every == 0 or made == rules.max_steps
+        is_due = is_due or (isinstance(every, int) and made % every == 0)
+        return "pause" if is_due or self._is_probed or self._is_resumed else "step"
 
 
 class Watch:

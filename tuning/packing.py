@@ -21,7 +21,7 @@ from core.config import TrialConfig
 from core.measuring.selection import Probe
 from core.model.machine import oom_kills
 from tuning.config import ResourcesSpec
-from tuning.limits import HungRankError, Limits, Part, Watch
+from tuning.limits import Course, HungRankError, Limits, Part, Watch
 from tuning.trainable import ProbedTrial, Rank, log_of, record_failure, start_rank
 
 logger = logging.getLogger(__name__)
@@ -165,7 +165,7 @@ class PackHost:
     ) -> None:
         """Nothing is started yet."""
         self._watch = Watch(Limits(hang_s=limits.hang_s))  # of trials, each looks itself
-        self._loading: set[int] = set()
+        self._courses: dict[int, Course] = {}
         self._like, self._n_slots, self._resources = tuple(like), n_slots, resources
         self._ranks: list[Any] = []
         self._slots: dict[str, int] = {}
@@ -187,7 +187,7 @@ class PackHost:
             slot = min(free)
             await self._on_all("begin_in", slot, config, folder, earlier)
             self._slots[name] = slot
-            self._loading.add(slot)
+            self._courses[slot] = Course(config.selection, is_resumed=bool(earlier))
         if self._driving is None:
             self._driving = asyncio.create_task(self._drive())
 
@@ -241,8 +241,8 @@ class PackHost:
         came = [[rank.go_on.remote(slot) for slot in slots] for rank in self._ranks]
         stepped = [rank.step.remote() for rank in self._ranks]  # in the order of the calls
         is_alone = len(self._ranks) == 1
-        part: Part = "load" if self._loading.intersection(slots) else "pause"
-        self._loading.difference_update(slots)
+        parts = {self._courses[slot].next_part for slot in slots}
+        part: Part = "load" if "load" in parts else "pause" if "pause" in parts else "step"
         all_came = asyncio.gather(
             *(ref for of_rank in came for ref in of_rank), return_exceptions=is_alone
         )
@@ -255,6 +255,11 @@ class PackHost:
             elif isinstance(outcome, BaseException):
                 raise outcome
         await self._within(asyncio.gather(*stepped), "step")
+        for slot, outcome in zip(slots, outcomes, strict=True):
+            if isinstance(outcome, Probe):
+                self._courses[slot].probed(outcome.step)
+            elif outcome is None:
+                self._courses[slot].stepped()
         return outcomes
 
     async def _within(self, calls: "asyncio.Future[list[Any]]", part: Part) -> list[Any]:

@@ -26,7 +26,7 @@ from core.store.durable import commit_json
 from tuning.config import ResourcesSpec
 from tuning.failures import FAILURE_FILE, exhausted
 from tuning.handing_out import HandedOut
-from tuning.limits import Limits, Part, Watch
+from tuning.limits import Course, Limits, Part, Watch
 from tuning.notice import Listener
 from tuning.surroundings import SPIN
 
@@ -226,7 +226,7 @@ class UnlearningTrial(ProbedTrial):
             probe = self._turn()
         if probe == "ended":
             return None
-        self._is_probed, self._n_steps = True, probe.step
+        self._course.probed(probe.step)
         return probe
 
     def _turn(self) -> Probe | Literal["ended"] | None:
@@ -235,24 +235,11 @@ class UnlearningTrial(ProbedTrial):
             self._within([rank.end_early.remote() for rank in self._ranks], "pause")
         came = [rank.advance.remote() for rank in self._ranks]
         stepped = [rank.make_step.remote() for rank in self._ranks]  # in the order of the calls
-        probe: Probe | Literal["ended"] | None = self._within(came, self._next_part)[0]
+        probe: Probe | Literal["ended"] | None = self._within(came, self._course.next_part)[0]
         if probe is None:
             self._within(stepped, "step")
-            self._n_steps += 1
-            self._is_probed = False
+            self._course.stepped()
         return probe
-
-    @property
-    def _next_part(self) -> Part:
-        """What the ranks may do before their next step."""
-        if self._n_steps == 0:
-            return "load"
-        rules, made = self._config.selection, self._n_steps
-        every = rules.checkpoint_every
-        is_due = made % rules.probe_every == 0 or made == rules.max_steps
-        is_due = is_due or (isinstance(every, int) and made % every == 0)
-        # One that goes on from an earlier attempt has made more steps than were counted here.
-        return "pause" if is_due or self._is_probed or self._earlier else "step"
 
     def _within(self, calls: list[Any], part: Part) -> list[Any]:
         """What the ranks return, in the time that it may take; all are killed where it takes longer.
@@ -301,8 +288,8 @@ class UnlearningTrial(ProbedTrial):
         limits: Limits = config["limits"]
         self._watch = Watch(limits)
         self._listener = Listener(config["notice"])
-        self._begun = self._is_probed = False
-        self._n_steps = 0
+        self._course = Course(self._config.selection, is_resumed=bool(self._earlier))
+        self._begun = False
         self._kills_before = oom_kills()
 
     def _start_ranks(self) -> None:
