@@ -22,9 +22,12 @@ from core.config import TrialConfig
 from core.errors import UserError
 from core.measuring.selection import Probe
 from core.store.checkpoints import folder_of, found
-from core.training import resuming
+from core.training import resuming, steps
+from core.training.engine import Engine
+from core.training.optimizer_state import OptimizerState
 from core.training.ranks import join_alone
 from core.training.resuming import EndedEarlyError, Interruption
+from core.training.retain_weight import DualVariable
 from core.training.warm import Warm
 from core.worker import SideBySide, probes
 from tuning.train import finished_before, train_trial
@@ -145,6 +148,37 @@ def test_every_stage_kind_and_precision_on_two_ranks(make_long: TrialMaker, tmp_
         for stage, kind, dtype in itertools.product(STAGES, KINDS, DTYPES)
     ]
     check_two_ranks(configs, tmp_path)
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("lost", ["moments", "passes", "warm-up", "rows"])
+def test_the_comparison_notices_what_is_not_carried_over(
+    make_long: TrialMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    """So the tests above would fail if a part of the state were left out of a checkpoint."""
+    if lost == "moments":
+        whole = OptimizerState.read
+        monkeypatch.setattr(
+            OptimizerState,
+            "read",
+            lambda self, group: {k: v for k, v in whole(self, group).items() if "exp_avg" not in k},
+        )
+    elif lost == "passes":
+        restored = Engine.go_on_from
+
+        def without_passes(self: Engine, *args: Any, **kwargs: Any) -> None:
+            restored(self, *args, **kwargs)
+            self._n_passes = 0
+
+        monkeypatch.setattr(Engine, "go_on_from", without_passes)
+    elif lost == "warm-up":
+        monkeypatch.setattr(
+            DualVariable, "go_on_from", lambda self, state, step: setattr(self, "value", 1.0)
+        )
+    else:
+        monkeypatch.setattr(steps, "deque", lambda *_, **__: None)
+    with pytest.raises(AssertionError):
+        goes_on_exactly(make_long(SOME["dropout-and-a-weight-that-adapts"]), tmp_path)
 
 
 STOPS: Mapping[str, Mapping[str, Any]] = {
