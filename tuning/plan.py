@@ -18,6 +18,8 @@ from core.store.place import below_home
 from tuning.apart import a_rank, their_own_errors
 from tuning.config import SweepSpec
 from tuning.events import EventLog, Warned, Watcher
+from tuning.every_node import rooms
+from tuning.likeness import refuse_unlike
 from tuning.packing import (
     LEAST_GAIN,
     LEAST_GAIN_ON_SHARED_GPU,
@@ -33,6 +35,7 @@ from tuning.resources import (
     asked_slots,
     at_the_same_time,
     concurrent_trials,
+    lacking,
     largest_trials,
     rank_needs,
     read_largest,
@@ -141,7 +144,10 @@ class Plan:
         return replace(self, spec=packed, running=running)
 
     def tell(self, watcher: Watcher) -> None:
-        """Say what was chosen, where the machine and not the file said so."""
+        """Say what was chosen, where the machine and not the file said so; and what a trial would wait for."""
+        lack = lacking(self.spec.resources, self.cluster) if self.is_far else None
+        if lack is not None:
+            watcher.show(Warned(text=f"no trial begins before nodes join that have room: {lack}"))
         trials, because = self.running.trials, self.running.because
         if self.running.slots > 1 or (
             trials < self.spec.budget.trials and because != "resources.max_concurrent"
@@ -174,6 +180,8 @@ def ray_for(spec: SweepSpec, launch: Launch) -> Iterator[Plan]:
             settled.enter_context(own_token())
         settled.callback(ray.shutdown)
         cluster = _start_ray(spec) if launch.address is None else _join_ray(launch.address)
+        if is_far:
+            refuse_unlike(spec)
         needs, gpu_memory_gib = _looked_at(spec, cluster, is_far=is_far)
         if cluster.gpu_memory_gib is None:
             cluster = replace(cluster, gpu_memory_gib=gpu_memory_gib)
@@ -248,7 +256,7 @@ def _largest_cluster() -> Cluster:
         most = read_largest(_CLUSTER_FILE)
         called = f"the cluster at its largest, by {_CLUSTER_FILE}"
     if not most:
-        return Cluster.from_ray(now)
+        return Cluster.from_ray(now, rooms=rooms())
     largest = {n: max(float(most.get(n, 0)), now.get(n, 0.0)) for n in ("CPU", "GPU")}
     return Cluster.from_ray(largest, called=called)
 
