@@ -55,14 +55,19 @@ class LocalCluster:
     def start(self, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
         """Start a node."""
         agent, runtime = free_ports(2)
+        ports = (
+            "--dashboard-agent-listen-port",
+            str(agent),
+            "--runtime-env-agent-port",
+            str(runtime),
+        )
+        ray = (sys.executable, "-m", "ray.scripts.scripts")
         done = subprocess.run(
-            [sys.executable, "-m", "ray.scripts.scripts", "start", *_STORE]
-            + ["--dashboard-agent-listen-port", str(agent), "--runtime-env-agent-port", str(runtime)]
-            + [*arguments],
+            [*ray, "start", *_STORE, *ports, *arguments],
             env=self.environment | dict(environment or {}),
             capture_output=True,
             text=True,
-            timeout=180,
+            timeout=600,
             check=False,
         )
         assert done.returncode == 0, done.stderr + done.stdout

@@ -70,7 +70,9 @@ def code_hash() -> str:
     import core
     import tuning
 
-    return hash_of([Path(package.__file__).parent for package in (core, tuning) if package.__file__])
+    return hash_of(
+        [Path(package.__file__).parent for package in (core, tuning) if package.__file__]
+    )
 
 
 def hash_of(folders: Sequence[Path]) -> str:

@@ -295,8 +295,7 @@ class PackHost:
             self._place = placement_group(bundles(self._resources), strategy=strategy)
             await self._place.ready()
         self._ranks = [
-            start_rank(self._resources, self._place, bundle=i, kind=PackRank)
-            for i in range(size)
+            start_rank(self._resources, self._place, bundle=i, kind=PackRank) for i in range(size)
         ]
         host, port = await self._ranks[0].open.remote(size)
         joined = [

@@ -259,14 +259,14 @@ def test_trials_are_counted_as_ranks_find_a_place(asked: dict[str, Any], trials:
 @pytest.mark.parametrize(("gpus_per_rank", "trials"), [(0.4, 4), (0.5, 4), (0.6, 2), (0.1, 20)])
 def test_a_share_of_a_gpu_lies_on_one(gpus_per_rank: float, trials: int) -> None:
     cluster = Cluster(cpus=99, gpus=2, rooms=(Room(cpus=99, gpus=2),))
-    assert (
-        concurrent_trials(ResourcesSpec(gpus_per_rank=gpus_per_rank), cluster).trials == trials
-    )
+    assert concurrent_trials(ResourcesSpec(gpus_per_rank=gpus_per_rank), cluster).trials == trials
 
 
 def test_ranks_that_no_node_has_room_for_are_refused_with_the_nodes() -> None:
     cluster = Cluster(cpus=4, gpus=0, rooms=(Room(cpus=2, gpus=0), Room(cpus=2, gpus=0)))
-    with pytest.raises(UserError, match=r"1 ranks of 3 CPUs .* nodes, which have 2 CPUs .*, 2 CPUs"):
+    with pytest.raises(
+        UserError, match=r"1 ranks of 3 CPUs .* nodes, which have 2 CPUs .*, 2 CPUs"
+    ):
         concurrent_trials(ResourcesSpec(cpus_per_rank=3, gpus_per_rank=0.0), cluster)
 
 

@@ -83,7 +83,9 @@ def test_a_script_that_is_no_text_is_refused(tune: Command, tmp_path: Path) -> N
     is_refused(tune("validate", path), "slurm.sbatch")
 
 
-@pytest.mark.parametrize("text", ["", "\n", "#SBATCH\n", "#SBATCH --=\n", "PORT=$((\n", "ray symmetric-run"])
+@pytest.mark.parametrize(
+    "text", ["", "\n", "#SBATCH\n", "#SBATCH --=\n", "PORT=$((\n", "ray symmetric-run"]
+)
 def test_an_odd_script_is_refused_without_a_traceback(
     tune: Command, tmp_path: Path, text: str
 ) -> None:

@@ -18,11 +18,11 @@ cluster = group("cluster", help_="Start a Ray cluster, run sweeps on it, look at
 
 File = Annotated[
     Path | None,
-    typer.Argument(help="Cluster file of Ray's launcher; cluster.yaml if absent.", metavar="[FILE]"),
+    typer.Argument(
+        help="Cluster file of Ray's launcher; cluster.yaml if absent.", metavar="[FILE]"
+    ),
 ]
-Launcher = Annotated[
-    Path, typer.Argument(help="Cluster file of Ray's launcher.", metavar="[FILE]")
-]
+Launcher = Annotated[Path, typer.Argument(help="Cluster file of Ray's launcher.", metavar="[FILE]")]
 Address = Annotated[
     str | None,
     typer.Option(help="Instead of FILE: a dashboard that is reached already, http://HOST:PORT."),
@@ -37,7 +37,9 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the commands; run
 AsJson = Annotated[bool, typer.Option("--json", help="For scripts.")]
 
 
-@cluster.command("up", epilog=examples("cluster up cluster.yaml", "cluster up clusters/gcp.yaml --dry-run"))
+@cluster.command(
+    "up", epilog=examples("cluster up cluster.yaml", "cluster up clusters/gcp.yaml --dry-run")
+)
 def up(
     file: Launcher = Path("cluster.yaml"), dry_run: DryRun = False, as_json: AsJson = False
 ) -> None:
@@ -142,9 +144,7 @@ def submit(
     if not supervise:
         tell(json.dumps({"job": job, "run": run}) if as_json else job)
         return
-    ended = supervised(
-        site, spec, name=run, options=options, most=attempts, every_s=every, say=say
-    )
+    ended = supervised(site, spec, name=run, options=options, most=attempts, every_s=every, say=say)
     found = {"job": ended.name, "run": run, "status": ended.status, "exit_code": ended.exit_code}
     in_words = f"{ended.name}: {ended.status.lower()}, exit status {ended.exit_code}"
     tell(json.dumps(found) if as_json else in_words)
@@ -154,7 +154,9 @@ def submit(
 
 @cluster.command(
     "status",
-    epilog=examples("cluster status cluster.yaml", "cluster status --address http://127.0.0.1:8265 --json"),
+    epilog=examples(
+        "cluster status cluster.yaml", "cluster status --address http://127.0.0.1:8265 --json"
+    ),
 )
 def status(
     file: File = None,
@@ -183,7 +185,8 @@ def status(
 
 
 @cluster.command(
-    "logs", epilog=examples("cluster logs demo --follow", "cluster logs --cluster cluster.yaml --json")
+    "logs",
+    epilog=examples("cluster logs demo --follow", "cluster logs --cluster cluster.yaml --json"),
 )
 def logs(
     name: Annotated[
@@ -220,7 +223,9 @@ def logs(
             raise UserError(f"{command.shown}: the log cannot be read; see above")
 
 
-@cluster.command("down", epilog=examples("cluster down cluster.yaml", "cluster down cluster.yaml --yes --json"))
+@cluster.command(
+    "down", epilog=examples("cluster down cluster.yaml", "cluster down cluster.yaml --yes --json")
+)
 def down(
     file: Launcher = Path("cluster.yaml"),
     yes: Annotated[
@@ -258,7 +263,9 @@ def down(
     command = composed(Asked(verb="down"), site)[-1]
     ended = passed_on(command)
     if ended:
-        raise UserError(f"{command.shown}: ended with status {ended}; machines may go on costing money")
+        raise UserError(
+            f"{command.shown}: ended with status {ended}; machines may go on costing money"
+        )
     done = {"file": str(file), "stopped": going_on, "only_there": left}
     tell(json.dumps(done) if as_json else f"the machines of {file} have ended")
 

@@ -77,7 +77,9 @@ def price_problems(config: Mapping[str, Any]) -> list[str]:
         elif isinstance(price, bool) or not isinstance(price, int | float) or not price >= 0:
             problems.append(problem(key, "must be a number from 0 on", price, "give the price"))
     problems += [
-        problem(f"metadata.price_per_hour.{name}", "every node type must have a price", None, "add it")
+        problem(
+            f"metadata.price_per_hour.{name}", "every node type must have a price", None, "add it"
+        )
         for name in types
         if name not in table
     ]

@@ -397,7 +397,9 @@ def _pod_problems(job: _Job) -> Iterator[str]:
             yield problem(f"{at}.hostNetwork", rule, True, "remove it")
         if (pod.containers[0].security_context or {}).get("privileged"):
             place = f"{at}.containers[0].securityContext.privileged"
-            yield problem(place, "must be false, for trials need no rights of the machine", True, "remove it")
+            yield problem(
+                place, "must be false, for trials need no rights of the machine", True, "remove it"
+            )
         volumes = {volume.name for volume in pod.volumes}
         for mount in pod.containers[0].volume_mounts:
             if mount.name not in volumes:
@@ -418,7 +420,9 @@ def _folder_problems(job: _Job) -> Iterator[str]:
         return
     for (at, _), of_pod in zip(_pods(job), claims, strict=True):
         if not claims[0].items() <= of_pod.items():
-            rule = "must mount the head's claim at the head's path, as ranks write into the run folder"
+            rule = (
+                "must mount the head's claim at the head's path, as ranks write into the run folder"
+            )
             shown = ", ".join(f"{path}: {claim}" for path, claim in of_pod.items()) or None
             yield problem(f"{at}.volumes", rule, shown, f"start from {SHIPPED}")
 

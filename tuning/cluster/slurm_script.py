@@ -29,7 +29,14 @@ KNOWN_OPTIONS = (
 )
 """Long options of ``sbatch`` that fit a job of whole nodes; per-task counts of GPUs would split a node."""
 
-_SHORT = {"A": "account", "J": "job-name", "N": "nodes", "o": "output", "p": "partition", "t": "time"}
+_SHORT = {
+    "A": "account",
+    "J": "job-name",
+    "N": "nodes",
+    "o": "output",
+    "p": "partition",
+    "t": "time",
+}
 _SHORT |= {"e": "error", "q": "qos", "C": "constraint", "x": "exclude", "w": "nodelist"}
 
 _OPTION = re.compile(r"^#SBATCH\s+(.*?)\s*(?:\s#.*)?$")

@@ -54,7 +54,9 @@ def cluster_text(looked: Looked, config: Mapping[str, Any]) -> str:
         lines.append(f"runs: {len(looked.runs)}")
         lines += [f"  {_run_in_words(run)}" for run in looked.runs]
     paid = costs(config, looked.machines, seconds_left=looked.seconds_left)
-    lines.append("cost: not known without metadata.price_per_hour" if paid is None else cost_text(paid))
+    lines.append(
+        "cost: not known without metadata.price_per_hour" if paid is None else cost_text(paid)
+    )
     return "\n".join(lines)
 
 
