@@ -4,11 +4,14 @@ The table is ``metadata.price_per_hour`` of a file of Ray's launcher: node type 
 Ray does not read it.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from tuning.cluster.problems import nearest, problem
+from tuning.config import ResourcesSpec
+from tuning.fitting import Room, ranks_on
 
 _SECONDS = 3600.0
 
@@ -113,6 +116,64 @@ def most_per_hour(config: Mapping[str, Any]) -> float:
             machines = min(left, int(types[name].get("max_workers", left)))
             total, left = total + machines * prices.get(name, 0.0), left - machines
     return total
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForeseenCost:
+    """What a sweep will cost, very roughly.
+
+    Attributes:
+        low: US dollars if it takes the shortest foreseen time, on the cheapest machines that its trials fit on.
+        high: If it takes the longest, with all machines that the file allows, the dearest.
+        machines: Of the first kind.
+    """
+
+    low: float
+    high: float
+    machines: int
+
+
+def foreseen_cost(
+    config: Mapping[str, Any],
+    resources: ResourcesSpec,
+    *,
+    workers: int,
+    time_s: tuple[float, float],
+) -> ForeseenCost | None:
+    """What a sweep will cost; ``None`` if the file has no prices, or no machine that a rank fits on.
+
+    Each worker is paid for until its idle timeout has passed after the sweep.
+
+    Args:
+        config: The cluster's file.
+        resources: What a trial occupies.
+        workers: Sets of ranks at the same time.
+        time_s: The shortest and the longest foreseen time.
+    """
+    prices = price_table(config)
+    types, head = config.get("available_node_types") or {}, str(config.get("head_node_type"))
+    ways = []
+    for name, price in prices.items():
+        room = types.get(name, {}).get("resources") or {}
+        n_ranks = ranks_on(
+            Room(cpus=float(room.get("CPU", 0)), gpus=float(room.get("GPU", 0))),
+            cpus=resources.cpus_per_rank,
+            gpus=resources.n_gpus,
+        )
+        if name != head and n_ranks:
+            machines = math.ceil(workers * resources.ranks_per_trial / n_ranks)
+            ways.append((machines * price, machines))
+    if not ways:
+        return None
+    per_hour, machines = min(ways)
+    at_head, most = prices.get(head, 0.0), most_per_hour(config)
+    idle = float(config.get("idle_timeout_minutes", 0)) / 60
+    low, high = (seconds / _SECONDS for seconds in time_s)
+    return ForeseenCost(
+        low=at_head * low + per_hour * (low + idle),
+        high=at_head * high + (most - at_head) * (high + idle),
+        machines=machines,
+    )
 
 
 def costs(
