@@ -118,7 +118,9 @@ def test_results_are_copied_by_the_launcher() -> None:
     ],
 )  # fmt: skip
 def test_a_job_begins_a_sweep_or_goes_on(site: Site, goes_on: bool, lines: list[str]) -> None:
-    script = sweep_script(site, spec="s.yaml", name="n", options=["--set", "a=b c"], goes_on=goes_on)
+    script = sweep_script(
+        site, spec="s.yaml", name="n", options=["--set", "a=b c"], goes_on=goes_on
+    )
     assert script.splitlines()[:4] == [
         "set -eu",
         "mkdir -p /home/me/work",
@@ -190,7 +192,10 @@ def test_the_states_of_runs_are_found_among_other_lines() -> None:
 
 
 def test_the_latest_job_of_a_run_is_found() -> None:
-    jobs = [Job(name=n, status="FAILED", exit_code=1, began=0.0) for n in ("a-attempt-1", "b-attempt-1", "a-attempt-2")]
+    jobs = [
+        Job(name=n, status="FAILED", exit_code=1, began=0.0)
+        for n in ("a-attempt-1", "b-attempt-1", "a-attempt-2")
+    ]
     assert latest(jobs, "a").name == "a-attempt-2"
     assert latest(jobs, None).name == "a-attempt-2"
     assert latest(jobs, "b-attempt-1").name == "b-attempt-1"

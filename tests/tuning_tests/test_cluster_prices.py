@@ -47,7 +47,9 @@ def test_a_machine_of_no_type_is_counted_and_not_priced() -> None:
 
 
 def test_a_machine_says_its_type_or_is_known_by_what_it_has() -> None:
-    named = Machine(resources=WORKER, is_head=False, is_alive=True, seconds=0, node_type="gpu_on_demand")
+    named = Machine(
+        resources=WORKER, is_head=False, is_alive=True, seconds=0, node_type="gpu_on_demand"
+    )
     assert type_of(named, CONFIG) == "gpu_on_demand"
     assert type_of(machine(hours=1), CONFIG) == "gpu_spot"
     assert type_of(machine(hours=1, is_head=True), CONFIG) == "head"
@@ -105,14 +107,21 @@ def test_a_status_tells_nodes_jobs_runs_and_cost() -> None:
     assert [n["node_type"] for n in found["nodes"]] == ["head", "gpu_spot"]
     assert found["cost"]["to_come"] == pytest.approx(0.55)
     text = cluster_text(looked, CONFIG)
-    for part in ("2 alive, 0 gone", "a-attempt-1: running", "a: running, 3 of 9 trials", "$0.55 to come"):
+    for part in (
+        "2 alive, 0 gone",
+        "a-attempt-1: running",
+        "a: running, 3 of 9 trials",
+        "$0.55 to come",
+    ):
         assert part in text
     silent = Looked(nodes=looked.nodes, jobs=[], runs=None)
     assert silent.seconds_left is None
     assert "the head did not say" in cluster_text(silent, {})
 
 
-def test_a_dry_run_foresees_the_cost_on_a_cluster(tune: Command, tiny_sweep: dict[str, Any]) -> None:
+def test_a_dry_run_foresees_the_cost_on_a_cluster(
+    tune: Command, tiny_sweep: dict[str, Any]
+) -> None:
     file = write(tiny_sweep)
     done = tune("sweep", file, "--dry-run", "--cluster", ROOT / "cluster.yaml", "--json")
     assert "cluster.yaml at its largest" in done.json["estimate"]["because"]
