@@ -118,7 +118,10 @@ DOORS: Mapping[str, Door] = {
         "tuning/records.py",
         tests="tuning_tests/test_damaged_runs.py",
     ),
-    "Ray": door(r"ray\.init", "tuning/plan.py", "tuning/cluster/spreading.py", tests="doors_tests/test_starting_ray.py"),
+    "Ray": door(
+        r"ray\.init", "tuning/cluster/spreading.py", "tuning/plan.py",
+        tests="doors_tests/test_starting_ray.py",
+    ),
     "terminal": door(
         r"Console|print", "tuning/cli/application.py", "tuning/dry_run.py", "tuning/terminal.py",
         tests="doors_tests/test_terminal.py",

@@ -14,7 +14,6 @@ from typing import Any
 import ray
 
 from core.errors import UserError, foreign, in_a_line
-from core.store.place import below_home
 from tuning.apart import a_rank, their_own_errors
 from tuning.config import SweepSpec
 from tuning.events import EventLog, Warned, Watcher
@@ -29,6 +28,7 @@ from tuning.packing import (
 )
 from tuning.resources import (
     DRIVER_GIB,
+    LEFT_FILE,
     Cluster,
     Needs,
     Running,
@@ -50,8 +50,6 @@ from tuning.surroundings import (
 )
 
 _KNOCK_TIMEOUT_S = 5.0
-_CLUSTER_FILE = below_home("ray_bootstrap_config.yaml")
-"""Where ``ray up`` leaves the cluster file on the head."""
 _QUIET: Mapping[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 """How Ray is told to keep its log to itself."""
 _A_GLANCE = 0.01
@@ -253,8 +251,8 @@ def _largest_cluster() -> Cluster:
     most: Mapping[str, float] | None = state.get_max_resources_from_cluster_config()
     called = "the cluster at its largest, by Ray's autoscaler"
     if not most:
-        most = read_largest(_CLUSTER_FILE)
-        called = f"the cluster at its largest, by {_CLUSTER_FILE}"
+        most = read_largest(LEFT_FILE)
+        called = f"the cluster at its largest, by {LEFT_FILE}"
     if not most:
         return Cluster.from_ray(now, rooms=rooms())
     largest = {n: max(float(most.get(n, 0)), now.get(n, 0.0)) for n in ("CPU", "GPU")}

@@ -19,12 +19,15 @@ from core.model.machine import (
     visible_gpus,
 )
 from core.store.checkpoints import KEPT
+from core.store.place import below_home
 from core.store.texts import read_text
 from tuning.config import ResourcesSpec, SweepSpec
 from tuning.fitting import Room, trials_on
 from tuning.space import bind, corner_proposals
 from tuning.surroundings import existing_part
 
+LEFT_FILE = below_home("ray_bootstrap_config.yaml")
+"""Where ``ray up`` leaves the cluster's file on the head."""
 RANK_MEMORY_GIB = 3.0
 """Memory that is counted for a rank whose model or data are not on this machine."""
 DRIVER_GIB = 1.5

@@ -92,3 +92,27 @@ def test_an_odd_script_is_refused_without_a_traceback(
     path = tmp_path / "odd.sbatch"
     path.write_text(text, encoding="utf-8")
     is_refused(tune("validate", path), "odd.sbatch")
+
+
+@pytest.mark.parametrize(
+    ("resources", "said"),
+    [
+        pytest.param("{ranks_per_trial: 33, gpus_per_rank: 1}", "must fit on the 32 GPUs", id="33"),
+        pytest.param(
+            "{ranks_per_trial: 16, gpus_per_rank: 1, placement: strict_pack}",
+            "a trial on one node must fit on its 8 GPUs",
+            id="two-nodes-as-one",
+        ),
+        pytest.param("{ranks_per_trial: 32, gpus_per_rank: 1}", None, id="all"),
+        pytest.param("3", None, id="a-sweep-file-with-a-mistake-of-its-own"),
+    ],
+)
+def test_a_trial_must_fit_on_the_gpus_of_the_job(
+    tmp_path: Path, resources: str, said: str | None
+) -> None:
+    path = tmp_path / "slurm.sbatch"
+    path.write_bytes(SHIPPED.read_bytes())
+    (tmp_path / "sweep.yaml").write_text(f"resources: {resources}\n", encoding="utf-8")
+    problems = validate_cluster_file(path)
+    assert len(problems) == (said is not None), problems
+    assert said is None or said in problems[0]

@@ -89,7 +89,10 @@ def sweep(
         refuse_missing(loaded, where=str(spec))
     if dry_run:
         from tuning.dry_run import show_dry_run
+        from tuning.resources import LEFT_FILE
 
+        if cluster is None and address is not None and LEFT_FILE.is_file():
+            cluster = LEFT_FILE
         show_dry_run(loaded, run_dir, as_json=as_json, cluster_file=cluster)
         return
     from tuning.plan import Launch

@@ -38,6 +38,7 @@ from tuning.cluster.there import read_states
 _TUNNEL_TIMEOUT_S = 90.0
 _AGENT_TIMEOUT_S = 90.0
 _TURN_S = 1.0
+_GIVEN_UP_S = 3600.0
 _NO_AGENT = "No available agent"
 """What Ray says of a head that has just started."""
 _LAST_LINES = 3
@@ -304,12 +305,17 @@ def supervise(
 
     Returns:
         The last job, which has ended.
+
+    Raises:
+        UserError: If the cluster has not answered for an hour.
     """
+    answered = time.monotonic()
     while True:
         time.sleep(every_s)
         try:
             with reached(site):
                 job = [job for job in jobs_of(site) if _is_of(job, name)][-1]
+                answered = time.monotonic()
                 if job.goes_on:
                     continue
                 n_jobs = int(job.name.rpartition("-")[2])
@@ -318,6 +324,11 @@ def supervise(
                 again = begin(site, spec, name=name, options=options, goes_on=True)
                 say(f"job {job.name} died (exit status {job.exit_code}); {again} goes on")
         except (UserError, IndexError) as err:
+            if time.monotonic() - answered > _GIVEN_UP_S:
+                raise UserError(
+                    f"{name}: the cluster has not answered for an hour: {err}; start it again, then go on with "
+                    "`unlearn-tune cluster submit SPEC --resume --supervise`"
+                ) from err
             say(f"the cluster does not answer, looking again in {every_s:g} s: {err}")
 
 

@@ -10,6 +10,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pydantic import ValidationError
+
+from core.errors import ConfigError
 from tuning.cluster.problems import (
     LOOPBACK_HOSTS,
     WORKER_PORTS,
@@ -18,6 +21,8 @@ from tuning.cluster.problems import (
     secrets,
 )
 from tuning.cluster.reading import read_script
+from tuning.config import ResourcesSpec
+from tuning.files import read_yaml
 
 KNOWN_OPTIONS = (
     *("account", "begin", "chdir", "comment", "constraint", "cpus-per-gpu", "cpus-per-task"),
@@ -102,6 +107,7 @@ def script_problems(path: Path) -> list[str]:
         *_port_problems(script),
         *_token_problems(script),
         *_sweep_problems(script),
+        *_rank_problems(script, path.parent),
         *_secret_problems(text),
     ]
 
@@ -291,6 +297,27 @@ def _sweep_problems(script: _Script) -> Iterator[str]:
         elif "--address" not in called.group(0):
             rule = "must run on the job's Ray, or it starts one of its own on one node"
             yield problem(f"unlearn-tune {verb}", rule, None, 'write --address "$HEAD:$PORT"')
+
+
+def _rank_problems(script: _Script, folder: Path) -> Iterator[str]:
+    """A trial of the sweep file beside the script must fit on the job's GPUs; what is wrong in it is for itself."""
+    spec = folder / script.variables.get("SPEC", "")
+    nodes, gpus = script.number("nodes"), script.number("gpus-per-node")
+    if not spec.is_file() or nodes is None or gpus is None:
+        return
+    try:
+        resources = ResourcesSpec.model_validate(read_yaml(spec).get("resources", {}))
+    except (ConfigError, ValidationError):
+        return
+    asked, there = resources.ranks_per_trial * resources.n_gpus, nodes * gpus
+    if asked > there:
+        rule = f"a trial must fit on the {there} GPUs of the job"
+        given = f"{resources.ranks_per_trial} ranks with {resources.n_gpus:g} GPUs each"
+        yield problem(f"{spec.name}: resources", rule, given, "ask for more nodes, or fewer ranks")
+    elif resources.placement == "strict_pack" and asked > gpus:
+        rule = f"a trial on one node must fit on its {gpus} GPUs"
+        given = f"{resources.ranks_per_trial} ranks with placement strict_pack"
+        yield problem(f"{spec.name}: resources", rule, given, "write placement: pack")
 
 
 def _secret_problems(text: str) -> Iterator[str]:
