@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -36,13 +36,17 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[Any]:
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Note how a scenario ended: its test's name in words, what the test said, and the verdict."""
-    report: pytest.TestReport = yield
+    report = yield
     if report.when == "call" or (report.when == "setup" and not report.passed):
         name = item.name.removeprefix("test_").replace("_", " ")
         verdict = "as promised" if report.passed else "FAILED"
-        said = "; ".join(item.stash.get(SAID, [])) or str(call.excinfo and call.excinfo.exconly())
+        said = "; ".join(item.stash.get(SAID, list[str]())) or str(
+            call.excinfo and call.excinfo.exconly()
+        )
         item.config.stash[ROWS].append((name, said.splitlines()[0], verdict))
     return report
 

@@ -33,7 +33,9 @@ def cluster(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def head(job: dict[str, Any]) -> dict[str, Any]:
-    return dict.__getitem__(cluster(job), "headGroupSpec")  # type: ignore[no-any-return]
+    found = cluster(job)["headGroupSpec"]
+    assert isinstance(found, dict)
+    return found
 
 
 def workers(job: dict[str, Any]) -> dict[str, Any]:

@@ -253,11 +253,11 @@ def begin(
         UserError: If a job that runs it goes on, or it cannot be shipped.
     """
     before = [job for job in jobs_of(site) if _is_of(job, name)]
-    for job in before:
-        if job.goes_on:
+    for other in before:
+        if other.goes_on:
             raise UserError(
-                f"--name: job {job.name} runs {name} already; wait for it, or end it: "
-                f"{stop_command(site, job.name).shown}"
+                f"--name: job {other.name} runs {name} already; wait for it, or end it: "
+                f"{stop_command(site, other.name).shown}"
             )
     job = job_id(name, len(before) + 1)
     with tempfile.TemporaryDirectory(prefix="unlearn-tune-") as folder:

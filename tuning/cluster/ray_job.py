@@ -306,10 +306,10 @@ def _head_problems(head: _Head) -> Iterator[str]:
         rule = "the dashboard runs any code it is sent and must not leave the cluster"
         yield problem(f"{at}.serviceType", rule, head.service_type, "write ClusterIP")
     service = (head.head_service or {}).get("spec")
-    kind = service.get("type") if isinstance(service, dict) else None
-    if kind in _OPEN_SERVICES:
+    opened = service.get("type") if isinstance(service, dict) else None
+    if opened in _OPEN_SERVICES:
         rule = "the dashboard must not leave the cluster"
-        yield problem(f"{at}.headService.spec.type", rule, kind, "write ClusterIP")
+        yield problem(f"{at}.headService.spec.type", rule, opened, "write ClusterIP")
     if head.enable_ingress:
         rule = "the dashboard must not leave the cluster"
         yield problem(f"{at}.enableIngress", rule, True, "write `false`")
@@ -330,11 +330,9 @@ def _workers_problems(cluster: _Cluster) -> Iterator[str]:
             rule = "minReplicas <= replicas <= maxReplicas must hold"
             yield problem(f"{at}.replicas", rule, given, "correct them")
         if group.min_replicas < group.max_replicas and not cluster.enable_in_tree_autoscaling:
-            rule = "must be true where workers come and go"
-            given = cluster.enable_in_tree_autoscaling
-            yield problem(
-                "spec.rayClusterSpec.enableInTreeAutoscaling", rule, given, "write `true`"
-            )
+            rule, place = "must be true where workers come and go", "spec.rayClusterSpec"
+            switch = cluster.enable_in_tree_autoscaling
+            yield problem(f"{place}.enableInTreeAutoscaling", rule, switch, "write `true`")
         limits = group.template.spec.containers[0].resources.limits
         for kind in ("cpu", "memory"):
             if kind not in limits:
