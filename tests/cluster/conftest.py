@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -58,26 +59,31 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     for scenario, happened, verdict in rows:
         terminalreporter.write_line(f"{verdict:11} | {scenario} | {happened}")
     if config.getoption("--cluster-page") and rows:
-        PAGE.write_text(page(rows), encoding="utf-8")
+        before = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else ""
+        PAGE.write_text(page(rows, before), encoding="utf-8")
         terminalreporter.write_line(f"wrote {PAGE.relative_to(ROOT)}")
 
 
-def page(rows: Sequence[Row]) -> str:
-    """The table as a page."""
+def page(rows: Sequence[Row], before: str = "") -> str:
+    """The table as a page; rows of scenarios that were not run stay as they were."""
+    today = f"{datetime.now(UTC):%d %B %Y}"
+    now = {row[0]: " | ".join(part.replace("|", "/") for part in (*row, today)) for row in rows}
+    found = re.findall(r"^\| (.*) \|$", before, flags=re.MULTILINE)
+    kept = {row.partition(" | ")[0]: row for row in found if not row.startswith("scenario")}
     memory = psutil.virtual_memory().total / 2**30
     lines = [
         "# Test of a cluster",
         "",
-        "What `make cluster-test` printed. It starts three Ray nodes with token authentication on one machine (a head",
+        "What `make cluster-test` found. It starts three Ray nodes with token authentication on one machine (a head",
         "without CPUs and two workers with one each) and goes through what happens to sweeps on clusters, with a model",
         "of two layers. What it cannot show is a network between machines, and GPUs.",
         "",
-        f"{datetime.now(UTC):%d %B %Y}; {os.cpu_count()} CPU cores, {memory:.0f} GiB, {platform.system()}; "
-        f"Python {platform.python_version()}, Ray {version('ray')}, torch {version('torch')}.",
+        f"{os.cpu_count()} CPU cores, {memory:.0f} GiB, {platform.system()}; Python {platform.python_version()}, Ray "
+        f"{version('ray')}, torch {version('torch')}.",
         "",
-        "| scenario | what happened | verdict |",
-        "|---|---|---|",
-        *(f"| {' | '.join(part.replace('|', '/') for part in row)} |" for row in rows),
+        "| scenario | what happened | verdict | date |",
+        "|---|---|---|---|",
+        *(f"| {row} |" for row in (kept | now).values()),
         "",
     ]
     return "\n".join(lines)
@@ -116,7 +122,7 @@ def nodes(
             }
         },
         "stop": {"past_target": None},
-        "budget": {"trials": 2, "max_steps": 20, "probe_every": 4},
+        "budget": {"trials": 2, "max_steps": 20, "probe_every": 4, "finalists": 0},
     }
     with local_cluster(cpus=0) as cluster:
         for _ in range(2):

@@ -48,7 +48,7 @@ def programs(nodes: Nodes) -> Path:
 def test_a_submitted_sweep_runs_on_both_workers_and_survives_its_driver(
     nodes: Nodes, happened: Said, tmp_path: Path
 ) -> None:
-    spec = nodes.write("survives", {"budget": {"trials": 3, "max_steps": 40, "probe_every": 4}})
+    spec = nodes.write("survives", {"budget": {"trials": 3, "max_steps": 40}})
     there = ("--work-folder", nodes.work, "--program", programs(nodes) / "unlearn-tune")
     at = ("--address", nodes.cluster.dashboard)
     submit = ("cluster", "submit", spec, "--supervise", "--every", 1, "--json", *there, *at)
@@ -83,7 +83,9 @@ def test_a_submitted_sweep_runs_on_both_workers_and_survives_its_driver(
 
 
 def test_a_worker_that_is_killed_loses_no_trial(nodes: Nodes, happened: Said) -> None:
-    spec = nodes.write("lost-worker", {"budget": {"trials": 3, "max_steps": 40, "probe_every": 4}})
+    spec = nodes.write(
+        "lost-worker", {"budget": {"trials": 3, "max_steps": 40, "finalists": 2, "samples": 0}}
+    )
     sweep = nodes.begin("sweep", spec, "--address", nodes.cluster.address)
     until(lambda: len({rank.ppid() for rank in nodes.ranks()}) == 2)
     until((nodes.work / "runs" / "lost-worker" / "ledger.db").exists)
@@ -102,7 +104,9 @@ def test_a_worker_that_is_killed_loses_no_trial(nodes: Nodes, happened: Said) ->
     assert max(t.attempt or 1 for t in trials) > 1
     again = sum((t.attempt or 1) > 1 for t in trials)
     assert set(attempts(nodes, "lost-worker").values()) == {1}
-    happened(f"{again} of its trials began again on the other worker: 3 of 3, none twice")
+    happened(
+        f"{again} of its trials began again on the other worker: 3 of 3, none twice, finalists measured there"
+    )
     nodes.cluster.start_worker(cpus=1)
 
 
@@ -128,7 +132,7 @@ def test_a_trial_of_two_ranks_spreads_over_both_workers(nodes: Nodes, happened: 
     resources = {"ranks_per_trial": 2, "placement": "strict_spread"}
     spec = nodes.write(
         "spread",
-        {"resources": resources, "budget": {"trials": 1, "max_steps": 40, "probe_every": 4}},
+        {"resources": resources, "budget": {"trials": 1, "max_steps": 20}},
     )
     sweep = nodes.begin("sweep", spec, "--address", nodes.cluster.address)
     on: Any = until(lambda: {r.ppid() for r in nodes.ranks()} if len(nodes.ranks()) == 2 else None)
