@@ -11,8 +11,7 @@ TEST_PROCESSES ?= 2
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test checkpoints parity lint format reference clean
-.PHONY: help setup demo test cluster-test parity lint format reference clean
+.PHONY: help setup demo test checkpoints cluster-test parity lint format reference clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -49,6 +48,7 @@ test: setup ## run the tests, without the model hub
 
 checkpoints: setup ## interrupt trials of every ZeRO stage, kind, precision and stop rule, and go on with them
 	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/integration/test_checkpoints.py -m matrix -q
+
 cluster-test: setup ## run sweeps on three Ray nodes of this machine, and write docs/cluster/test.md
 	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/cluster/*scenarios.py --cluster-page
 
