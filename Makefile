@@ -11,10 +11,10 @@ TEST_PROCESSES ?= 2
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test checkpoints takeover parity lint format reference clean
+.PHONY: help setup demo test checkpoints takeover cluster-test parity lint format reference clean
 
 help: ## show this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
 setup: $(STAMP) ## make .venv from requirements.lock, if it is missing or out of date
 
@@ -51,6 +51,9 @@ checkpoints: setup ## interrupt trials of every ZeRO stage, kind, precision and 
 
 takeover: setup ## two drivers of one sweep on a real Ray, with a PostgreSQL server of Debian's
 	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/integration/takeover.py
+
+cluster-test: setup ## run sweeps on three Ray nodes of this machine, and write docs/cluster/test.md
+	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/cluster/*scenarios.py --cluster-page
 
 parity: setup ## compare with the numbers of published code, and print the table
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests -k golden --parity -q

@@ -43,8 +43,10 @@ DOORS: Mapping[str, Door] = {
         "core/store/artifacts.py",
         "core/store/texts.py",
         "core/training/ranks.py",  # bytes of a compiled part, between ranks
-        "tuning/cluster.py",
+        "tuning/cluster/reading.py",
+        "tuning/cluster/spreading.py",  # of our own shipping
         "tuning/environment_checks.py",  # /sys
+        "tuning/likeness.py",  # our code
         "tuning/shared_folder.py",  # written by ourselves, a moment before
         tests="doors_tests/test_texts.py",
     ),
@@ -55,6 +57,7 @@ DOORS: Mapping[str, Door] = {
         "core/store/artifacts.py",
         "core/store/texts.py",
         "core/store/upkeep.py",
+        "tuning/cluster/there.py",  # of its own making
         "tuning/files.py",  # of its own making
         "tuning/records.py",
         "tuning/report/figures.py",  # of plotly's making
@@ -63,7 +66,7 @@ DOORS: Mapping[str, Door] = {
     "YAML": door(
         r"(strict_)?yaml\.(safe_load|load)",
         "tuning/cli/application.py",
-        "tuning/cluster.py",
+        "tuning/cluster/reading.py",
         "tuning/files.py",
         "tuning/resources.py",
         tests="doors_tests/test_yaml_files.py",
@@ -92,6 +95,7 @@ DOORS: Mapping[str, Door] = {
         r"subprocess\.run|.*ZipFile",
         "core/model/machine.py",  # nvidia-smi
         "core/model/packaged.py",
+        "tuning/cluster/control.py",  # Ray's command line
         "tuning/environment_checks.py",  # tools of the system
         tests="doors_tests/test_model_folders.py",
     ),
@@ -115,7 +119,10 @@ DOORS: Mapping[str, Door] = {
         "tuning/records.py",
         tests="tuning_tests/test_damaged_runs.py",
     ),
-    "Ray": door(r"ray\.init", "tuning/plan.py", tests="doors_tests/test_starting_ray.py"),
+    "Ray": door(
+        r"ray\.init", "tuning/cluster/spreading.py", "tuning/plan.py",
+        tests="doors_tests/test_starting_ray.py",
+    ),
     "terminal": door(
         r"Console|print", "tuning/cli/application.py", "tuning/dry_run.py", "tuning/terminal.py",
         tests="doors_tests/test_terminal.py",

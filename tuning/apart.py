@@ -15,6 +15,9 @@ from tuning.trainable import start_rank
 Call = Callable[[Any, Any], Any]
 """Calls ``function(warm, group, argument)`` on a rank."""
 
+_TOGETHER_S = 60.0
+"""How much later than the first of several ranks the others may start, to be used."""
+
 CallForEach = Callable[[Any, list[Any]], Iterator[Any]]
 """The same for each of several arguments, on whichever rank is free; results as they come."""
 
@@ -66,19 +69,34 @@ def _ranks(
     started = [start_rank(resources) for _ in range(n)]
     try:
         with their_own_errors():
+            opened = _opened(started)
+            there, meetings = [started[i] for i in opened], opened.values()
             if handed_out is not None:
-                ray.get([rank.take.remote(handed_out) for rank in started])
-            meetings = ray.get([rank.open.remote(1) for rank in started])
+                ray.get([rank.take.remote(handed_out) for rank in there])
             ray.get(
                 [
                     rank.join.remote(0, 1, host, port, engine)
-                    for rank, (host, port) in zip(started, meetings, strict=True)
+                    for rank, (host, port) in zip(there, meetings, strict=True)
                 ]
             )
-            yield started
+            yield there
     finally:
         for rank in started:
             ray.kill(rank)
+
+
+def _opened(started: list[Any]) -> dict[int, tuple[str, int]]:
+    """Meeting points of ranks that found a place, by index: a node may have been lost since they were counted.
+
+    The others are not waited for once the first is there, but for a moment, and are ended.
+    """
+    asked = [rank.open.remote(1) for rank in started]
+    ray.wait(asked, num_returns=1)
+    ready, _ = ray.wait(asked, num_returns=len(asked), timeout=_TOGETHER_S)
+    for rank, reference in zip(started, asked, strict=True):
+        if reference not in ready:
+            ray.kill(rank)
+    return {i: ray.get(reference) for i, reference in enumerate(asked) if reference in ready}
 
 
 @contextmanager

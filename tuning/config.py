@@ -269,6 +269,10 @@ class SamplerSpec(Section):
         return {"n_startup_trials": 5} | dict(values)
 
 
+Placement = Literal["pack", "strict_pack", "strict_spread"]
+"""Where the ranks of a trial are put: on as few nodes as possible, on one, or each on a node of its own."""
+
+
 class ResourcesSpec(Section):
     """What a trial occupies."""
 
@@ -286,6 +290,10 @@ class ResourcesSpec(Section):
         auto_or("a whole number from 1 on", lambda n: n >= 1 and n == int(n)),
     ] = "auto"
     """Trials at the same time; ``auto``: as many as fit into cores, GPUs and memory."""
+
+    placement: Placement = "pack"
+    """Where the ranks of a trial are put: ``pack``: on as few nodes as possible; ``strict_pack``: on one node, or the
+    trial waits; ``strict_spread``: each on a node of its own."""
 
     @model_validator(mode="after")
     def _ranks_do_not_share_a_gpu(self) -> Self:

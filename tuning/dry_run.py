@@ -1,6 +1,8 @@
 """``sweep --dry-run``: the resolved space, sample configurations, and what the sweep will need."""
 
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ from core.data.benchmarks import NAMED
 from core.data.counts import Counts
 from core.errors import ModelError
 from core.model.source import locate
+from tuning.cluster.prices import ForeseenCost, foreseen_cost
+from tuning.cluster.sites import read_config
 from tuning.config import SweepSpec
 from tuning.data_words import count_lines, data_warnings
 from tuning.foresight import foresee
@@ -25,6 +29,7 @@ from tuning.resources import (
     estimate,
     free_disk_gib,
     is_model_here,
+    largest_of,
     largest_rank,
     rank_needs,
     with_gpus,
@@ -39,18 +44,28 @@ _FLOPS_PER_CORE = 4e10
 _FLOPS_PER_GPU = 1e14
 
 
-def show_dry_run(spec: SweepSpec, run_dir: Path, *, as_json: bool) -> None:
+def show_dry_run(
+    spec: SweepSpec, run_dir: Path, *, as_json: bool, cluster_file: Path | None = None
+) -> None:
     """Print what the sweep would do; nothing is started, and nothing written but a baseline to the cache.
+
+    Args:
+        spec: The sweep.
+        run_dir: Its run folder.
+        as_json: For scripts.
+        cluster_file: Of a cluster that the sweep will run on, with its prices; this machine if absent.
 
     Raises:
         DataError: If the data is on this machine and cannot be read or split.
     """
-    here = Cluster.this_machine()
+    config = None if cluster_file is None else read_config(cluster_file)
+    here = Cluster.this_machine() if config is None else at_its_largest(config, str(cluster_file))
     samples = sample_proposals(spec)
     shape, memory = model_shape(spec), rank_needs(spec, slots=asked_slots(spec))
     sweep = with_gpus(spec, here, memory)
     seconds = None if shape is None else seconds_per_step(sweep, shape["parameters"])
     needs = estimate(sweep, here, shape=shape, needs=memory, seconds_per_step=seconds)
+    cost = None if config is None else _cost(config, sweep, needs)
     data = read_data(spec, shape)
     counts = None if data is None else data.counts
     limits = foresee(
@@ -62,6 +77,7 @@ def show_dry_run(spec: SweepSpec, run_dir: Path, *, as_json: bool) -> None:
             "space": {n: describe(d) for n, d in spec.space.items()},
             "samples": samples,
             "estimate": vars(needs),
+            "cost": None if cost is None else vars(cost),
             "limits": limits.plain,
             "spec": spec.plain(),
             "data_counts": None if counts is None else {k: vars(v) for k, v in counts.items()},
@@ -88,8 +104,35 @@ def show_dry_run(spec: SweepSpec, run_dir: Path, *, as_json: bool) -> None:
     console.print(shown(f"{len(samples)} sample configurations (start_from first):"))
     for sample in samples:
         console.print(shown("  " + parameters(sample)))
-    for line in (*limits.lines, *_data_lines(data), *_needs_lines(spec, run_dir, needs)):
+    for line in (
+        *limits.lines,
+        *_data_lines(data),
+        *_needs_lines(spec, run_dir, needs),
+        *([] if config is None else [_cost_line(cost)]),
+    ):
         console.print(shown(line), soft_wrap=True)
+
+
+def at_its_largest(config: Mapping[str, Any], called: str) -> Cluster:
+    """The cluster of a file for Ray's launcher, with as many workers as it may have."""
+    return Cluster.from_ray(largest_of(config), called=f"the cluster of {called} at its largest")
+
+
+def _cost(config: Mapping[str, Any], spec: SweepSpec, needs: Estimate) -> ForeseenCost | None:
+    if needs.time_s is None:
+        return None
+    slots = asked_slots(spec)
+    workers = math.ceil(needs.concurrent / slots)
+    return foreseen_cost(config, spec.resources, workers=workers, time_s=needs.time_s)
+
+
+def _cost_line(cost: ForeseenCost | None) -> str:
+    if cost is None:
+        return "cost: not known without the model on this machine and metadata.price_per_hour of the cluster's file"
+    return (
+        f"cost: very roughly ${cost.low:.2f} ({cost.machines} of the cheapest workers that a rank fits on) to "
+        f"${cost.high:.2f} (all machines that the file allows)"
+    )
 
 
 def sample_proposals(spec: SweepSpec, *, count: int = SAMPLES) -> list[dict[str, Any]]:

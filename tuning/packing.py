@@ -16,13 +16,14 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from core.config import TrialConfig
 from core.measuring.selection import Probe
 from core.model.machine import oom_kills
 from tuning.config import ResourcesSpec
 from tuning.limits import Course, HungRankError, Limits, Part, Watch
-from tuning.trainable import ProbedTrial, Rank, log_of, record_failure, start_rank
+from tuning.trainable import ProbedTrial, Rank, bundles, log_of, record_failure, start_rank
 
 logger = logging.getLogger(__name__)
 
@@ -168,6 +169,7 @@ class PackHost:
         self._courses: dict[int, Course] = {}
         self._like, self._n_slots, self._resources = tuple(like), n_slots, resources
         self._ranks: list[Any] = []
+        self._place: PlacementGroup | None = None
         self._slots: dict[str, int] = {}
         self._waiting: dict[str, asyncio.Future[Probe]] = {}
         self._changed = asyncio.Event()
@@ -293,7 +295,13 @@ class PackHost:
 
     async def _start(self, config: TrialConfig) -> None:
         size = config.engine.ranks
-        self._ranks = [start_rank(self._resources, kind=PackRank) for _ in range(size)]
+        if size > 1:
+            strategy = self._resources.placement.upper()
+            self._place = placement_group(bundles(self._resources), strategy=strategy)
+            await self._place.ready()
+        self._ranks = [
+            start_rank(self._resources, self._place, bundle=i, kind=PackRank) for i in range(size)
+        ]
         host, port = await self._ranks[0].open.remote(size)
         joined = [
             r.join.remote(i, size, host, port, config.engine) for i, r in enumerate(self._ranks)
@@ -309,7 +317,9 @@ class PackHost:
         """Everybody is told, and whoever comes next finds new ranks."""
         for rank in self._ranks:
             ray.kill(rank)
-        self._ranks, self._slots = [], {}
+        if self._place is not None:
+            remove_placement_group(self._place)
+        self._ranks, self._slots, self._place = [], {}, None
         waiting, self._waiting = self._waiting, {}
         for future in waiting.values():
             future.set_exception(err)

@@ -14,10 +14,11 @@ from typing import Any
 import ray
 
 from core.errors import UserError, foreign, in_a_line
-from core.store.place import below_home
 from tuning.apart import a_rank, their_own_errors
 from tuning.config import SweepSpec
 from tuning.events import EventLog, Warned, Watcher
+from tuning.every_node import rooms
+from tuning.likeness import refuse_unlike
 from tuning.packing import (
     LEAST_GAIN,
     LEAST_GAIN_ON_SHARED_GPU,
@@ -27,12 +28,14 @@ from tuning.packing import (
 )
 from tuning.resources import (
     DRIVER_GIB,
+    LEFT_FILE,
     Cluster,
     Needs,
     Running,
     asked_slots,
     at_the_same_time,
     concurrent_trials,
+    lacking,
     largest_trials,
     rank_needs,
     read_largest,
@@ -47,8 +50,6 @@ from tuning.surroundings import (
 )
 
 _KNOCK_TIMEOUT_S = 5.0
-_CLUSTER_FILE = below_home("ray_bootstrap_config.yaml")
-"""Where ``ray up`` leaves the cluster file on the head."""
 _QUIET: Mapping[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 """How Ray is told to keep its log to itself."""
 _A_GLANCE = 0.01
@@ -144,7 +145,10 @@ class Plan:
         return replace(self, spec=packed, running=running)
 
     def tell(self, watcher: Watcher) -> None:
-        """Say what was chosen, where the machine and not the file said so."""
+        """Say what was chosen, where the machine and not the file said so; and what a trial would wait for."""
+        lack = lacking(self.spec.resources, self.cluster) if self.is_far else None
+        if lack is not None:
+            watcher.show(Warned(text=f"no trial begins before nodes join that have room: {lack}"))
         trials, because = self.running.trials, self.running.because
         if self.running.slots > 1 or (
             trials < self.spec.budget.trials and because != "resources.max_concurrent"
@@ -177,6 +181,8 @@ def ray_for(spec: SweepSpec, launch: Launch) -> Iterator[Plan]:
             settled.enter_context(own_token())
         settled.callback(ray.shutdown)
         cluster = _start_ray(spec) if launch.address is None else _join_ray(launch.address)
+        if is_far:
+            refuse_unlike(spec)
         needs, gpu_memory_gib = _looked_at(spec, cluster, is_far=is_far)
         if cluster.gpu_memory_gib is None:
             cluster = replace(cluster, gpu_memory_gib=gpu_memory_gib)
@@ -248,10 +254,10 @@ def _largest_cluster() -> Cluster:
     most: Mapping[str, float] | None = state.get_max_resources_from_cluster_config()
     called = "the cluster at its largest, by Ray's autoscaler"
     if not most:
-        most = read_largest(_CLUSTER_FILE)
-        called = f"the cluster at its largest, by {_CLUSTER_FILE}"
+        most = read_largest(LEFT_FILE)
+        called = f"the cluster at its largest, by {LEFT_FILE}"
     if not most:
-        return Cluster.from_ray(now)
+        return Cluster.from_ray(now, rooms=rooms())
     largest = {n: max(float(most.get(n, 0)), now.get(n, 0.0)) for n in ("CPU", "GPU")}
     return Cluster.from_ray(largest, called=called)
 

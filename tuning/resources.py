@@ -2,7 +2,7 @@
 
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,15 @@ from core.model.machine import (
     visible_gpus,
 )
 from core.store.checkpoints import KEPT
+from core.store.place import below_home
 from core.store.texts import read_text
 from tuning.config import ResourcesSpec, SweepSpec
+from tuning.fitting import Room, trials_on
 from tuning.space import bind, corner_proposals
 from tuning.surroundings import existing_part
 
+LEFT_FILE = below_home("ray_bootstrap_config.yaml")
+"""Where ``ray up`` leaves the cluster's file on the head."""
 RANK_MEMORY_GIB = 3.0
 """Memory that is counted for a rank whose model or data are not on this machine."""
 DRIVER_GIB = 1.5
@@ -45,6 +49,7 @@ class Cluster:
         gpu_memory_gib: Memory of the smallest GPU; ``None`` where that is not known.
         called: What it is called in messages.
         gpus_because: What shows fewer GPUs than the machine has; empty if nothing does.
+        rooms: What each node has; empty where that is not known.
     """
 
     cpus: float
@@ -53,6 +58,7 @@ class Cluster:
     gpu_memory_gib: float | None = None
     called: str = "this machine"
     gpus_because: str = ""
+    rooms: tuple[Room, ...] = ()
 
     @classmethod
     def this_machine(cls, root: Path = Path("/")) -> "Cluster":
@@ -67,14 +73,34 @@ class Cluster:
             memory_gib=free_memory_gib(root),
             gpu_memory_gib=min(known) if known and len(known) == len(memories) else None,
             gpus_because=shown_in_words(installed),
+            rooms=(Room(cpus=max(1.0, free_cpus(root)), gpus=len(gpus)),),
         )
 
     @classmethod
     def from_ray(
-        cls, resources: Mapping[str, float], *, called: str = "the cluster as it is"
+        cls,
+        resources: Mapping[str, float],
+        *,
+        called: str = "the cluster as it is",
+        rooms: Sequence[Room] = (),
     ) -> "Cluster":
         """From Ray's cluster resources."""
-        return cls(cpus=resources.get("CPU", 0.0), gpus=resources.get("GPU", 0.0), called=called)
+        return cls(
+            cpus=resources.get("CPU", 0.0),
+            gpus=resources.get("GPU", 0.0),
+            called=called,
+            rooms=tuple(rooms),
+        )
+
+    def trials(self, resources: ResourcesSpec) -> int:
+        """Trials that find a place on its nodes at the same time, where these are known."""
+        return trials_on(
+            self.rooms,
+            cpus=resources.cpus_per_rank,
+            gpus=resources.n_gpus,
+            ranks=resources.ranks_per_trial,
+            placement=resources.placement,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,13 +205,25 @@ def lacking(resources: ResourcesSpec, cluster: Cluster) -> str | None:
     ranks = resources.ranks_per_trial
     cpus, gpus = ranks * resources.cpus_per_rank, ranks * resources.n_gpus
     if cpus <= cluster.cpus and gpus <= cluster.gpus:
-        return None
+        return _scattered(resources, cluster)
     hidden = f" ({cluster.gpus_because})" if gpus > cluster.gpus and cluster.gpus_because else ""
     return (
         f"resources: a trial needs {cpus} CPUs and {gpus:g} GPUs "
         f"({ranks} ranks x {resources.cpus_per_rank} CPUs, {resources.n_gpus:g} "
         f"GPUs), but only {cluster.cpus:g} CPUs and {cluster.gpus:g} GPUs are there{hidden}; lower "
         "resources.ranks_per_trial, cpus_per_rank or gpus_per_rank, or give --address of a cluster that has them"
+    )
+
+
+def _scattered(resources: ResourcesSpec, cluster: Cluster) -> str | None:
+    """Why a trial finds no place on nodes that together would have enough, or ``None``."""
+    if not cluster.rooms or cluster.trials(resources):
+        return None
+    nodes = ", ".join(f"{room.cpus:g} CPUs and {room.gpus:g} GPUs" for room in cluster.rooms)
+    return (
+        f"resources: {resources.ranks_per_trial} ranks of {resources.cpus_per_rank} CPUs and {resources.n_gpus:g} "
+        f"GPUs with placement {resources.placement} find no place on the nodes, which have {nodes}; lower what a rank "
+        "takes, or give placement: pack"
     )
 
 
@@ -199,6 +237,7 @@ def with_room(cluster: Cluster, resources: ResourcesSpec) -> Cluster:
         cpus=max(cluster.cpus, ranks * resources.cpus_per_rank),
         gpus=max(cluster.gpus, ranks * resources.n_gpus),
         called="a machine with room for one trial",
+        rooms=(),
     )
 
 
@@ -230,6 +269,9 @@ def concurrent_trials(
     if gpus:
         because = f"{cluster.gpus:g} GPUs of {cluster.called}, {resources.n_gpus:g} for a rank"
         fits.append(Fitting(trials=int(cluster.gpus / gpus + 1e-9), because=because))
+    if cluster.rooms:
+        because = _by_nodes(resources, cluster)
+        fits.append(Fitting(trials=cluster.trials(resources), because=because))
     fitting = min(fits, key=lambda fit: fit.trials)
     lack = lacking(resources, cluster)
     if lack is not None and not may_grow:
@@ -246,6 +288,13 @@ def concurrent_trials(
         in_memory = Fitting(trials=int(free / (ranks * gib)), because=because)
         fitting = min(fitting, in_memory, key=lambda fit: fit.trials)
     return Fitting(trials=max(1, fitting.trials), because=fitting.because)
+
+
+def _by_nodes(resources: ResourcesSpec, cluster: Cluster) -> str:
+    """What limits trials beyond sums of cores and GPUs: a rank lies on one node, and its share on one GPU."""
+    if len(cluster.rooms) == 1:
+        return f"{cluster.gpus:g} GPUs of {cluster.called}, {resources.n_gpus:g} of one for a rank"
+    return f"{len(cluster.rooms)} nodes of {cluster.called}, with placement {resources.placement}"
 
 
 @dataclass(frozen=True, kw_only=True)

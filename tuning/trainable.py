@@ -368,9 +368,15 @@ def start_rank(
     return ray.remote(kind).options(**options).remote()
 
 
-def placement(resources: ResourcesSpec) -> tune.PlacementGroupFactory:
-    """A trial's place: nothing for the small Tune actor, a bundle for each rank."""
+def bundles(resources: ResourcesSpec) -> list[dict[str, float]]:
+    """What each rank of a trial occupies."""
     bundle = {"CPU": float(resources.cpus_per_rank)}
     if resources.n_gpus:
         bundle["GPU"] = resources.n_gpus
-    return tune.PlacementGroupFactory([{}] + [bundle] * resources.ranks_per_trial, strategy="PACK")
+    return [dict(bundle) for _ in range(resources.ranks_per_trial)]
+
+
+def placement(resources: ResourcesSpec) -> tune.PlacementGroupFactory:
+    """A trial's place: nothing for the small Tune actor, a bundle for each rank."""
+    strategy = resources.placement.upper()
+    return tune.PlacementGroupFactory([{}, *bundles(resources)], strategy=strategy)

@@ -16,6 +16,7 @@ from core.data.inspection import inspect_sources, size_problems
 from core.data.sources import source_problem
 from core.errors import ConfigError
 from core.model.source import missing_package, problem, tokenizer_problem
+from tuning.cluster import described, is_cluster_file, is_script, validate_cluster_file
 from tuning.config import SweepSpec
 from tuning.files import load_sweep, read_yaml
 from tuning.prepare import load_preparation
@@ -28,14 +29,11 @@ def validate_file(path: Path) -> str:
     Raises:
         ConfigError: With every problem at once.
     """
+    if is_script(path):
+        return _validate_cluster(path, None)
     values = read_yaml(path)
-    from tuning.cluster import is_cluster_file, validate_cluster_file
-
     if is_cluster_file(values):
-        problems = validate_cluster_file(path)
-        if problems:
-            raise ConfigError(str(path), problems)
-        return f"{path}: a valid cluster file"
+        return _validate_cluster(path, values)
     if "training" in values:
         return _validate_preparation(path)
     if "claim" in values:
@@ -48,6 +46,13 @@ def validate_file(path: Path) -> str:
     _refuse_absent(trial.data.sources, trial.model, str(path))
     notes = _refuse_unfit(trial.data, [trial], where=str(path))
     return "\n".join([f"{path}: a valid trial", *_warned(trial.selection), *notes])
+
+
+def _validate_cluster(path: Path, values: Mapping[str, Any] | None) -> str:
+    problems = validate_cluster_file(path, values)
+    if problems:
+        raise ConfigError(str(path), problems)
+    return f"{path}: a valid {described(path, values)}"
 
 
 def _validate_sweep(path: Path) -> str:

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tuning.cluster import MAX_BYTES, is_cluster_file, validate_cluster_file
+from tuning.cluster import is_cluster_file, validate_cluster_file
+from tuning.cluster.reading import MAX_BYTES
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ROOT / "cluster.yaml"
@@ -45,8 +46,9 @@ def replace_in(config: dict[str, Any], key: str, old: str, new: str) -> None:
     config[key] = [command.replace(old, new) for command in config[key]]
 
 
-def test_shipped_file_is_valid(capsys: pytest.CaptureFixture[str]) -> None:
-    assert validate_cluster_file(SHIPPED) == []
+@pytest.mark.parametrize("name", ["cluster.yaml", "clusters/gcp.yaml", "clusters/on-premise.yaml"])
+def test_a_shipped_file_is_valid(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert validate_cluster_file(ROOT / name) == []
     assert capsys.readouterr().out == ""
 
 
@@ -125,7 +127,7 @@ def test_shipped_file_is_valid(capsys: pytest.CaptureFixture[str]) -> None:
         ),
         pytest.param(
             lambda c: c["setup_commands"].append(f"export AWS_SECRET_ACCESS_KEY={SECRET}"),
-            ["setup_commands[5]: ", "AWS_SECRET_ACCESS_KEY=***"],
+            ["setup_commands[6]: ", "AWS_SECRET_ACCESS_KEY=***"],
             id="secret-in-setup",
         ),
         pytest.param(
@@ -145,6 +147,51 @@ def test_shipped_file_is_valid(capsys: pytest.CaptureFixture[str]) -> None:
             ),
             ["docker.run_options[0]: ", "HF_TOKEN=***"],
             id="secret-in-container-environment",
+        ),
+        pytest.param(
+            lambda c: replace_in(c, "head_start_ray_commands", "--port=6379", "--port=12345"),
+            ["head_start_ray_commands[1]: ", "got 12345", "10002 to 19999"],
+            id="port-of-workers",
+        ),
+        pytest.param(
+            lambda c: c.pop("idle_timeout_minutes"),
+            ["idle_timeout_minutes: ", "got nothing"],
+            id="idle-workers-stay",
+        ),
+        pytest.param(
+            lambda c: c["provider"].pop("cache_stopped_nodes"),
+            ["provider.cache_stopped_nodes: ", "got nothing"],
+            id="stopped-machines-stay",
+        ),
+        pytest.param(
+            lambda c: c.update(setup_commands=["pip install -U torch"]),
+            ["setup_commands: ", "locked versions"],
+            id="unlocked-packages",
+        ),
+        pytest.param(
+            lambda c: head(c)["node_config"].pop("MetadataOptions"),
+            ["available_node_types.head.node_config.MetadataOptions.HttpTokens: ", "session"],
+            id="credentials-without-session",
+        ),
+        pytest.param(
+            lambda c: c["metadata"].update(storage="bucket/folder"),
+            ["metadata.storage: ", "got bucket/folder", "s3://"],
+            id="storage-of-no-kind",
+        ),
+        pytest.param(
+            lambda c: c["metadata"]["price_per_hour"].pop("gpu_spot"),
+            ["metadata.price_per_hour.gpu_spot: ", "must have a price"],
+            id="type-without-price",
+        ),
+        pytest.param(
+            lambda c: c["metadata"]["price_per_hour"].update(gpu_spott=1.0),
+            ["metadata.price_per_hour.gpu_spott: ", "did you mean gpu_spot?"],
+            id="price-of-no-type",
+        ),
+        pytest.param(
+            lambda c: c["metadata"]["price_per_hour"].update(head=-1),
+            ["metadata.price_per_hour.head: ", "got -1"],
+            id="price-below-zero",
         ),
         pytest.param(
             lambda c: c["setup_commands"].insert(0, f"git clone https://me:{SECRET}@host/repo"),

@@ -1,6 +1,7 @@
 """How many trials run at a time, and which share of a GPU a rank takes."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -8,6 +9,7 @@ from small_sweep import problems, spec_of
 
 from core.errors import UserError
 from tuning.config import ResourcesSpec
+from tuning.fitting import Room
 from tuning.resources import (
     Cluster,
     Needs,
@@ -219,3 +221,56 @@ def test_this_machine_has_the_gpus_that_the_environment_shows(
     found = Cluster.this_machine(tmp_path)
     assert found.gpus == gpus
     assert bool(found.gpus_because) == (gpus < 2)
+
+
+ROOMS = (Room(cpus=8, gpus=8), Room(cpus=8, gpus=8), Room(cpus=2, gpus=0))
+
+
+@pytest.mark.parametrize(
+    ("asked", "trials"),
+    [
+        pytest.param({"gpus_per_rank": 1.0}, 16, id="a-gpu-each"),
+        pytest.param({"gpus_per_rank": 0.0}, 18, id="cores-of-all-nodes"),
+        pytest.param({"gpus_per_rank": 0.0, "cpus_per_rank": 3}, 4, id="three-cores-of-one-node"),
+        pytest.param({"gpus_per_rank": 1.0, "ranks_per_trial": 8}, 2, id="eight-on-a-node"),
+        pytest.param({"gpus_per_rank": 1.0, "ranks_per_trial": 5}, 3, id="over-both-nodes"),
+        pytest.param(
+            {"gpus_per_rank": 1.0, "ranks_per_trial": 5, "placement": "strict_pack"},
+            2,
+            id="on-one-node-each",
+        ),
+        pytest.param(
+            {"gpus_per_rank": 1.0, "ranks_per_trial": 2, "placement": "strict_spread"},
+            8,
+            id="a-rank-on-each-node",
+        ),
+        pytest.param(
+            {"gpus_per_rank": 1.0, "ranks_per_trial": 3, "placement": "strict_spread"},
+            0,
+            id="fewer-nodes-than-ranks",
+        ),
+    ],
+)
+def test_trials_are_counted_as_ranks_find_a_place(asked: dict[str, Any], trials: int) -> None:
+    cluster = Cluster.from_ray({"CPU": 18, "GPU": 16}, rooms=ROOMS)
+    assert cluster.trials(ResourcesSpec.model_validate(asked)) == trials
+
+
+@pytest.mark.parametrize(("gpus_per_rank", "trials"), [(0.4, 4), (0.5, 4), (0.6, 2), (0.1, 20)])
+def test_a_share_of_a_gpu_lies_on_one(gpus_per_rank: float, trials: int) -> None:
+    cluster = Cluster(cpus=99, gpus=2, rooms=(Room(cpus=99, gpus=2),))
+    assert concurrent_trials(ResourcesSpec(gpus_per_rank=gpus_per_rank), cluster).trials == trials
+
+
+def test_ranks_that_no_node_has_room_for_are_refused_with_the_nodes() -> None:
+    cluster = Cluster(cpus=4, gpus=0, rooms=(Room(cpus=2, gpus=0), Room(cpus=2, gpus=0)))
+    with pytest.raises(
+        UserError, match=r"1 ranks of 3 CPUs .* nodes, which have 2 CPUs .*, 2 CPUs"
+    ):
+        concurrent_trials(ResourcesSpec(cpus_per_rank=3, gpus_per_rank=0.0), cluster)
+
+
+def test_one_machine_is_one_node() -> None:
+    two = ResourcesSpec(gpus_per_rank=0.0, ranks_per_trial=2, placement="strict_spread")
+    cluster = Cluster(cpus=4, gpus=0, rooms=(Room(cpus=4, gpus=0),))
+    assert "placement strict_spread find no place" in str(lacking(two, cluster))

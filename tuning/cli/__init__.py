@@ -22,9 +22,20 @@ from tuning.cli import results
 from tuning.cli import models
 from tuning.cli import reproducing
 from tuning.cli import checks
+from tuning.cli import clusters
 # isort: on
 
-__all__ = ["app", "checks", "main", "mending", "models", "reproducing", "results", "sweeps"]
+__all__ = [
+    "app",
+    "checks",
+    "clusters",
+    "main",
+    "mending",
+    "models",
+    "reproducing",
+    "results",
+    "sweeps",
+]
 
 
 def main() -> None:

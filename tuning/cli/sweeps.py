@@ -76,6 +76,10 @@ def sweep(
     ] = None,
     ledger: LedgerUrl = None,
     grace: Grace = GRACE_S,
+    cluster: Annotated[
+        Path | None,
+        typer.Option(help="With --dry-run: a cluster's file, for its size and its prices."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="End with `best` as JSON.")] = False,
 ) -> None:
     """Start a sweep in runs/NAME."""
@@ -86,12 +90,19 @@ def sweep(
         overrides["budget.trials"] = trials
     loaded = load_sweep(spec, overrides=overrides)
     run_dir = RUNS / checked_name(name or loaded.name)
-    if address is None:  # a cluster may have what this machine has not
+    if cluster is not None and not dry_run:
+        raise UserError(
+            f"--cluster: only --dry-run takes it, got {cluster}; run the sweep there with `unlearn-tune cluster submit`"
+        )
+    if address is None and cluster is None:  # a cluster may have what this machine has not
         refuse_missing(loaded, where=str(spec))
     if dry_run:
         from tuning.dry_run import show_dry_run
+        from tuning.resources import LEFT_FILE
 
-        show_dry_run(loaded, run_dir, as_json=as_json)
+        if cluster is None and address is not None and LEFT_FILE.is_file():
+            cluster = LEFT_FILE
+        show_dry_run(loaded, run_dir, as_json=as_json, cluster_file=cluster)
         return
     from tuning.plan import Launch
     from tuning.sameness import refuse_existing

@@ -5,27 +5,21 @@ cluster to strangers or wastes money. Nothing here touches the network, and Ray 
 when a file is checked.
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import io
 import re
-import reprlib
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from tuning import strict_yaml
-
-MAX_BYTES = 1 << 20
-"""A cluster file larger than this is refused unread; real ones have a few kilobytes."""
+from core.store.texts import read_text
+from tuning.cluster.prices import price_problems
+from tuning.cluster.problems import LOOPBACK_HOSTS, WORKER_PORTS, problem, secrets
+from tuning.cluster.reading import read_mapping
 
 LOCK_NAME = "requirements.lock"
-LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1", "[::1]"})
 
 _COMMAND_KEYS = (
     "initialization_commands",
@@ -40,29 +34,13 @@ _DOCKER_OPTION_KEYS = ("run_options", "head_run_options", "worker_run_options")
 _RAY_START = re.compile(r"\bray\s+start\b")
 _AUTH_MODE = re.compile(r"\bRAY_AUTH_MODE=[\"']?([^\s\"';&|]*)")
 _DASHBOARD_HOST = re.compile(r"--dashboard-host(?:\s*=\s*|\s+)[\"']?([^\s\"';&|]+)")
+_PORT = re.compile(r"--port(?:\s*=\s*|\s+)(\d+)")
+_LOCKED_INSTALL = re.compile(r"\binstall\b.*(?:-r|--requirement)[\s=]*\S*\.(?:lock|txt)\b")
+_STORAGE = re.compile(r"^(?:(?:s3|gs)://[a-z0-9][\w.-]+|/)")
 _LOCKED_RAY = re.compile(r"^ray(?:\[[^\]]*\])?==([^\s;#]+)", re.MULTILINE)
 
-_NAMED_SECRET = re.compile(
-    r"\b([A-Z0-9_]*(?:SECRET|TOKEN|PASSWORD|PASSWD|API_?KEY|ACCESS_?KEY)[A-Z0-9_]*)"
-    r"=[\"']?(?![$`\s])[^\s\"';&|]+",
-    re.IGNORECASE,
-)
-_NOT_SECRET_ENDINGS = ("_PATH", "_FILE", "_DIR", "_MODE", "_ID")
-_SECRET_SHAPES = {
-    "an AWS access key": re.compile(r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"),
-    "a Hugging Face token": re.compile(r"\bhf_[A-Za-z0-9]{16,}"),
-    "a GitHub token": re.compile(r"\b(?:gh[opsu]_|github_pat_)[A-Za-z0-9_]{16,}"),
-    "a private key": re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
-    "a password in a URL": re.compile(r"://[^\s/:@]+:[^\s/@$]+@"),
-}
 
-
-def is_cluster_file(mapping: Mapping[str, object]) -> bool:
-    """Return whether a loaded YAML mapping means a Ray cluster, rather than a sweep or a trial."""
-    return any(key in mapping for key in ("cluster_name", "provider", "available_node_types"))
-
-
-def validate_cluster_file(path: Path) -> list[str]:
+def launcher_problems(path: Path) -> list[str]:
     """Check a cluster file with Ray's own validation and with our rules on safety and cost.
 
     Args:
@@ -72,44 +50,19 @@ def validate_cluster_file(path: Path) -> list[str]:
         Every problem as ``key.path: rule, got VALUE, do X``; empty if the file is valid. A secret
         that is found is named, never repeated.
     """
-    config, problems = _load(path)
+    config, problems = read_mapping(path, model="cluster.yaml")
     if config is None:
         return problems
     shape = _shape_problems(config)
     problems += shape or _ray_problems(config)
     problems += _start_problems(config)
     problems += _head_problems(config)
+    problems += _cost_problems(config)
+    problems += _installation_problems(config)
+    problems += _storage_problems(config)
     problems += _secret_problems(config)
     problems += _version_problems(path.parent / LOCK_NAME)
     return problems
-
-
-def _load(path: Path) -> tuple[dict[str, Any] | None, list[str]]:
-    """Read the file strictly; the mapping is ``None`` if nothing more can be said about it."""
-    try:
-        n_bytes = path.stat().st_size
-        if n_bytes > MAX_BYTES:
-            return None, [
-                f"{path.name}: must have at most {MAX_BYTES} bytes, got {n_bytes}, "
-                "keep only the cluster configuration"
-            ]
-        content = path.read_bytes()
-    except OSError as err:
-        return None, [f"{path.name}: must be a readable file, got {err.strerror}, check the path"]
-    try:
-        loaded, duplicates = strict_yaml.load(content, allows_aliases=False)
-    except yaml.MarkedYAMLError as err:
-        line = err.problem_mark.line + 1 if err.problem_mark else 1
-        return None, [f"line {line}: must be plain YAML, got {err.problem}, correct the line"]
-    except (yaml.YAMLError, ValueError, RecursionError) as err:
-        return None, [f"{path.name}: must be plain YAML, got {err}, correct the file"]
-    if not isinstance(loaded, dict):
-        return None, [_problem(path.name, "must be a mapping", loaded, "start from cluster.yaml")]
-    return loaded, [
-        f"{again.written}: a key may stand once in a mapping, got it again on line {again.line}, "
-        "merge the two"
-        for again in duplicates
-    ]
 
 
 def _shape_problems(config: Mapping[str, Any]) -> list[str]:
@@ -118,17 +71,17 @@ def _shape_problems(config: Mapping[str, Any]) -> list[str]:
     provider = config.get("provider")
     if not isinstance(provider, dict) or not isinstance(provider.get("type"), str):
         problems.append(
-            _problem("provider.type", "must name a provider", provider, "write `type: aws`")
+            problem("provider.type", "must name a provider", provider, "write `type: aws`")
         )
     node_types = config.get("available_node_types", {})
     if not isinstance(node_types, dict):
         rule = "must map names to node types"
-        return [*problems, _problem("available_node_types", rule, node_types, "name each type")]
+        return [*problems, problem("available_node_types", rule, node_types, "name each type")]
     for name, node_type in node_types.items():
         if not isinstance(node_type, dict):
             key = f"available_node_types.{name}"
             rule = "must be a mapping"
-            problems.append(_problem(key, rule, node_type, "give resources and node_config"))
+            problems.append(problem(key, rule, node_type, "give resources and node_config"))
     return problems
 
 
@@ -161,9 +114,10 @@ def _start_problems(config: Mapping[str, Any]) -> list[str]:
         if not starts:
             rule = "must hold a `ray start` command"
             todo = "write it out, because the provider's default has no token and an open dashboard"
-            problems.append(_problem(key, rule, config.get(key), todo))
+            problems.append(problem(key, rule, config.get(key), todo))
         for at, command in starts:
             problems += _auth_problems(at, command)
+            problems += _port_problems(at, command)
             if key.startswith("head"):
                 problems += _dashboard_problems(at, command)
     return problems
@@ -175,7 +129,7 @@ def _auth_problems(at: str, command: str) -> list[str]:
         return []
     given = f"RAY_AUTH_MODE={modes[-1]}" if modes else None
     rule = "`ray start` must run with token authentication"
-    return [_problem(at, rule, given, "put `RAY_AUTH_MODE=token` before it")]
+    return [problem(at, rule, given, "put `RAY_AUTH_MODE=token` before it")]
 
 
 def _dashboard_problems(at: str, command: str) -> list[str]:
@@ -184,7 +138,71 @@ def _dashboard_problems(at: str, command: str) -> list[str]:
         return []
     given = f"--dashboard-host={hosts[-1]}" if hosts else None
     rule = "the dashboard runs any code it is sent and must listen on loopback only"
-    return [_problem(at, rule, given, "write `--dashboard-host=127.0.0.1`")]
+    return [problem(at, rule, given, "write `--dashboard-host=127.0.0.1`")]
+
+
+def _port_problems(at: str, command: str) -> list[str]:
+    rule = f"must lie outside {WORKER_PORTS.start} to {WORKER_PORTS.stop - 1}, the ports of Ray's workers"
+    return [
+        problem(at, rule, found, "write `--port=6379`")
+        for found in _PORT.findall(command)
+        if int(found) in WORKER_PORTS
+    ]
+
+
+def _cost_problems(config: Mapping[str, Any]) -> list[str]:
+    """Require what bounds the cost: an idle timeout, no stopped machines, and prices that fit the types."""
+    provider = config.get("provider")
+    problems = price_problems(config)
+    if not isinstance(provider, dict) or provider.get("type") == "local":
+        return problems
+    if not isinstance(config.get("idle_timeout_minutes"), int | float):
+        rule = "must say when a worker without a trial is given back"
+        given = config.get("idle_timeout_minutes")
+        problems.append(problem("idle_timeout_minutes", rule, given, "write 10"))
+    if provider.get("cache_stopped_nodes", True) is not False:
+        rule = "must be false, as the disks of stopped machines go on costing money"
+        given = provider.get("cache_stopped_nodes")
+        problems.append(problem("provider.cache_stopped_nodes", rule, given, "write `false`"))
+    return problems
+
+
+def _installation_problems(config: Mapping[str, Any]) -> list[str]:
+    """Require locked packages on every node, and on AWS credentials that only a session gives."""
+    problems = []
+    texts = [text for key in _COMMAND_KEYS for _, text in _commands(config, key)]
+    if not config.get("docker") and not any(_LOCKED_INSTALL.search(text) for text in texts):
+        rule = "every node must install the locked versions"
+        problems.append(
+            problem("setup_commands", rule, None, f"write `pip install -r {LOCK_NAME}`")
+        )
+    provider = config.get("provider")
+    node_types = config.get("available_node_types")
+    if not isinstance(provider, dict) or provider.get("type") != "aws":
+        return problems
+    for name, node_type in node_types.items() if isinstance(node_types, dict) else ():
+        node = node_type.get("node_config") if isinstance(node_type, dict) else None
+        options = node.get("MetadataOptions") if isinstance(node, dict) else None
+        tokens = options.get("HttpTokens") if isinstance(options, dict) else None
+        if isinstance(node, dict) and tokens != "required":
+            key = f"available_node_types.{name}.node_config.MetadataOptions.HttpTokens"
+            rule = "a program must open a session before it reads the machine's credentials"
+            problems.append(problem(key, rule, tokens, "write `required`"))
+    return problems
+
+
+def _storage_problems(config: Mapping[str, Any]) -> list[str]:
+    """Require what the verbs read from ``metadata`` to be of their kind."""
+    data = config.get("metadata")
+    if data is None:
+        return []
+    if not isinstance(data, dict):
+        return [problem("metadata", "must be a mapping", data, "give price_per_hour")]
+    storage = data.get("storage")
+    if storage is None or (isinstance(storage, str) and _STORAGE.match(storage)):
+        return []
+    rule = "must be a folder of a bucket or of storage that all nodes mount"
+    return [problem("metadata.storage", rule, storage, "write s3://BUCKET/FOLDER")]
 
 
 def _head_problems(config: Mapping[str, Any]) -> list[str]:
@@ -200,13 +218,13 @@ def _head_problems(config: Mapping[str, Any]) -> list[str]:
     given = resources if isinstance(resources, dict) else {}
     if given.get("CPU") != 0:
         rule = "the head must run no trials"
-        problems.append(_problem(f"{key}.resources.CPU", rule, given.get("CPU"), "write `CPU: 0`"))
+        problems.append(problem(f"{key}.resources.CPU", rule, given.get("CPU"), "write `CPU: 0`"))
     if given.get("GPU", 0) != 0:
         rule = "the head must run no trials"
-        problems.append(_problem(f"{key}.resources.GPU", rule, given["GPU"], "remove it"))
+        problems.append(problem(f"{key}.resources.GPU", rule, given["GPU"], "remove it"))
     for place, value in _spot_settings(head.get("node_config")):
         rule = "the head holds the study and must be on demand"
-        problems.append(_problem(f"{key}.node_config.{place}", rule, value, "remove it"))
+        problems.append(problem(f"{key}.node_config.{place}", rule, value, "remove it"))
     return problems
 
 
@@ -235,14 +253,8 @@ def _secret_problems(config: Mapping[str, Any]) -> list[str]:
     return [
         f"{at}: {rule}, got {found}, {todo}"
         for at, text in _all_texts(config)
-        for found in _secrets(text)
+        for found in secrets(text)
     ]
-
-
-def _secrets(text: str) -> list[str]:
-    names = [match.group(1) for match in _NAMED_SECRET.finditer(text)]
-    named = [f"{n}=***" for n in names if not n.upper().endswith(_NOT_SECRET_ENDINGS)]
-    return named or [what for what, shape in _SECRET_SHAPES.items() if shape.search(text)]
 
 
 def _all_texts(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -280,14 +292,9 @@ def _version_problems(lock: Path) -> list[str]:
     if not lock.is_file():
         return []
     installed = metadata.version("ray")
-    locked = _LOCKED_RAY.search(lock.read_text(encoding="utf-8"))
+    locked = _LOCKED_RAY.search(read_text(lock))
     if locked and locked.group(1) == installed:
         return []
     rule = f"must pin the installed ray, {installed}"
     given = f"ray=={locked.group(1)}" if locked else None
-    return [_problem(f"{lock.name}.ray", rule, given, "run `make setup`")]
-
-
-def _problem(key: str, rule: str, given: object, todo: str) -> str:
-    shown = "nothing" if given is None else given if isinstance(given, str) else reprlib.repr(given)
-    return f"{key}: {rule}, got {shown}, {todo}"
+    return [problem(f"{lock.name}.ray", rule, given, "run `make setup`")]
