@@ -14,7 +14,7 @@ from ray import tune
 from core.errors import UserError
 from core.store import upkeep
 from core.store.ballast import Ballast
-from core.store.durable import commit_yaml
+from core.store.durable import commit_sealed_yaml
 from tuning import records
 from tuning.bridge import (
     Dispatcher,
@@ -83,7 +83,9 @@ def run_sweep(
                 facts = replace(
                     facts, file="" if file is None else str(file.resolve()), evaluation=untouched
                 )
-                commit_yaml(run_dir / records.SPEC_FILE, {"sweep": spec.plain(), **asdict(facts)})
+                commit_sealed_yaml(
+                    run_dir / records.SPEC_FILE, {"sweep": spec.plain(), **asdict(facts)}
+                )
                 ledger = Ledger(run_dir, spec, create=True)
                 with driver_log(run_dir):
                     _drive(spec, run_dir, ledger, plan, watcher, signals, prepared)
