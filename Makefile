@@ -11,7 +11,7 @@ TEST_PROCESSES ?= 2
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test checkpoints takeover cluster-test parity lint format reference clean
+.PHONY: help setup demo test checkpoints takeover cluster-test parity faults lint format reference clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -57,6 +57,11 @@ cluster-test: setup ## run sweeps on three Ray nodes of this machine, and write 
 
 parity: setup ## compare with the numbers of published code, and print the table
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests -k golden --parity -q
+
+faults: setup ## break everything that can break, once at every place, and print the table (25 minutes)
+	@mkdir -p runs
+	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR):$(CURDIR)/tests \
+		$(BIN)/python -m faults --ray --processes $(TEST_PROCESSES) --json runs/faults.json
 
 lint: setup ## check style, format and types
 	@$(BIN)/ruff check .

@@ -21,7 +21,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from core.config import TrialConfig
-from core.errors import ConfigError, EndedError, UserError
+from core.errors import ConfigError, EndedError, FileError, UserError
 from core.measuring.selection import GuardVerdict, Probe
 from core.store.ballast import Ballast, is_full
 from core.store.durable import commit_json, commit_yaml, finite
@@ -55,7 +55,7 @@ from tuning.ledger import Ledger
 from tuning.limits import Limits
 from tuning.objective import Outcome, conclude
 from tuning.packing import PACK
-from tuning.records import attempt_folder
+from tuning.records import attempt_folder, is_adapter_damaged
 from tuning.resuming import earlier_attempts, remove_checkpoints, remove_left_checkpoints
 from tuning.screening import probe_problem
 from tuning.space import bind
@@ -433,7 +433,8 @@ def reconcile(spec: SweepSpec, run_dir: Path, ledger: Ledger, log: EventLog) -> 
 
     The committed history of each running trial is replayed through guard and pruner. A trial that had
     ended, or would have been stopped, is told; the others run again under the same number, from their newest
-    checkpoint.
+    checkpoint. So does one whose history or adapter is not what
+    it committed.
     """
     ledger.finish_births()
     remove_left_checkpoints(run_dir, running={number for number, _, _ in ledger.running()})
@@ -448,30 +449,54 @@ def reconcile(spec: SweepSpec, run_dir: Path, ledger: Ledger, log: EventLog) -> 
                 TrialBroke(number=number, attempt=attempt, reason=failure.reason, is_final=True)
             )
             continue
-        seen: list[Probe] = []
-        verdict: GuardVerdict | None = None
-        for probe in committed_probes(folder):
-            unfit = probe_problem(probe, trial.selection)
-            if unfit is not None:
-                ledger.fail(number, unfit)
-                log.emit(TrialBroke(number=number, attempt=attempt, reason=unfit, is_final=True))
-                break
-            seen.append(probe)
-            verdict = ledger.report(number, attempt, seen)
-            if verdict is not None or probe.stopped_by is not None:
-                with suppress(LostAdapterError):  # then it runs again
-                    outcome = conclude_attempt(
-                        ledger,
-                        run_dir,
-                        number,
-                        attempt,
-                        seen,
-                        trial,
-                        verdict,
-                        duration_s=probe.seconds,
-                    )
-                    log.emit(TrialEnded(number=number, outcome=outcome, adopted=True))
-                break
+        try:
+            seen, verdict, unfit = _replayed(ledger, run_dir, number, attempt, trial)
+        except FileError as err:
+            log.emit(Warned(text=f"trial {number} runs again: {err}"))
+            continue
+        if unfit is not None:
+            ledger.fail(number, unfit)
+            log.emit(TrialBroke(number=number, attempt=attempt, reason=unfit, is_final=True))
+            continue
+        if verdict is None and (not seen or seen[-1].stopped_by is None):
+            continue
+        if is_adapter_damaged(run_dir, number, attempt):
+            log.emit(
+                Warned(text=f"trial {number} runs again: {folder / 'adapter'} is not what it saved")
+            )
+            continue
+        with suppress(LostAdapterError):  # then it runs again
+            outcome = conclude_attempt(
+                ledger,
+                run_dir,
+                number,
+                attempt,
+                seen,
+                trial,
+                verdict,
+                duration_s=seen[-1].seconds,
+            )
+            log.emit(TrialEnded(number=number, outcome=outcome, adopted=True))
+
+
+def _replayed(
+    ledger: Ledger, run_dir: Path, number: int, attempt: int, trial: TrialConfig
+) -> tuple[list[Probe], GuardVerdict | None, str | None]:
+    """An attempt's committed probes up to the one that ended it, the verdict on that, and why it is no probe.
+
+    Raises:
+        FileError: If its history is damaged.
+    """
+    seen: list[Probe] = []
+    for probe in committed_probes(run_dir / attempt_folder(number, attempt)):
+        unfit = probe_problem(probe, trial.selection)
+        if unfit is not None:
+            return seen, None, unfit
+        seen.append(probe)
+        verdict = ledger.report(number, attempt, seen)
+        if verdict is not None or probe.stopped_by is not None:
+            return seen, verdict, None
+    return seen, None, None
 
 
 def conclude_attempt(

@@ -6,13 +6,13 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from core.errors import UserError
+from core.errors import FileError, UserError
 from core.model.source import public_name
 from core.store.durable import commit_text, commit_yaml
 from core.training.lora_format import CONFIG_FILE, WEIGHTS_FILE, SavedLora
 from tuning.card import Reduced, model_card
 from tuning.files import paths_changed, read_yaml
-from tuning.records import TrialRecord, attempt_folder
+from tuning.records import TrialRecord, attempt_folder, is_adapter_damaged
 from tuning.run import Run
 
 _MODEL_FILE = "config.json"
@@ -22,7 +22,7 @@ def exportable(run: Run, trial: TrialRecord) -> Path:
     """Folder of what a trial saved.
 
     Raises:
-        UserError: If it saved nothing, or its files are gone.
+        UserError: If it saved nothing, or its files are gone or damaged.
     """
     if trial.adapter is None:
         raise UserError(
@@ -34,6 +34,9 @@ def exportable(run: Run, trial: TrialRecord) -> Path:
         raise UserError(
             f"{source}: the adapter is not there; was the run copied without its trials?"
         )
+    if is_adapter_damaged(run.path, trial.number, trial.attempt):
+        problem = "is not what the trial saved (its checksum differs); restore it from a copy, or take another trial"
+        raise FileError(str(source / WEIGHTS_FILE), problem)
     return source
 
 

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from core.config import describe_problems
 from core.errors import ConfigError, FileError
+from core.store.durable import refuse_broken_seal
 from core.store.texts import read_text
 from tuning import strict_yaml
 from tuning.config import SweepSpec
@@ -84,7 +85,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """A mapping from a YAML file: safe loader, no duplicate keys, at most 1 MiB.
 
     Raises:
-        ConfigError: If the file is missing, too large, or no such mapping.
+        ConfigError: If the file is missing, too large, or no such mapping; or a record of ours that has changed.
     """
     if not path.is_file():
         absent = "file does not exist; check the path"
@@ -93,6 +94,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(str(path), [f"file exceeds {MAX_FILE_BYTES} bytes; it is no sweep file"])
     try:
         text = read_text(path)
+        refuse_broken_seal(text, where=str(path))
         values, duplicates = strict_yaml.load(text, allows_aliases=True)
     except FileError as err:
         place = f"line {err.line}: " if err.line else ""

@@ -13,6 +13,7 @@ from optuna.pruners import BasePruner
 from optuna.trial import FrozenTrial
 
 from core.config import RetainGuardConfig, SelectionConfig
+from core.errors import FileError, in_a_line
 from core.measuring.selection import (
     GuardVerdict,
     Probe,
@@ -23,6 +24,7 @@ from core.measuring.selection import (
 from core.store.durable import finite
 from tuning.config import PruningSpec, RankingName
 from tuning.copies import Shown
+from tuning.records import LEDGER_FILE
 
 ATTEMPT = "attempt"
 """User attribute: number of the current attempt at a trial."""
@@ -63,12 +65,20 @@ class Decision:
 
     @classmethod
     def read(cls, plain: Mapping[str, Any]) -> "Decision":
-        """From the record."""
-        found = plain["verdict"]
-        if found is not None:
-            numbers = {name: float(found[name]) for name in ("value", "limit")}
-            found = GuardVerdict(**(found | numbers))
-        return cls(verdict=found, rungs=plain["rungs"])
+        """From the record.
+
+        Raises:
+            FileError: If it is none: the ledger is damaged.
+        """
+        try:
+            found = plain["verdict"]
+            if found is not None:
+                numbers = {name: float(found[name]) for name in ("value", "limit")}
+                found = GuardVerdict(**(found | numbers))
+            return cls(verdict=found, rungs=plain["rungs"])
+        except (KeyError, TypeError, ValueError) as err:
+            problem = f"a decision on a trial cannot be read ({in_a_line(err)}); restore the file from a copy"
+            raise FileError(LEDGER_FILE, problem) from err
 
 
 def decisions(trial: FrozenTrial, attempt: int) -> dict[int, Decision]:

@@ -15,8 +15,9 @@ from typing import Any, Literal, get_args
 
 from core.data.counts import Counts
 from core.errors import UserError, in_a_line
-from core.store.durable import read_lines
+from core.store.durable import checksum, read_lines
 from core.store.locks import try_lock
+from core.training.lora_format import WEIGHTS_FILE
 from tuning.data_words import read_counts
 
 LEDGER_FILE = "ledger.db"
@@ -212,6 +213,17 @@ def read_history(run_dir: Path, number: int, attempt: int) -> list[dict[str, Any
     """History lines of an attempt, the untouched model's first; none if it has none."""
     path = run_dir / attempt_folder(number, attempt) / "history.jsonl"
     return [as_numbers(line) for line in read_lines(path)]
+
+
+def is_adapter_damaged(run_dir: Path, number: int, attempt: int) -> bool:
+    """Whether an attempt's adapter is another file than the one that its best probe saved.
+
+    Where no checksum was recorded, as in older runs and of whole models, it is taken for sound.
+    """
+    sums = [line.get("adapter_sha256") for line in read_history(run_dir, number, attempt)]
+    saved = next((found for found in reversed(sums) if found is not None), None)
+    weights = run_dir / attempt_folder(number, attempt) / "adapter" / WEIGHTS_FILE
+    return saved is not None and weights.is_file() and checksum(weights) != saved
 
 
 def is_driven(run_dir: Path) -> bool:

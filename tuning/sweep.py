@@ -14,7 +14,7 @@ from ray import tune
 from core.errors import UserError
 from core.store import upkeep
 from core.store.ballast import Ballast
-from core.store.durable import commit_yaml
+from core.store.durable import commit_sealed_yaml
 from tuning import records
 from tuning.bridge import (
     Dispatcher,
@@ -88,7 +88,9 @@ def run_sweep(
                 noted = {} if place is None else place.plain()
                 name = "" if file is None else str(file.resolve())
                 facts = replace(facts, file=name, evaluation=untouched, ledger=noted)
-                commit_yaml(run_dir / records.SPEC_FILE, {"sweep": spec.plain(), **asdict(facts)})
+                commit_sealed_yaml(
+                    run_dir / records.SPEC_FILE, {"sweep": spec.plain(), **asdict(facts)}
+                )
                 create_study(run_dir, spec, place=place)
                 with begun_run(run_dir, place) as lease, driver_log(run_dir):
                     ledger = opened_ledger(

@@ -23,7 +23,8 @@ from core.measuring.selection import (
 )
 from core.metrics.intervals import Sums
 from core.metrics.probes import MEASURED, degradation, level
-from core.store.durable import append_line, commit_lines, read_lines
+from core.store.durable import append_line, checksum, commit_lines, read_lines
+from core.training.lora_format import WEIGHTS_FILE
 from core.training.resuming import Reached
 
 
@@ -37,7 +38,8 @@ class History:
     choices), one number for each row. The line of step 0, the untouched model, has ``tokens``, too, and the
     rows of ``target`` and ``unseen``; and the extent to which the trial is measured. The line of a probe that
     was scaled back onto the target has the ``metrics``, ``intervals`` and ``rows`` measured there as
-    ``landed``.
+    ``landed``. The line of a probe whose adapter was saved has the checksum of its weights, as
+    ``adapter_sha256``.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class History:
         self._selection, self._before = selection, before
         self._baseline = {name: level(sums) for name, sums in before.items()}
         self._path = None if folder is None else folder / "history.jsonl"
+        self._weights = None if folder is None else folder / "adapter" / WEIGHTS_FILE
         self._extent, self._started, self._warmup_steps = extent, started, warmup_steps
         self._probes: list[Probe] = []
         self._resumed_at: int | None = None
@@ -252,8 +255,8 @@ class History:
         return best_probe(self._probes, self._selection)
 
     def commit(self, probe: Probe) -> None:
-        """Put the probe's line on disk."""
-        if self._path is None:
+        """Put the probe's line on disk; its adapter, if it is the best, is there before."""
+        if self._path is None or self._weights is None:
             return
         is_best = self.is_best(probe)
         line: dict[str, Any] = {
@@ -271,6 +274,8 @@ class History:
             line["resumed_at"] = probe.resumed_at
         if self._sums and (is_best or self.best is None):
             line["rows"] = _plain_rows(self._sums)
+        if is_best and self._weights.is_file():
+            line["adapter_sha256"] = checksum(self._weights)
         if probe.landed is not None:
             line["landed"] = {
                 "metrics": dict(probe.landed.metrics),

@@ -1,9 +1,12 @@
 """Durable files: written beside, synced, renamed, and the folder synced, so that a crash leaves old or new."""
 
+import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,9 @@ import yaml
 from core.errors import FileError
 from core.store.texts import parse_json, read_text
 
+_YAML_SEAL = "# sha256 of what follows: "
+_CHANGED = "is not what was written (its checksum differs); restore the file from a copy"
+_SEAL = re.compile(r',? ?"crc32": (\d+)\}$')
 _TAIL = 1 << 12  # bytes of a file's end that are read at a time
 
 
@@ -72,8 +78,33 @@ def commit_json(path: Path, value: Mapping[str, Any]) -> None:
 
 def commit_yaml(path: Path, value: Mapping[str, Any], *, header: str = "") -> None:
     """Commit ``value`` as YAML in the order of its keys, below ``header`` lines."""
-    text = header + yaml.safe_dump(dict(value), sort_keys=False, allow_unicode=True, width=100)
-    commit_text(path, text)
+    commit_text(path, header + _yaml(value))
+
+
+def commit_sealed_yaml(path: Path, value: Mapping[str, Any]) -> None:
+    """Commit ``value`` as YAML below a checksum of it: half of such a file may be a whole one with another meaning."""
+    text = _yaml(value)
+    commit_text(path, f"{_YAML_SEAL}{_sha256(text)}\n{text}")
+
+
+def refuse_broken_seal(text: str, *, where: str) -> None:
+    """Refuse what :func:`commit_sealed_yaml` wrote, if it has changed; text without a checksum passes.
+
+    Raises:
+        FileError: If it has.
+    """
+    first, _, rest = text.partition("\n")
+    if first.startswith(_YAML_SEAL) and first.removeprefix(_YAML_SEAL) != _sha256(rest):
+        raise FileError(where, f"what follows {_CHANGED}", 1)
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _yaml(value: Mapping[str, Any]) -> str:
+    text: str = yaml.safe_dump(dict(value), sort_keys=False, allow_unicode=True, width=100)
+    return text
 
 
 def commit_lines(path: Path, values: Iterable[Mapping[str, Any]]) -> None:
@@ -94,14 +125,15 @@ def append_line(path: Path, value: Mapping[str, Any], *, synced: bool = True) ->
     Args:
         path: The file.
         value: The line.
-        synced: Wait until the disk has it; without, a kill loses nothing, but a power cut may.
+        synced: Wait until the disk has it, and give the line a checksum of what stands before it, as ``crc32``;
+            without, a kill loses nothing, but a power cut may.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     is_new = not path.exists()
     if not is_new:
         _cut_torn_line(path)
     with path.open("a", encoding="utf-8") as file:
-        file.write(_line(value))
+        file.write(_line(value, sealed=synced))
         file.flush()
         if synced:
             os.fsync(file.fileno())
@@ -113,13 +145,13 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """The complete JSON lines of ``path``; an unfinished last line is left out.
 
     Raises:
-        FileError: If the file cannot be read or is damaged.
+        FileError: If the file cannot be read or is damaged; of a line with a checksum any changed byte is damage.
     """
     if not path.exists():
         return []
     whole, _, _ = read_text(path).rpartition("\n")
     lines = enumerate(whole.split("\n"), start=1)
-    found = [parse_json(line, where=str(path), line=number) for number, line in lines if line]
+    found = [_read_line(line, path, number) for number, line in lines if line]
     for number, value in enumerate(found, start=1):
         if not isinstance(value, dict):
             raise FileError(
@@ -127,6 +159,12 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
                 f"record {number}: an object is expected, got {value!r}; restore the file from a copy",
             )
     return found
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def finite(value: Any) -> Any:
@@ -143,8 +181,22 @@ def finite(value: Any) -> Any:
     return value
 
 
-def _line(value: Mapping[str, Any]) -> str:
-    return json.dumps(finite(value), allow_nan=False) + "\n"
+def _line(value: Mapping[str, Any], *, sealed: bool = True) -> str:
+    text = json.dumps(finite(value), allow_nan=False)
+    if sealed:
+        comma = ", " if value else ""
+        text = f'{text[:-1]}{comma}"crc32": {zlib.crc32(text.encode())}}}'
+    return text + "\n"
+
+
+def _read_line(line: str, path: Path, number: int) -> Any:
+    """The value of a line, without its checksum, if it has one."""
+    seal = _SEAL.search(line)
+    text = line if seal is None else line[: seal.start()] + "}"
+    value = parse_json(text, where=str(path), line=number)
+    if seal is not None and zlib.crc32(text.encode()) != int(seal[1]):
+        raise FileError(str(path), _CHANGED, number)
+    return value
 
 
 def _cut_torn_line(path: Path) -> None:

@@ -9,7 +9,17 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.store.durable import append_line, commit, commit_json, commit_yaml, finite, read_lines
+from core.errors import FileError
+from core.store.durable import (
+    append_line,
+    commit,
+    commit_json,
+    commit_sealed_yaml,
+    commit_yaml,
+    finite,
+    read_lines,
+    refuse_broken_seal,
+)
 
 
 def test_a_committed_file_replaces_the_old_one(tmp_path: Path) -> None:
@@ -88,12 +98,54 @@ def test_yaml_keeps_the_order_below_its_header(tmp_path: Path) -> None:
     assert yaml.safe_load(text) == {"z": 1, "a": "ä"}
 
 
+def test_a_sealed_file_that_lost_its_end_is_refused_though_the_rest_is_yaml(tmp_path: Path) -> None:
+    path = tmp_path / "spec.yaml"
+    commit_sealed_yaml(path, {"name": "a", "seed": 7})
+    whole = path.read_text(encoding="utf-8")
+    refuse_broken_seal(whole, where="spec.yaml")
+    refuse_broken_seal("name: a\n", where="a file of another's")
+    assert yaml.safe_load(whole) == {"name": "a", "seed": 7}
+    cut = whole.removesuffix("seed: 7\n")
+    assert yaml.safe_load(cut) == {"name": "a"}
+    with pytest.raises(FileError, match=r"spec.yaml:1: what follows is not what was written"):
+        refuse_broken_seal(cut, where="spec.yaml")
+
+
 def test_appended_lines_read_back_in_order(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "history.jsonl"
     assert read_lines(path) == []
     append_line(path, {"step": 0})
     append_line(path, {"step": 1, "value": math.nan})
     assert read_lines(path) == [{"step": 0}, {"step": 1, "value": "nan"}]
+
+
+LINE = {"step": 1, "metrics": {"forget_nll": 1.5}, "reason": 'a "quoted" }'}
+
+
+@given(bit=st.integers(0, 7), place=st.floats(0.0, 1.0, exclude_max=True))
+def test_a_flipped_bit_of_a_synced_line_is_damage_or_changes_nothing(
+    tmp_path_factory: pytest.TempPathFactory, bit: int, place: float
+) -> None:
+    path = tmp_path_factory.mktemp("flipped") / "history.jsonl"
+    append_line(path, LINE)
+    content = bytearray(path.read_bytes())
+    content[int(place * len(content))] ^= 1 << bit
+    path.write_bytes(content)
+    try:
+        found = read_lines(path)
+    except FileError as err:
+        assert str(err).startswith(f"{path}:")
+    else:  # the bit was of the checksum's name, or of the line's end
+        assert not found or found[0].items() >= LINE.items()
+
+
+def test_a_changed_value_in_a_synced_line_is_named_with_the_line(tmp_path: Path) -> None:
+    path = tmp_path / "history.jsonl"
+    append_line(path, {"step": 1})
+    append_line(path, {"step": 2, "value": 0.25})
+    path.write_text(path.read_text("utf-8").replace("0.25", "0.85"), encoding="utf-8")
+    with pytest.raises(FileError, match=r":2: is not what was written \(its checksum differs\)"):
+        read_lines(path)
 
 
 @pytest.mark.parametrize("torn", ['{"st', '{"step": 2}', ""])

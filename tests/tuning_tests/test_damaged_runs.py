@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from command_line import Command, is_refused
 
+from core.store.durable import append_line, checksum
 from tuning.records import LEDGER_FILE, SPEC_FILE, attempt_folder
 from tuning.run import Run
 
@@ -106,6 +107,22 @@ def test_a_damaged_adapter_is_not_exported(
     (folder / "adapter_config.json").write_bytes(content)
     done = tune("export", sample_run.path, "--trial", "0", "--out", "out")
     is_refused(done, f"error: {folder / 'adapter_config.json'}{said}")
+    assert not Path("out").exists()
+
+
+def test_an_adapter_that_is_not_what_the_trial_saved_is_not_exported(
+    tune: Command, sample_run: Run
+) -> None:
+    (record,) = (t for t in sample_run.trials if t.number == 0)
+    assert record.adapter is not None
+    weights = sample_run.path / record.adapter / "adapter_model.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"saved")
+    line = {"step": 6, "metrics": {}, "adapter_sha256": checksum(weights)}
+    append_line(sample_run.path / attempt_folder(0, 1) / "history.jsonl", line)
+    weights.write_bytes(b"sawed")
+    done = tune("export", sample_run.path, "--trial", "0", "--out", "out")
+    is_refused(done, f"error: {weights}: is not what the trial saved (its checksum differs)")
     assert not Path("out").exists()
 
 
