@@ -98,5 +98,12 @@ class NothingToForgetError(DataError):
     """The forget set does not stand out from the approximate set, so there is no target to reach."""
 
 
+class EndedError(Exception):
+    """What the world did keeps a run from going on: nothing finished is lost, and the message says how to go on.
+
+    The command line prints it without a traceback, exit status 4.
+    """
+
+
 class IntegrityError(Exception):
     """Something that must never change did: base weights, a committed file, a recorded hash."""

@@ -192,10 +192,23 @@ TUNING: Layers = {
         "tuning/validate.py",
     ),
     "failures": ("tuning/failures.py",),
+    "storage": (
+        "tuning/storage/__init__.py",
+        "tuning/storage/address.py",
+        "tuning/storage/backup.py",
+        "tuning/storage/claims.py",
+        "tuning/storage/home.py",
+        "tuning/storage/keeping.py",
+        "tuning/storage/patience.py",
+        "tuning/storage/recovery.py",
+        "tuning/storage/snapshots.py",
+        "tuning/storage/store.py",
+    ),
     "trial on Ray": (
         "tuning/handing_out.py",
         "tuning/packing.py",
         "tuning/shared_folder.py",
+        "tuning/storage/nodes.py",
         "tuning/trainable.py",
     ),
     "ranks apart from trials": (

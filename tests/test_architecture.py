@@ -44,6 +44,7 @@ DOORS: Mapping[str, frozenset[str]] = {
             "cluster",
             "shared_folder",
             "handing_out",
+            "storage/nodes",
         )
     ),
     "optuna": frozenset(
@@ -51,8 +52,9 @@ DOORS: Mapping[str, frozenset[str]] = {
         for n in ("copies", "importance", "ledger", "samplers", "pruning", "proposals")
     ),
     "optuna_dashboard": frozenset({"tuning/dashboard.py"}),
+    "pyarrow.fs": frozenset({"tuning/storage/store.py"}),
     "tensorboardX": frozenset({"tuning/tensorboard.py"}),
-    "sqlite3": frozenset({"tuning/dashboard.py", "tuning/ledger.py", "tuning/records.py"}),
+    "sqlite3": frozenset({"tuning/ledger.py", "tuning/records.py"}),
     "plotly": frozenset(f"tuning/plots/drawing/{n}.py" for n in DRAWINGS),
     "matplotlib": frozenset(f"tuning/plots/drawing/{n}.py" for n in DRAWINGS),
     "deepspeed": frozenset({"core/training/engine.py", "core/training/ranks.py"}),

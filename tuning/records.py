@@ -23,6 +23,8 @@ LEDGER_FILE = "ledger.db"
 SPEC_FILE = "spec.yaml"
 LOCK_FILE = "driver.lock"
 EVENTS_FILE = "events.jsonl"
+STORAGE_FILE = "storage.json"
+"""Where the run's copy is, and the claim on it of the driver that worked in the folder last."""
 
 TrialState = Literal["COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING"]
 Ending = Literal["done", "no_feasible", "failed"]
@@ -238,6 +240,30 @@ def read_ledger(ledger: Path) -> tuple[tuple[TrialRecord, ...], DriverFacts]:
         raise _unread(ledger, err) from err
     except (ValueError, TypeError, KeyError, AttributeError) as err:  # what a row of it holds
         raise _unread(ledger, err) from err
+
+
+def copy_ledger(ledger: Path, target: Path) -> None:
+    """Copy the ledger as it stands between two writes, also while a driver writes it; over an earlier copy, too.
+
+    Args:
+        ledger: The ledger.
+        target: The copy.
+
+    Raises:
+        UserError: If the ledger cannot be read, or the copy not be written.
+    """
+    try:
+        with (
+            closing(sqlite3.connect(f"{ledger.resolve().as_uri()}?mode=ro", uri=True)) as database,
+            closing(sqlite3.connect(target)) as copy,
+        ):
+            database.execute("PRAGMA busy_timeout = 60000")
+            copy.execute("PRAGMA synchronous = OFF")  # it is put elsewhere, and then deleted
+            database.backup(copy)
+    except sqlite3.Error as err:
+        raise UserError(
+            f"{ledger}: the ledger cannot be copied: {in_a_line(err)}; see that its disk is healthy and has room"
+        ) from err
 
 
 def _unread(ledger: Path, err: Exception) -> UserError:
