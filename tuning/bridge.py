@@ -8,8 +8,8 @@ crash could lose.
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,11 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from core.config import TrialConfig
-from core.errors import ConfigError
+from core.errors import ConfigError, EndedError
 from core.measuring.selection import GuardVerdict, Probe
 from core.store.durable import commit_json, commit_yaml, finite, read_lines
 from tuning.config import Choice, SweepSpec
-from tuning.events import EventLog, TrialBegan, TrialBroke, TrialEnded, TrialProbed, Warned
+from tuning.events import Event, EventLog, TrialBegan, TrialBroke, TrialEnded, TrialProbed, Warned
 from tuning.failures import (
     FAILURE_FILE,
     Failure,
@@ -40,11 +40,18 @@ from tuning.objective import Outcome, conclude
 from tuning.packing import PACK
 from tuning.records import attempt_folder
 from tuning.space import bind
+from tuning.storage.home import Home
+from tuning.storage.keeping import InPlace, Keeper
+from tuning.storage.store import StorageError
 from tuning.trainable import PROBE
 
 SAVED_LAST = ("adapter_model.safetensors", "config.json")
 """What a saved adapter, or a whole model, has when it is complete."""
 NUMBER = "number"
+_LAST_WAIT_S = 20.0
+"""How long a sweep that is being ended waits for the storage; the run folder has all of it, too."""
+TRIAL_FILE, RESULT_FILE = "trial.yaml", "result.json"
+"""What the driver writes of an attempt: its configuration, and how it ended."""
 
 
 class LostAdapterError(Exception):
@@ -69,10 +76,15 @@ class Assignment:
     number: int
     attempt: int
     trial: TrialConfig
-    folder: Path
+    home: Home
     probes: list[Probe] = field(default_factory=list)
     verdict: GuardVerdict | None = None
     began: float = field(default_factory=time.monotonic)
+
+    @property
+    def folder(self) -> Path:
+        """Its folder in the run folder."""
+        return self.home.folder
 
 
 class Dispatcher:
@@ -88,6 +100,7 @@ class Dispatcher:
         target: int,
         concurrent: int = 1,
         needs: str = "",
+        keeper: Keeper | None = None,
     ) -> None:
         """Plan to bring ``ledger`` to ``target`` trials; interrupted trials come first.
 
@@ -99,6 +112,7 @@ class Dispatcher:
             target: Trials of the whole sweep.
             concurrent: Trials at the same time, until memory is not enough for them.
             needs: What a rank was estimated to need, for messages about memory.
+            keeper: Keeps the run, so that nothing acknowledged is lost; in its folder alone if absent.
         """
         self._spec, self._run_dir, self._ledger, self._log = spec, run_dir, ledger, log
         points = ledger.n_points()
@@ -110,14 +124,21 @@ class Dispatcher:
         self._lowered = -math.inf
         self._halves_batches = "micro_batch" in done
         self._needs = needs
+        self._keeper = keeper or InPlace(run_dir)
+        self._unacknowledged: list[tuple[int, Event]] = []
         self.is_interrupted = False
+        self.ended_by: Exception | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune writes snapshots of what it is given, and nobody reads them."""
         return {}
 
     def next(self) -> Assignment | None:
-        """What to run next, or ``None`` if nothing is left to begin now."""
+        """What to run next, or ``None`` if nothing is left to begin now.
+
+        A trial begins only when it is kept that it did: whatever its ranks commit belongs to a trial that is known.
+        """
+        self.acknowledge()
         while not self.is_interrupted and len(self._assigned) < self._at_a_time:
             if self._waiting:
                 number, params = self._waiting.pop(0)
@@ -127,7 +148,8 @@ class Dispatcher:
                 return None
             trial = self._bound(number, params)
             if trial is not None:
-                return self._begin(number, params, trial)
+                with self._ended_by_storage():
+                    return self._begin(number, params, trial)
         return None
 
     def _bound(self, number: int, params: dict[str, Choice]) -> TrialConfig | None:
@@ -145,6 +167,33 @@ class Dispatcher:
         if self.is_interrupted:
             return True
         return not self._waiting and not self._assigned and self._ledger.n_begun() >= self._target
+
+    def acknowledge(self) -> None:
+        """Say of the trials that ended what is kept by now."""
+        with self._ended_by_storage():
+            while self._unacknowledged and self._keeper.is_kept(self._unacknowledged[0][0]):
+                self._log.emit(self._unacknowledged.pop(0)[1])
+
+    def ends_now(self) -> bool:
+        """Whether a signal or the storage ends the sweep; asked at every turn."""
+        self.acknowledge()
+        return self.is_interrupted
+
+    def acknowledge_all(self) -> None:
+        """Say of all trials that ended what is kept: all of it, unless the sweep is being ended."""
+        until = time.monotonic() + _LAST_WAIT_S
+        with self._ended_by_storage():
+            self._keeper.secure(unless=lambda: self.is_interrupted and time.monotonic() > until)
+        self.acknowledge()
+
+    @contextmanager
+    def _ended_by_storage(self) -> Iterator[None]:
+        """Within the context an error of the storage ends the sweep as a signal would: nothing more is begun."""
+        try:
+            yield
+        except (StorageError, EndedError) as err:
+            self.ended_by = self.ended_by or err
+            self.is_interrupted = True
 
     def take(self, number: int, probe: Probe) -> bool:
         """Record a probe; returns whether the trial ends with it."""
@@ -166,6 +215,11 @@ class Dispatcher:
         )
         if not ended:
             return
+        duration_s = round(time.monotonic() - assignment.began, 1)
+        with self._ended_by_storage():
+            self._keeper.collect(number, assignment.attempt)
+        if self.ended_by is not None:
+            return  # what its ranks committed is there for the next driver
         try:
             outcome = conclude_attempt(
                 self._ledger,
@@ -175,21 +229,33 @@ class Dispatcher:
                 assignment.probes,
                 assignment.trial,
                 assignment.verdict,
-                duration_s=round(time.monotonic() - assignment.began, 1),
+                duration_s=duration_s,
             )
         except LostAdapterError as err:
             self._give_up(number, assignment.attempt, str(err))
             return
-        self._log.emit(TrialEnded(number=number, outcome=outcome))
+        self._promise(TrialEnded(number=number, outcome=outcome), assignment, RESULT_FILE)
+
+    def _promise(self, event: Event, assignment: Assignment, file: str) -> None:
+        """Tell of a trial once it is kept what the ledger and a file of the attempt say of it."""
+        name = f"{attempt_folder(assignment.number, assignment.attempt)}/{file}"
+        self._unacknowledged.append((self._keeper.promise(name), event))
+        self.acknowledge()
 
     def _give_up(self, number: int, attempt: int, reason: str) -> None:
         self._ledger.fail(number, reason)
-        self._log.emit(TrialBroke(number=number, attempt=attempt, reason=reason, is_final=True))
+        event = TrialBroke(number=number, attempt=attempt, reason=reason, is_final=True)
+        self._unacknowledged.append((self._keeper.promise(), event))
+        self.acknowledge()
 
     def broke(self, number: int) -> None:
         """An attempt ended with an error: try again, or give up with the reason."""
         assignment = self._assigned.pop(number, None)
         if assignment is None or self.is_interrupted:
+            return
+        with self._ended_by_storage():
+            self._keeper.collect(number, assignment.attempt)
+        if self.ended_by is not None:
             return
         failure = read_failure(assignment.folder)
         reason, is_final = failure.reason, failure.is_user_error
@@ -205,9 +271,10 @@ class Dispatcher:
         else:
             params = {n: p for n, p, _ in self._ledger.running()}[number]
             self._waiting.append((number, params))
-        self._log.emit(
-            TrialBroke(number=number, attempt=assignment.attempt, reason=reason, is_final=is_final)
+        event = TrialBroke(
+            number=number, attempt=assignment.attempt, reason=reason, is_final=is_final
         )
+        self._promise(event, assignment, FAILURE_FILE)
 
     def _explained(self, failure: Failure) -> str:
         return f"{failure.reason} ({self._needs})" if self._needs else failure.reason
@@ -231,31 +298,46 @@ class Dispatcher:
         self._log.emit(Warned(text=f"trial {assignment.number} ran out of memory: {instead}"))
         return True
 
-    def _begin(self, number: int, params: dict[str, Choice], trial: TrialConfig) -> Assignment:
+    def _begin(
+        self, number: int, params: dict[str, Choice], trial: TrialConfig
+    ) -> Assignment | None:
+        """Begin an attempt; ``None`` if a signal came before it was kept."""
         attempt = self._ledger.begin_attempt(number)
-        folder = (
-            self._run_dir / attempt_folder(number, attempt)
-        ).resolve()  # Tune changes directories
+        home = self._keeper.home(number, attempt)
         if self._halves_batches:
             trial = halved(trial) or trial
-        commit_yaml(folder / "trial.yaml", trial.model_dump(mode="json"))
-        assignment = Assignment(number=number, attempt=attempt, trial=trial, folder=folder)
+        commit_yaml(home.folder / TRIAL_FILE, trial.model_dump(mode="json"))
+        file = f"{attempt_folder(number, attempt)}/{TRIAL_FILE}"
+        if not self._keeper.secure(file, unless=lambda: self.is_interrupted):
+            return None
+        assignment = Assignment(number=number, attempt=attempt, trial=trial, home=home)
         self._assigned[number] = assignment
         self._log.emit(TrialBegan(number=number, attempt=attempt, params=dict(params)))
         return assignment
 
 
-def reconcile(spec: SweepSpec, run_dir: Path, ledger: Ledger, log: EventLog) -> None:
+def reconcile(
+    spec: SweepSpec, run_dir: Path, ledger: Ledger, log: EventLog, *, keeper: Keeper | None = None
+) -> None:
     """Adopt what interrupted trials committed before their driver died.
 
     The committed history of each running trial is replayed through guard and pruner. A trial that had
     ended, or would have been stopped, is told; the others run again under the same number.
+
+    Args:
+        spec: The sweep.
+        run_dir: Its folder.
+        ledger: Its study.
+        log: Where events go.
+        keeper: Knows where attempts committed; in the run folder if absent.
     """
+    keeper = keeper or InPlace(run_dir)
     ledger.finish_births()
     for number, params, attempt in ledger.running():
         if attempt == 0:
             continue
         trial = bind(spec, params, where=f"trial {number}")
+        keeper.collect(number, attempt)
         folder = run_dir / attempt_folder(number, attempt)
         seen: list[Probe] = []
         verdict: GuardVerdict | None = None
@@ -274,6 +356,7 @@ def reconcile(spec: SweepSpec, run_dir: Path, ledger: Ledger, log: EventLog) -> 
                         verdict,
                         duration_s=probe.seconds,
                     )
+                    keeper.secure(f"{attempt_folder(number, attempt)}/{RESULT_FILE}")
                     log.emit(TrialEnded(number=number, outcome=outcome, adopted=True))
                 break
 
@@ -329,7 +412,7 @@ def conclude_attempt(
         "adapter": adapter,
         "duration_s": duration_s,
     }
-    commit_json(run_dir / folder / "result.json", finite(record))
+    commit_json(run_dir / folder / RESULT_FILE, finite(record))
     ledger.finish(number, outcome, adapter=adapter, duration_s=duration_s)
     return outcome
 
@@ -363,7 +446,7 @@ class LedgerSearcher(Searcher):
         config = {
             NUMBER: assignment.number,
             "trial": assignment.trial,
-            "folder": str(assignment.folder),
+            "home": assignment.home,
             "resources": self._resources,
             "handed_out": self._handed_out,
         }

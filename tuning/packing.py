@@ -10,7 +10,6 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -20,6 +19,7 @@ from core.config import TrialConfig
 from core.measuring.selection import Probe
 from core.model.machine import oom_kills
 from tuning.config import ResourcesSpec
+from tuning.storage.home import Home, Workplace
 from tuning.trainable import ProbedTrial, Rank, log_of, record_failure, start_rank
 
 logger = logging.getLogger(__name__)
@@ -100,11 +100,15 @@ class PackRank(Rank):
         from core.worker import SideBySide
 
         self._logs: dict[int, logging.FileHandler] = {}
+        self._workplaces: dict[int, Workplace] = {}
         self._trials = SideBySide(like, n_slots=n_slots, group=self._group, warm=self._warm)
 
-    def begin_in(self, slot: int, config: TrialConfig, folder: Path) -> None:
+    def begin_in(self, slot: int, config: TrialConfig, home: Home) -> None:
         """Begin a trial in a slot that is free."""
+        folder = home.folder
         if self._group.is_first:
+            self._workplaces[slot] = home.enter()
+            folder = self._workplaces[slot].folder
             self._logs[slot] = log_of(folder)
             logger.setLevel(logging.INFO)
         self._trials.begin(slot, config, folder=folder)
@@ -112,13 +116,18 @@ class PackRank(Rank):
     def go_on(self, slot: int) -> Probe | None:
         """Bring a trial to its next probe, or to where it waits for a step."""
         with self._logged(slot):
+            workplace = self._workplaces.get(slot)
             try:
                 probe = self._trials.go_on(slot)
+                if probe is not None:
+                    logger.info("step %d after %.1f s", probe.step, probe.seconds)
+                    if workplace is not None:
+                        workplace.commit()
             except BaseException:
                 logger.exception("trial broke")
+                if workplace is not None:
+                    workplace.commit_last()
                 raise
-            if probe is not None:
-                logger.info("step %d after %.1f s", probe.step, probe.seconds)
             return probe
 
     def step(self) -> None:
@@ -127,10 +136,14 @@ class PackRank(Rank):
 
     def end(self, slot: int) -> None:
         """End the trial of a slot, which verifies the base weights."""
-        self._trials.end(slot)
-        log = self._logs.pop(slot, None)
-        if log is not None:
-            log.close()
+        log, workplace = self._logs.pop(slot, None), self._workplaces.pop(slot, None)
+        try:
+            self._trials.end(slot)
+        finally:
+            if log is not None:
+                log.close()
+            if workplace is not None:
+                workplace.leave()
 
     @contextmanager
     def _logged(self, slot: int) -> Iterator[None]:
@@ -161,7 +174,7 @@ class PackHost:
         self._at_work = asyncio.Lock()
         self._driving: asyncio.Task[None] | None = None
 
-    async def begin(self, name: str, config: TrialConfig, folder: Path) -> None:
+    async def begin(self, name: str, config: TrialConfig, home: Home) -> None:
         """Begin a trial; ranks are started with the first."""
         async with self._at_work:
             if not self._ranks:
@@ -170,7 +183,7 @@ class PackHost:
             if not free:
                 raise RuntimeError("the pack has no free slot")
             slot = min(free)
-            await self._on_all("begin_in", slot, config, folder)
+            await self._on_all("begin_in", slot, config, home)
             self._slots[name] = slot
         if self._driving is None:
             self._driving = asyncio.create_task(self._drive())
@@ -291,7 +304,7 @@ class PackedTrial(ProbedTrial):
     def _next_probe(self) -> Probe:
         """Wait for the pack to come to it."""
         if not self._begun:
-            ray.get(self._pack.begin.remote(self._name, self._config, self._folder))
+            ray.get(self._pack.begin.remote(self._name, self._config, self._home))
             self._begun = True
         probe: Probe = ray.get(self._pack.advance.remote(self._name))
         return probe
@@ -315,13 +328,13 @@ class PackedTrial(ProbedTrial):
     def _assign(self, config: dict[str, Any]) -> None:
         self._pack: Any = ray.get_actor(config[PACK])
         self._config: TrialConfig = config["trial"]
-        self._folder = Path(config["folder"])
-        self._name = str(self._folder)
+        self._home: Home = config["home"]
+        self._name = str(self._home.folder)
         self._begun = False
         self._kills_before = oom_kills()
 
     def _record_failure(self, err: Exception) -> None:
-        record_failure(self._folder, err, kernel_killed=oom_kills() > self._kills_before)
+        record_failure(self._home, err, kernel_killed=oom_kills() > self._kills_before)
 
 
 def start_packs(

@@ -57,13 +57,18 @@ _A_GLANCE = 0.01
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """How a driver meets Ray.
+    """How a driver meets Ray, and where its run is kept.
 
     Attributes:
         address: Address of an existing cluster; a Ray of its own on this machine if absent.
+        storage: Address of a storage that holds a copy of the run: a bucket, or a folder that all nodes mount. If
+            absent, the one that the run folder names, or none.
+        takeover: Go on with a stored run though its driver seems to live, which is fenced off.
     """
 
     address: str | None = None
+    storage: str | None = None
+    takeover: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

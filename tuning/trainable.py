@@ -16,10 +16,10 @@ from core.config import EngineConfig, TrialConfig
 from core.errors import UserError, first_line
 from core.measuring.selection import Probe
 from core.model.machine import oom_kills
-from core.store.durable import commit_json
 from tuning.config import ResourcesSpec
 from tuning.failures import FAILURE_FILE, exhausted
 from tuning.handing_out import HandedOut
+from tuning.storage.home import Home, Workplace
 from tuning.surroundings import SPIN
 
 logger = logging.getLogger(__name__)
@@ -42,6 +42,7 @@ class Rank:
         self._meeting: Any = None
         self._group: Any = None
         self._log: logging.FileHandler | None = None
+        self._workplace: Workplace | None = None
 
     def open(self, size: int) -> tuple[str, int]:
         """Open the meeting point of ``size`` ranks on this rank's machine."""
@@ -61,22 +62,30 @@ class Rank:
         local = 0 if os.environ.get("CUDA_VISIBLE_DEVICES") else rank
         self._group = join(rank, size, host, port, engine, local_rank=local)
 
-    def begin(self, config: TrialConfig, folder: Path) -> None:
+    def begin(self, config: TrialConfig, home: Home) -> None:
         """Begin a trial; the one before must be closed."""
         from core.worker import probes
 
+        folder = home.folder
+        if self._group is not None and self._group.is_first:
+            self._workplace = home.enter()
+            folder = self._workplace.folder
         self._log_to(folder)
         logger.info("trial begins in process %d: %s", os.getpid(), folder)
         self._trial = probes(config, folder=folder, group=self._group, warm=self._warm)
 
     def advance(self) -> Probe:
-        """Train up to the next probe."""
+        """Train up to the next probe; what the trial left until then is kept before it is told."""
         try:
             probe: Probe = next(self._trial)
+            logger.info("step %d after %.1f s", probe.step, probe.seconds)
+            if self._workplace is not None:
+                self._workplace.commit()
         except BaseException:
             logger.exception("trial broke")
+            if self._workplace is not None:
+                self._workplace.commit_last()
             raise
-        logger.info("step %d after %.1f s", probe.step, probe.seconds)
         return probe
 
     def call(self, function: Any, argument: Any) -> Any:
@@ -85,6 +94,15 @@ class Rank:
 
     def close(self) -> None:
         """End the trial; frees its engine and adapter."""
+        workplace, self._workplace = self._workplace, None
+        try:
+            self._close()
+        finally:
+            if workplace is not None:
+                self._end_log()
+                workplace.leave()
+
+    def _close(self) -> None:
         if self._trial is not None:
             trial, self._trial = self._trial, None
             trial.close()
@@ -97,13 +115,17 @@ class Rank:
 
     def _log_to(self, folder: Path) -> None:
         """Send this process's log to the trial's ``log.txt``, the first rank's only."""
-        if self._log is not None:
-            logging.getLogger().removeHandler(self._log)
-            self._log.close()
+        self._end_log()
         if self._group is not None and self._group.is_first:
             self._log = log_of(folder)
             logging.getLogger().addHandler(self._log)
             logger.setLevel(logging.INFO)
+
+    def _end_log(self) -> None:
+        if self._log is not None:
+            logging.getLogger().removeHandler(self._log)
+            self._log.close()
+            self._log = None
 
 
 def log_of(folder: Path) -> logging.FileHandler:
@@ -162,7 +184,7 @@ class UnlearningTrial(ProbedTrial):
         if not self._ranks:
             self._ranks = self._start_ranks()
         if not self._begun:
-            self._on_all("begin", self._config, self._folder)
+            self._on_all("begin", self._config, self._home)
             self._begun = True
         probe: Probe = self._on_all("advance")[0]
         return probe
@@ -191,7 +213,7 @@ class UnlearningTrial(ProbedTrial):
         self._config: TrialConfig = config["trial"]
         self._resources: ResourcesSpec = config["resources"]
         self._handed_out: HandedOut | None = config["handed_out"]
-        self._folder = Path(config["folder"])
+        self._home: Home = config["home"]
         self._begun = False
         self._kills_before = oom_kills()
 
@@ -210,21 +232,21 @@ class UnlearningTrial(ProbedTrial):
         return list(ray.get([getattr(rank, method).remote(*args) for rank in self._ranks]))
 
     def _record_failure(self, err: Exception) -> None:
-        record_failure(self._folder, err, kernel_killed=oom_kills() > self._kills_before)
+        record_failure(self._home, err, kernel_killed=oom_kills() > self._kills_before)
 
 
-def record_failure(folder: Path, err: Exception, *, kernel_killed: bool) -> None:
+def record_failure(home: Home, err: Exception, *, kernel_killed: bool) -> None:
     """Commit why an attempt broke, while its error is handled.
 
     Args:
-        folder: The attempt's.
+        home: The attempt's.
         err: As Ray gives it.
         kernel_killed: The kernel has killed a process for want of memory since the attempt began.
     """
     cause = getattr(err, "cause", None) or err
     kind = type(cause).__name__
-    commit_json(
-        folder / FAILURE_FILE,
+    home.leave_word(
+        FAILURE_FILE,
         {
             "kind": kind,
             "message": first_line(cause) if not isinstance(cause, UserError) else str(cause),

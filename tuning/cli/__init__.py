@@ -9,7 +9,7 @@ import io
 import os
 import sys
 
-from core.errors import UserError
+from core.errors import EndedError, UserError
 from core.store.refusal import refusal
 from tuning.cli.application import FAILED, REFUSED, app, say
 from tuning.surroundings import SPIN, begin_in_utf8, without_carriage_returns
@@ -41,6 +41,9 @@ def main() -> None:
     except UserError as err:
         say(f"error: {err}")
         sys.exit(REFUSED)
+    except EndedError as err:
+        say(f"error: {err}")
+        sys.exit(FAILED)
     except OSError as err:
         if err.errno == errno.ENOSPC:
             say(
