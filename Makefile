@@ -11,7 +11,7 @@ TEST_PROCESSES ?= 2
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test parity lint format reference clean
+.PHONY: help setup demo test storage parity lint format reference clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -45,6 +45,9 @@ demo: setup ## sweep the shipped model, or go on where the demo stopped; then be
 
 test: setup ## run the tests, without the model hub
 	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal
+
+storage: setup ## kill a driver on a cluster of three nodes, disk and all, and go on from the storage
+	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/integration/test_cluster_sweep.py -m storage -q
 
 parity: setup ## compare with the numbers of published code, and print the table
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests -k golden --parity -q
