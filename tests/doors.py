@@ -113,7 +113,6 @@ DOORS: Mapping[str, Door] = {
     "ledger": door(
         r"sqlite3\.connect|optuna\.(load_study|create_study)|.*RDBStorage",
         "tuning/copies.py",
-        "tuning/dashboard.py",
         "tuning/database.py",
         "tuning/ledger.py",
         "tuning/records.py",
@@ -122,6 +121,9 @@ DOORS: Mapping[str, Door] = {
     "Ray": door(
         r"ray\.init", "tuning/cluster/spreading.py", "tuning/plan.py",
         tests="doors_tests/test_starting_ray.py",
+    ),
+    "storage": door(
+        r".*FileSystem\.from_uri", "tuning/storage/store.py", tests="doors_tests/test_storages.py"
     ),
     "terminal": door(
         r"Console|print", "tuning/cli/application.py", "tuning/dry_run.py", "tuning/terminal.py",
