@@ -118,12 +118,12 @@ DOORS: Mapping[str, Door] = {
         "tuning/records.py",
         tests="tuning_tests/test_damaged_runs.py",
     ),
+    "storage": door(
+        r".*FileSystem\.from_uri", "tuning/storage/store.py", tests="doors_tests/test_storages.py"
+    ),
     "Ray": door(
         r"ray\.init", "tuning/cluster/spreading.py", "tuning/plan.py",
         tests="doors_tests/test_starting_ray.py",
-    ),
-    "storage": door(
-        r".*FileSystem\.from_uri", "tuning/storage/store.py", tests="doors_tests/test_storages.py"
     ),
     "terminal": door(
         r"Console|print", "tuning/cli/application.py", "tuning/dry_run.py", "tuning/terminal.py",

@@ -78,8 +78,8 @@ def drive(
         bring_if_absent(run_dir, address)
     with keeping(run_dir, address, takeover=True) as keeper:
         commit_yaml(run_dir / SPEC_FILE, {"sweep": spec.plain()})
-        keeper.promise(SPEC_FILE)
         ledger = ledger or Ledger(run_dir, spec, create=not (run_dir / LEDGER_FILE).exists())
+        keeper.promise(SPEC_FILE)
         return _drive(
             spec, run_dir, ledger, keeper, at_once=at_once, up_to=up_to, is_shared=is_shared
         )
@@ -109,6 +109,7 @@ def _drive(
             running.append((assignment.number, work(assignment, spec, is_shared=is_shared)))
         if not running:
             dispatcher.acknowledge_all()
+            dispatcher.raise_error()
             return None
         number, worker = running.pop(0)
         if dispatcher.take(number, next(worker)):

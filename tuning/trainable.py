@@ -107,22 +107,24 @@ class Rank:
 
         One that was asked to end has a checkpoint, and has ended. What it left until then is kept before it is told.
         """
+        with broken_is_kept(self._workplace):
+            reached = self._reached()
+            if self._workplace is not None:
+                self._workplace.commit(is_told=reached is not None)
+            return reached
+
+    def _reached(self) -> Probe | Literal["ended"] | None:
         from core.training.resuming import EndedEarlyError
 
-        turn: Any
-        with broken_is_kept(self._workplace):
-            try:
-                turn = next(self._trial)
-            except EndedEarlyError:
-                turn = "ended"
-            if isinstance(turn, Probe):
-                logger.info("step %d after %.1f s", turn.step, turn.seconds)
-            elif turn != "ended":
-                self._turn, turn = turn, None
-            if self._workplace is not None:
-                self._workplace.commit(is_told=turn is not None)
-        reached: Probe | Literal["ended"] | None = turn
-        return reached
+        try:
+            turn = next(self._trial)
+        except EndedEarlyError:
+            return "ended"
+        if not isinstance(turn, Probe):
+            self._turn = turn
+            return None
+        logger.info("step %d after %.1f s", turn.step, turn.seconds)
+        return turn
 
     def make_step(self) -> None:
         """Make the step that the trial waits for, if it does."""
