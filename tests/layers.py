@@ -11,6 +11,7 @@ CORE: Layers = {
     "ground": ("core/__init__.py", "core/errors.py", "core/seeding.py", "core/text/*.py"),
     "files": (
         "core/store/__init__.py",
+        "core/store/confinement.py",
         "core/store/durable.py",
         "core/store/locks.py",
         "core/store/place.py",
@@ -119,7 +120,7 @@ TUNING: Layers = {
         "tuning/starts.py",
         "tuning/strict_yaml.py",
     ),
-    "machines": ("tuning/cluster.py", "tuning/resources.py", "tuning/surroundings.py"),
+    "machines": ("tuning/admission.py", "tuning/cluster.py", "tuning/resources.py", "tuning/surroundings.py"),
     "judgement": (
         "tuning/copies.py",
         "tuning/objective.py",

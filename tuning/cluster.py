@@ -19,6 +19,7 @@ from typing import Any
 
 import yaml
 
+from core.text.redaction import secrets_in
 from tuning import strict_yaml
 
 MAX_BYTES = 1 << 20
@@ -41,20 +42,6 @@ _RAY_START = re.compile(r"\bray\s+start\b")
 _AUTH_MODE = re.compile(r"\bRAY_AUTH_MODE=[\"']?([^\s\"';&|]*)")
 _DASHBOARD_HOST = re.compile(r"--dashboard-host(?:\s*=\s*|\s+)[\"']?([^\s\"';&|]+)")
 _LOCKED_RAY = re.compile(r"^ray(?:\[[^\]]*\])?==([^\s;#]+)", re.MULTILINE)
-
-_NAMED_SECRET = re.compile(
-    r"\b([A-Z0-9_]*(?:SECRET|TOKEN|PASSWORD|PASSWD|API_?KEY|ACCESS_?KEY)[A-Z0-9_]*)"
-    r"=[\"']?(?![$`\s])[^\s\"';&|]+",
-    re.IGNORECASE,
-)
-_NOT_SECRET_ENDINGS = ("_PATH", "_FILE", "_DIR", "_MODE", "_ID")
-_SECRET_SHAPES = {
-    "an AWS access key": re.compile(r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"),
-    "a Hugging Face token": re.compile(r"\bhf_[A-Za-z0-9]{16,}"),
-    "a GitHub token": re.compile(r"\b(?:gh[opsu]_|github_pat_)[A-Za-z0-9_]{16,}"),
-    "a private key": re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
-    "a password in a URL": re.compile(r"://[^\s/:@]+:[^\s/@$]+@"),
-}
 
 
 def is_cluster_file(mapping: Mapping[str, object]) -> bool:
@@ -235,14 +222,8 @@ def _secret_problems(config: Mapping[str, Any]) -> list[str]:
     return [
         f"{at}: {rule}, got {found}, {todo}"
         for at, text in _all_texts(config)
-        for found in _secrets(text)
+        for found in secrets_in(text)
     ]
-
-
-def _secrets(text: str) -> list[str]:
-    names = [match.group(1) for match in _NAMED_SECRET.finditer(text)]
-    named = [f"{n}=***" for n in names if not n.upper().endswith(_NOT_SECRET_ENDINGS)]
-    return named or [what for what, shape in _SECRET_SHAPES.items() if shape.search(text)]
 
 
 def _all_texts(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -20,6 +20,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from core.measuring.selection import GuardVerdict, Probe, guarded_series, running_score
 from core.store.durable import commit, finite
+from core.text.redaction import redacted
 from tuning.config import Choice, SweepSpec
 from tuning.copies import Forms, Shown, study_in_memory
 from tuning.objective import Outcome
@@ -188,7 +189,7 @@ class Ledger:
         """Give a trial up that broke in all its attempts."""
         if not self._trials[number].state.is_finished():
             with self._at_once():
-                self._trial(number).set_user_attr("reason", reason)
+                self._trial(number).set_user_attr("reason", redacted(reason))
                 self._study.tell(number, state=TrialState.FAIL)
             self._end(number)
 

@@ -13,6 +13,7 @@ from tuning.cli.application import (
     FAILED,
     NO_FEASIBLE,
     RUNS,
+    InsecureFlag,
     RunPath,
     app,
     checked_name,
@@ -54,6 +55,7 @@ def sweep(
     address: Annotated[
         str | None, typer.Option(help="Address of an existing Ray cluster, such as auto.")
     ] = None,
+    allow_insecure_cluster: InsecureFlag = False,
     as_json: Annotated[bool, typer.Option("--json", help="End with `best` as JSON.")] = False,
 ) -> None:
     """Start a sweep in runs/NAME."""
@@ -79,7 +81,7 @@ def sweep(
     say(f"run folder: {run_dir}   go on after a stop with: unlearn-tune resume {run_dir}")
 
     def go(watcher: "Watcher") -> "Run":
-        launch = Launch(address=address)
+        launch = Launch(address=address, allows_insecure=allow_insecure_cluster)
         return run_sweep(loaded, run_dir, file=spec, launch=launch, watcher=watcher)
 
     _drive(go, loaded, run_dir, target=loaded.budget.trials, done=0, as_json=as_json)
@@ -157,6 +159,7 @@ def resume(
         ),
     ] = None,
     address: Annotated[str | None, typer.Option(help="Address of an existing Ray cluster.")] = None,
+    allow_insecure_cluster: InsecureFlag = False,
     as_json: Annotated[bool, typer.Option("--json", help="End with `best` as JSON.")] = False,
 ) -> None:
     """Go on exactly where a sweep stopped; with more trials, extend it."""
@@ -174,7 +177,7 @@ def resume(
         say(line)
 
     def go(watcher: "Watcher") -> "Run":
-        launch = Launch(address=address)
+        launch = Launch(address=address, allows_insecure=allow_insecure_cluster)
         return resume_sweep(run, trials=trials, spec=now, launch=launch, watcher=watcher)
 
     _drive(go, found.spec, run, target=target, done=done, as_json=as_json)
@@ -191,6 +194,7 @@ def repeat(
         str | None, typer.Option(help="Run folder below runs/; NAME-repeat if absent.")
     ] = None,
     address: Annotated[str | None, typer.Option(help="Address of an existing Ray cluster.")] = None,
+    allow_insecure_cluster: InsecureFlag = False,
     as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
     """Run the best trials again over seeds: mean, spread and paired differences; goes on where it stopped."""
@@ -204,7 +208,7 @@ def repeat(
     from tuning.plan import Launch
     from tuning.sweep import resume_sweep, run_sweep
 
-    launch = Launch(address=address)
+    launch = Launch(address=address, allows_insecure=allow_insecure_cluster)
     if (run_dir / LEDGER_FILE).exists():
         before = load_run(run_dir)
         done = sum(t.state in ("COMPLETE", "PRUNED", "FAIL") for t in before.trials)
