@@ -27,11 +27,11 @@ _OTHER_FILES: tuple[tuple[bytes, str, str], ...] = (
     (b"PAR1", "", "it is a Parquet file; give it the suffix .parquet"),
 )
 """How files begin that are no UTF-8: the encoding, or what to do."""
-_MOST_JSON_BYTES = 1 << 28
+MOST_JSON_BYTES = 1 << 28
 """Of one JSON value: several times the largest tokenizer. Read, it takes some ten times as much memory."""
-_MOST_UNPACKED = 1 << 30
+MOST_UNPACKED_BYTES = 1 << 30
 """Bytes that a gzip archive may hold whatever its own size, and a line of a file."""
-_MOST_TIMES = 100
+MOST_TIMES = 100
 """How often its own size a larger one may hold: text is rarely packed to a fiftieth, a bomb to a thousandth."""
 _CONVERT = "convert it with `iconv -f {} -t UTF-8`"
 _LFS_POINTER = "version https://git-lfs.github.com/spec/"
@@ -90,19 +90,19 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 def _most_bytes(path: Path) -> int:
     """What a gzip archive may hold."""
-    return max(_MOST_UNPACKED, _MOST_TIMES * path.stat().st_size)
+    return max(MOST_UNPACKED_BYTES, MOST_TIMES * path.stat().st_size)
 
 
 def _bounded(file: BinaryIO, path: Path, *, most: int | None) -> Iterator[bytes]:
     """Lines of a file; of an archive, ``most`` bytes in all."""
     n_bytes = 0
-    while line := file.readline(_MOST_UNPACKED + 1):
+    while line := file.readline(MOST_UNPACKED_BYTES + 1):
         n_bytes += len(line)
         if most is not None and n_bytes > most:
-            rule = f"unpacks to more than {most} bytes, {_MOST_TIMES} times its own size"
+            rule = f"unpacks to more than {most} bytes, {MOST_TIMES} times its own size"
             raise FileError(str(path), f"{rule}; unpack it yourself (gunzip) if it is no bomb")
-        if len(line) > _MOST_UNPACKED:
-            raise FileError(str(path), f"has a line of more than {_MOST_UNPACKED} bytes; split it")
+        if len(line) > MOST_UNPACKED_BYTES:
+            raise FileError(str(path), f"has a line of more than {MOST_UNPACKED_BYTES} bytes; split it")
         yield line
 
 
@@ -113,9 +113,9 @@ def read_json(path: Path) -> Any:
         FileError: If the file cannot be read, is too large, is not UTF-8 or not JSON.
     """
     with suppress(OSError):  # said when it is read
-        if path.stat().st_size > _MOST_JSON_BYTES:
+        if path.stat().st_size > MOST_JSON_BYTES:
             problem = (
-                f"holds one JSON value of {path.stat().st_size} bytes, more than {_MOST_JSON_BYTES}; "
+                f"holds one JSON value of {path.stat().st_size} bytes, more than {MOST_JSON_BYTES}; "
                 "restore it from a copy"
             )
             raise FileError(str(path), problem)

@@ -88,7 +88,7 @@ class SavedLora:
 def refuse_foreign_code(folder: Path) -> None:
     """Refuse an adapter from anywhere for which a reader would do more than read tensors.
 
-    Where there is no safetensors file PEFT reads ``adapter_model.bin``, a pickle; it imports the module that a
+    Where there is no safetensors file PEFT reads ``adapter_model.bin``, a pickle; releases of it import any module that a
     configuration for Megatron names; and a mixture of adapters has it load others from wherever it says.
 
     Raises:
