@@ -5,12 +5,14 @@ None of them is in anything that is kept or shown, and nobody without the sweep'
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ import psutil
 import pytest
 import yaml
 
+from tuning import cli
 from tuning.run import load_run
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
@@ -104,12 +107,9 @@ def swept(
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         env.pop(name, None)
 
-    def start(*arguments: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "tuning.cli", *arguments]
-        pipe = subprocess.PIPE
-        return subprocess.Popen(command, cwd=folder, env=env, stdout=pipe, stderr=pipe, text=True)
-
-    sweep = start("sweep", "sweep.yaml")
+    command = [sys.executable, "-m", "tuning.cli", "sweep", "sweep.yaml"]
+    pipe = subprocess.PIPE
+    sweep = subprocess.Popen(command, cwd=folder, env=env, stdout=pipe, stderr=pipe, text=True)
     address, token = server_of(sweep)
     strangers = {
         "none": answer(address, None),
@@ -118,11 +118,18 @@ def swept(
     }
     said = {"sweep": "".join(sweep.communicate(timeout=500))}
     assert sweep.returncode == 0, said
-    for words in (["report", "runs/tiny"], ["show", "runs/tiny", "1"], ["doctor"],
-                  ["export", "runs/tiny", "--out", "out"]):  # fmt: skip
-        process = start(*words)
-        said[words[0]] = "".join(process.communicate(timeout=500))
-    Path("/tmp/h12/f-said.txt").write_text(json.dumps(said))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for name, value in CANARIES.items():
+            patch.setenv(name, value)
+        for words in (["report", "runs/tiny"], ["show", "runs/tiny", "1"], ["doctor"],
+                      ["export", "runs/tiny", "--out", "out"]):  # fmt: skip
+            patch.setattr(sys, "argv", ["unlearn-tune", *words])
+            written = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+            with redirect_stdout(written), redirect_stderr(written), suppress(SystemExit):
+                cli.main()
+            written.seek(0)
+            said[words[0]] = written.read()
     return Swept(folder, said, strangers, token)
 
 

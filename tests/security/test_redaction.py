@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.text.redaction import HIDDEN, RedactingFormatter, redacted
+from core.text.redaction import HIDDEN, Redacting, redacted
 
 CANARY = "c4n4ry-V4lue-0f-a-s3cret"
 
@@ -123,6 +123,6 @@ def test_a_line_of_a_log_has_no_secret_in_its_traceback() -> None:
         record = logging.LogRecord(
             "n", logging.ERROR, "f", 1, "broke with %s", (f"password={CANARY}",), (type(err), err, err.__traceback__)
         )  # fmt: skip
-    line = RedactingFormatter().format(record)
+    line = Redacting().format(record)
     assert CANARY not in line
     assert "RuntimeError: postgresql://***@db" in line
