@@ -31,11 +31,15 @@ def main() -> None:
     for package in weak:
         for one in package["vulns"]:
             better = ", ".join(one["fix_versions"]) or "no version yet"
-            sys.stdout.write(f"{package['name']} {package['version']}: {one['id']}; mended in {better}\n")
+            sys.stdout.write(
+                f"{package['name']} {package['version']}: {one['id']}; mended in {better}\n"
+            )
     if asked:
         sys.stdout.write(f"audit: {len(weak)} of {len(asked)} packages have known weaknesses\n")
     if len(asked) < len(found):
-        sys.stdout.write(f"audit: nothing is known of {len(found) - len(asked)}: no database answered for them\n")
+        sys.stdout.write(
+            f"audit: nothing is known of {len(found) - len(asked)}: no database answered for them\n"
+        )
     sys.exit(1 if weak else 0)
 
 

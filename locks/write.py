@@ -43,12 +43,14 @@ def main() -> None:
     known = _names(pinned)
     beside = {n: f"{n}=={v}" for n, v in _pins(everything).items() if _plain(n) not in known}
     if unpinned := [n for n in beside if not _plain(n).startswith(("nvidia-", "cuda-", "triton"))]:
-        sys.exit(f"error: {PINS.name}: lacks {', '.join(unpinned)}, which its packages need; add them")
+        sys.exit(
+            f"error: {PINS.name}: lacks {', '.join(unpinned)}, which its packages need; add them"
+        )
     for pin, builds in OTHER_BUILDS.items():
         if f"\n{pin} " not in f"\n{pinned}":
             sys.exit(f"error: {Path(__file__).name}: OTHER_BUILDS: {pin} is not pinned any more")
-        extra = "".join(f"    --hash=sha256:{digest} \\\n" for digest in builds)
-        pinned = re.sub(rf"^({re.escape(pin)} .*\n)", rf"\1{extra}".replace("\\\n", "\\\\\n"), pinned, flags=re.MULTILINE)
+        lines = "".join(f"    --hash=sha256:{digest} \\\n" for digest in builds)
+        pinned = pinned.replace(f"{pin} \\\n", f"{pin} \\\n{lines}")
     cuda = _compiled(uv, "\n".join(beside.values()), "--no-deps", "--generate-hashes")
     setuptools = re.search(r"^setuptools==(?:.*\\\n)+.*\n", pinned, re.MULTILINE)
     assert setuptools is not None

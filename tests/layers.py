@@ -120,7 +120,12 @@ TUNING: Layers = {
         "tuning/starts.py",
         "tuning/strict_yaml.py",
     ),
-    "machines": ("tuning/admission.py", "tuning/cluster.py", "tuning/resources.py", "tuning/surroundings.py"),
+    "machines": (
+        "tuning/admission.py",
+        "tuning/cluster.py",
+        "tuning/resources.py",
+        "tuning/surroundings.py",
+    ),
     "judgement": (
         "tuning/copies.py",
         "tuning/objective.py",

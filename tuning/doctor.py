@@ -135,7 +135,9 @@ def _packaged_model(name: str) -> Check:
 def _ray_token() -> Check:
     token, name = token_file(), "ray token"
     if not token.exists():
-        return Check(name, "ok", "none at home, as clusters need one; Rays of sweeps have their own")
+        return Check(
+            name, "ok", "none at home, as clusters need one; Rays of sweeps have their own"
+        )
     if not make_token_private():
         if stat.S_IMODE(token.stat().st_mode) & 0o077:
             fix = f"as its owner: chmod 600 {token}"

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from core.config import TrialConfig
-from tuning.apart import CallForEach, several_ranks
 from core.store.confinement import inside
+from tuning.apart import CallForEach, several_ranks
 from tuning.config import SweepSpec
 from tuning.events import EventLog, Reporting
 from tuning.handing_out import HandedOut

@@ -230,7 +230,13 @@ def read_ledger(ledger: Path) -> tuple[tuple[TrialRecord, ...], DriverFacts]:
                 f"{ledger}: the ledger is being written; try again in a moment"
             ) from err
         raise _unread(ledger, err) from err
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as err:  # what a row of it holds
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        RecursionError,
+    ) as err:  # what a row of it holds
         raise _unread(ledger, err) from err
 
 

@@ -102,7 +102,9 @@ def _bounded(file: BinaryIO, path: Path, *, most: int | None) -> Iterator[bytes]
             rule = f"unpacks to more than {most} bytes, {MOST_TIMES} times its own size"
             raise FileError(str(path), f"{rule}; unpack it yourself (gunzip) if it is no bomb")
         if len(line) > MOST_UNPACKED_BYTES:
-            raise FileError(str(path), f"has a line of more than {MOST_UNPACKED_BYTES} bytes; split it")
+            raise FileError(
+                str(path), f"has a line of more than {MOST_UNPACKED_BYTES} bytes; split it"
+            )
         yield line
 
 

@@ -78,9 +78,7 @@ def redacted(text: str, environment: Mapping[str, str] = os.environ) -> str:
 def secrets_in(text: str) -> list[str]:
     """What secrets a command holds, by name or by kind, never repeated."""
     names = [found[1] for found in ASSIGNED.finditer(text)]
-    named = [
-        f"{name}={HIDDEN}" for name in names if not name.upper().endswith(NOT_SECRET_ENDINGS)
-    ]
+    named = [f"{name}={HIDDEN}" for name in names if not name.upper().endswith(NOT_SECRET_ENDINGS)]
     if named:
         return named
     kinds = {**SHAPES, "a password in a URL": re.compile(r"://[^\s/:@]+:[^\s/@$]+@")}
@@ -108,7 +106,8 @@ def _without_value(found: re.Match[str]) -> str:
     bare = name.rstrip().rstrip("=:").strip().strip("\"'").upper()
     is_pointer = bare.endswith((*NOT_SECRET_ENDINGS, "TOKENS"))
     is_plain = value == HIDDEN or not (
-        _STRONG.search(name) or (len(value) >= 8 and re.search(r"\d", value) and not value.isdigit())
+        _STRONG.search(name)
+        or (len(value) >= 8 and re.search(r"\d", value) and not value.isdigit())
     )
     return found[0] if is_pointer or is_plain or not value else f"{name}{quote}{HIDDEN}{quote}"
 

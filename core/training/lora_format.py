@@ -88,8 +88,8 @@ class SavedLora:
 def refuse_foreign_code(folder: Path) -> None:
     """Refuse an adapter from anywhere for which a reader would do more than read tensors.
 
-    Where there is no safetensors file PEFT reads ``adapter_model.bin``, a pickle; releases of it import any module that a
-    configuration for Megatron names; and a mixture of adapters has it load others from wherever it says.
+    Where there is no safetensors file PEFT reads ``adapter_model.bin``, a pickle; older releases import any module that
+    a configuration for Megatron names; and a mixture of adapters has it load others from wherever it says.
 
     Raises:
         FileError: With what the folder has or lacks.
@@ -102,7 +102,9 @@ def refuse_foreign_code(folder: Path) -> None:
         raise FileError(str(path), "is no configuration of an adapter; restore it from a copy")
     kind = found.get("peft_type")
     if not isinstance(kind, str) or kind.upper() == "XLORA":
-        raise FileError(str(path), f"peft_type: one adapter is expected, got {kind!r}; merge a mixture first")
+        raise FileError(
+            str(path), f"peft_type: one adapter is expected, got {kind!r}; merge a mixture first"
+        )
     if found.get("megatron_config") is not None:
         raise FileError(
             str(path),

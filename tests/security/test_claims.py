@@ -1,4 +1,4 @@
-"""What SECURITY.md claims is held by the tests that it names, and each test of this folder holds something it claims."""
+"""What SECURITY.md claims is held by the tests that it names, and each file of this folder holds a claim."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ def claims() -> dict[str, list[tuple[str, list[str]]]]:
     text = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
     rows = [row for row in ROW.finditer(text) if "`" in row["tests"]]
     return {
-        row["claim"]: [(file, re.findall(r"\w+", tests)) for file, tests in NAMED.findall(row["tests"])]
+        row["claim"]: [
+            (file, re.findall(r"\w+", tests)) for file, tests in NAMED.findall(row["tests"])
+        ]
         for row in rows
     }
 
 
-def tests_of(path: Path) -> set[str]:
+def names_of_tests(path: Path) -> set[str]:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     return {
         node.name
@@ -40,7 +42,7 @@ def test_each_claim_names_tests_that_exist() -> None:
         for file, tests in places:
             path = ROOT / "tests" / file
             assert path.is_file(), (claim, file)
-            there = tests_of(path)
+            there = names_of_tests(path)
             assert there
             assert set(tests) <= there, (claim, set(tests) - there)
 

@@ -25,7 +25,18 @@ SECRET = "a secret of this machine"
 
 BAD_NAMES = (
     *("../evil", "..", ".", "/tmp/evil", "a/b", "a\\b", "", " ", "a b", "a\nb", "a\n", "-rf"),
-    *(".hidden", "x" * 65, "name\0", "\u202eemit", "ｆｕｌｌ", "$(id)", "`id`", "%2e%2e", "~", "a;b"),
+    *(
+        ".hidden",
+        "x" * 65,
+        "name\0",
+        "\u202eemit",
+        "ｆｕｌｌ",
+        "$(id)",
+        "`id`",
+        "%2e%2e",
+        "~",
+        "a;b",
+    ),
 )
 
 

@@ -6,7 +6,6 @@ import json
 import sqlite3
 import string
 from pathlib import Path
-from typing import Any
 
 import chromium
 import pytest
@@ -172,7 +171,11 @@ def test_no_text_of_a_run_runs_or_asks_for_anything_in_a_browser(
     page = write_report(hostile_run)
     assert "Content-Security-Policy" in page.read_text(encoding="utf-8")[:1000]
     with chromium.browser(tmp_path / "profile") as browser, serving(hostile_run.path) as address:
-        for opened in (page, address, address.replace(f"{hostile_run.name}/", "").removesuffix("runs/")):
+        for opened in (
+            page,
+            address,
+            address.replace(f"{hostile_run.name}/", "").removesuffix("runs/"),
+        ):
             browser.requests.clear()
             browser.open(opened, width=1280)
             found = json.loads(browser.value(HARMFUL))
@@ -186,7 +189,9 @@ def test_no_text_of_a_run_runs_or_asks_for_anything_in_a_browser(
             foreign = [
                 url
                 for url in browser.requests
-                if not url.startswith(("data:", "blob:", page.as_uri(), address.partition("/runs")[0]))
+                if not url.startswith(
+                    ("data:", "blob:", page.as_uri(), address.partition("/runs")[0])
+                )
             ]
             assert foreign == []
         browser.emulate(width=390, media="print")
@@ -196,7 +201,9 @@ def test_no_text_of_a_run_runs_or_asks_for_anything_in_a_browser(
 
 @needs_chromium
 def test_a_text_that_ran_would_be_seen(tmp_path: Path) -> None:
-    (tmp_path / "open.html").write_text(f"<body>{HAND_MADE[0]}{HAND_MADE[3]}{HAND_MADE[6]}", encoding="utf-8")
+    (tmp_path / "open.html").write_text(
+        f"<body>{HAND_MADE[0]}{HAND_MADE[3]}{HAND_MADE[6]}", encoding="utf-8"
+    )
     with chromium.browser(tmp_path / "profile") as browser:
         browser.open(tmp_path / "open.html", width=800)
         found = json.loads(browser.value(HARMFUL))
@@ -213,7 +220,7 @@ def test_the_markdown_and_the_card_hold_no_html_and_no_other_front_matter(
         hostile_run, trial, HAND_MADE[0], forget=HAND_MADE[14], saved=None, trial_rank=4
     )
     _, front, _ = card.split("---\n", 2)
-    assert set(line.partition(":")[0] for line in front.splitlines()) == {"library_name", "tags"}
+    assert {line.partition(":")[0] for line in front.splitlines()} == {"library_name", "tags"}
     for text in (card, _report_in_markdown(hostile_run)):
         outside = "".join(_outside_code(text))
         assert "<script" not in outside
@@ -227,9 +234,7 @@ def _report_in_markdown(run: Run) -> str:
     from tuning.report.pages import _environment
 
     text: str = (
-        _environment()
-        .get_template("report.md.j2")
-        .render(report_content(run) | {"figures": []})
+        _environment().get_template("report.md.j2").render(report_content(run) | {"figures": []})
     )
     return text
 

@@ -48,7 +48,9 @@ def rewritten(path: Path, **values: Any) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_pickles_beside_the_weights_of_a_model_are_not_read(model_copy: Path, trap: Trap) -> None:
-    trap.plant(*(model_copy / name for name in (*PICKLES, "modeling_own.py", "tokenization_own.py")))
+    trap.plant(
+        *(model_copy / name for name in (*PICKLES, "modeling_own.py", "tokenization_own.py"))
+    )
     code = {"AutoModelForCausalLM": "modeling_own.Own", "AutoConfig": "modeling_own.OwnConfig"}
     rewritten(model_copy / "config.json", auto_map=code)
     tokens = {"AutoTokenizer": ["tokenization_own.Own", "tokenization_own.Own"]}
@@ -103,9 +105,7 @@ def test_a_chat_template_of_a_model_runs_in_a_sandbox(model_copy: Path, trap: Tr
         tokenizer = local_tokenizer(ModelConfig(source=str(model_copy)))
         said = ""
         try:
-            said = tokenizer.apply_chat_template(
-                [{"role": "user", "content": "x"}], tokenize=False
-            )
+            said = tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False)
         except Exception as err:
             assert type(err).__name__ in ("SecurityError", "UndefinedError"), repr(err)
         assert "class" not in said and "function" not in said
@@ -227,7 +227,10 @@ def test_a_hub_data_set_runs_nothing(
 RUN_PICKLES = (
     *("tuner.pkl", "searcher-state-1.pkl", "trainable.pkl", "params.pkl", "error.pkl"),
     *("trials/0000/attempt-1/params.pkl", "trials/0000/attempt-1/adapter/adapter_model.bin"),
-    *("trials/0000/attempt-1/adapter/training_args.bin", "trials/0000/checkpoint/global_step1/x.pt"),
+    *(
+        "trials/0000/attempt-1/adapter/training_args.bin",
+        "trials/0000/checkpoint/global_step1/x.pt",
+    ),
     *("report/state.pkl", "tune/experiment_state.pkl", "conftest.py", "trials/0000/x.py"),
 )
 
@@ -308,8 +311,16 @@ def test_an_adapter_whose_weights_are_a_pickle_is_refused(
 @pytest.mark.parametrize(
     ("values", "rule"),
     [
-        pytest.param({"megatron_config": {"a": 1}, "megatron_core": "evil_core"}, "megatron_config: names Python code", id="module"),
-        pytest.param({"peft_type": "XLORA", "adapters": {"0": "org/other"}}, "peft_type: one adapter is expected", id="others"),
+        pytest.param(
+            {"megatron_config": {"a": 1}, "megatron_core": "evil_core"},
+            "megatron_config: names Python code",
+            id="module",
+        ),
+        pytest.param(
+            {"peft_type": "XLORA", "adapters": {"0": "org/other"}},
+            "peft_type: one adapter is expected",
+            id="others",
+        ),
         pytest.param({"peft_type": ["LORA"]}, "peft_type: one adapter is expected", id="no-kind"),
     ],
 )  # fmt: skip
@@ -353,5 +364,7 @@ def test_a_ledger_with_a_view_of_its_own_runs_no_function(sample_run: Run) -> No
         database.execute(
             "CREATE VIEW trials AS SELECT hidden.*, load_extension('x') AS y FROM hidden"
         )
-    with pytest.raises(UserError, match="the ledger cannot be read: .*unsafe use of load_extension"):
+    with pytest.raises(
+        UserError, match="the ledger cannot be read: .*unsafe use of load_extension"
+    ):
         read_ledger(path)

@@ -31,7 +31,7 @@ SECRETS = [
     f"hf-token: {CANARY}",
     f"Authorization: Bearer {CANARY}",
     f"'authorization': 'Basic {CANARY}=='",
-    f"private_key = \"{CANARY}\"",
+    f'private_key = "{CANARY}"',
 ]
 
 
@@ -71,7 +71,10 @@ def test_the_value_of_a_secret_variable_is_taken_out_wherever_it_stands(name: st
 
 
 def test_the_password_in_a_url_of_the_environment_is_taken_out_by_itself() -> None:
-    environment = {"DATABASE_URL": "postgresql://admin:s3cr%40t-word@db/x", "HTTPS_PROXY": "http://p"}
+    environment = {
+        "DATABASE_URL": "postgresql://admin:s3cr%40t-word@db/x",
+        "HTTPS_PROXY": "http://p",
+    }
     found = redacted("user admin, password s3cr@t-word or s3cr%40t-word", environment)
     assert found == f"user admin, password {HIDDEN} or {HIDDEN}"
 
@@ -93,7 +96,11 @@ ORDINARY = [
 
 @pytest.mark.parametrize("text", ORDINARY)
 def test_an_ordinary_message_stays_as_it_is(text: str) -> None:
-    environment = {"TOKENIZERS_PARALLELISM": "false", "PWD": "/tmp/pytest-1", "KEYBOARD": "learning"}
+    environment = {
+        "TOKENIZERS_PARALLELISM": "false",
+        "PWD": "/tmp/pytest-1",
+        "KEYBOARD": "learning",
+    }
     assert redacted(text, environment) == text
 
 

@@ -35,7 +35,13 @@ PATHS = [
     *("/../secret.txt", "/runs/../secret.txt", "/runs/sample/../../secret.txt", "//etc/passwd"),
     *("/runs/%2e%2e/secret.txt", "/runs/..%5c..%5csecret.txt", "/runs/sample/ledger.db"),
     *("/runs/sample/spec.yaml", "/runs/sample/%00", "/runs/sample/?x", "/runs/sample/#x"),
-    *("http://evil.example/runs/sample/", "file:///etc/passwd", "/runs/sample", "*", "/runs/.hidden/"),
+    *(
+        "http://evil.example/runs/sample/",
+        "file:///etc/passwd",
+        "/runs/sample",
+        "*",
+        "/runs/.hidden/",
+    ),
     *("/runs/sample//", "/runs/sample/state.json/", "/runs/samplé/", "/RUNS/sample/"),
 ]
 
@@ -79,7 +85,11 @@ def test_no_other_site_may_read_or_frame_it(port: int, path: str) -> None:
     asked = f"GET {path} HTTP/1.0\r\nHost: 127.0.0.1:{port}\r\nOrigin: https://evil.example\r\n\r\n"
     head = raw(port, asked).partition("\r\n\r\n")[0].lower()
     assert "access-control-" not in head
-    for header in ("x-frame-options: deny", "x-content-type-options: nosniff", "cache-control: no-store"):
+    for header in (
+        "x-frame-options: deny",
+        "x-content-type-options: nosniff",
+        "cache-control: no-store",
+    ):
         assert header in head
     assert "python" not in head
 
@@ -91,7 +101,9 @@ def test_it_listens_on_loopback_alone(port: int) -> None:
     assert {c.laddr.ip for c in own if c.status == "LISTEN"} == {"127.0.0.1"}
 
 
-def test_a_link_beside_the_runs_is_not_followed_out(port: int, sample_run: Run, tmp_path: Path) -> None:
+def test_a_link_beside_the_runs_is_not_followed_out(
+    port: int, sample_run: Run, tmp_path: Path
+) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
     for name in ("ledger.db", "spec.yaml"):

@@ -91,9 +91,7 @@ FILES: list[Any] = [
 
 @pytest.mark.parametrize("words", FILES)
 @pytest.mark.parametrize("content", ["keys", "values", "torn"])
-def test_a_file_of_anybody_is_refused_safely(
-    tune: Command, words: list[str], content: str
-) -> None:
+def test_a_file_of_anybody_is_refused_safely(tune: Command, words: list[str], content: str) -> None:
     if content == "torn":
         Path("file.yaml").write_text(f"a: [{EVIL!r}\n'{EVIL}", encoding="utf-8")
     else:
@@ -115,5 +113,3 @@ def test_every_verb_that_reads_a_run_is_among_them() -> None:
     }
     servers_and_sweeps = {"report", "dashboard", "repeat", "resume"}
     assert reading - shown <= servers_and_sweeps
-
-
