@@ -117,7 +117,7 @@ def swept(
         "own": answer(address, token),
     }
     said = {"sweep": "".join(sweep.communicate(timeout=1500))}
-    assert sweep.returncode == 0, said
+    assert sweep.returncode == 0, said["sweep"][-2000:]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for name, value in CANARIES.items():
