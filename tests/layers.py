@@ -13,6 +13,7 @@ CORE: Layers = {
         "core/store/__init__.py",
         "core/store/ballast.py",
         "core/store/checkpoints.py",
+        "core/store/confinement.py",
         "core/store/durable.py",
         "core/store/locks.py",
         "core/store/place.py",
@@ -124,7 +125,12 @@ TUNING: Layers = {
         "tuning/starts.py",
         "tuning/strict_yaml.py",
     ),
-    "machines": ("tuning/fitting.py", "tuning/resources.py", "tuning/surroundings.py"),
+    "machines": (
+        "tuning/admission.py",
+        "tuning/fitting.py",
+        "tuning/resources.py",
+        "tuning/surroundings.py",
+    ),
     "cluster files": (
         "tuning/cluster/__init__.py",
         "tuning/cluster/commands.py",

@@ -83,7 +83,9 @@ DOORS: Mapping[str, frozenset[str]] = {
         | {"core/training/adapter.py"}
     ),
     "datasets": frozenset({"core/data/sources.py"}),
+    "grpc": frozenset({"tuning/admission.py"}),
     "pickle": frozenset(),
+    "marshal": frozenset(),
     "cloudpickle": frozenset(),
     "dill": frozenset(),
     "joblib": frozenset(),

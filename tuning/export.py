@@ -8,6 +8,7 @@ from pathlib import Path
 
 from core.errors import FileError, UserError
 from core.model.source import public_name
+from core.store.confinement import inside, refuse_links_out
 from core.store.durable import commit_text, commit_yaml
 from core.training.lora_format import CONFIG_FILE, WEIGHTS_FILE, SavedLora
 from tuning.card import Reduced, model_card
@@ -22,14 +23,16 @@ def exportable(run: Run, trial: TrialRecord) -> Path:
     """Folder of what a trial saved.
 
     Raises:
-        UserError: If it saved nothing, or its files are gone or damaged.
+        UserError: If it saved nothing, or its files are gone, damaged, or not the run folder's own.
     """
     if trial.adapter is None:
         raise UserError(
             f"trial {trial.number} has no adapter: it never had a feasible probe ({trial.reason or trial.state}); "
             "choose another with --trial"
         )
-    source = run.path / trial.adapter
+    source = inside(run.path, trial.adapter)
+    if source.is_dir():
+        refuse_links_out(source)
     if not (source / _MODEL_FILE).is_file() and not (source / WEIGHTS_FILE).is_file():
         raise UserError(
             f"{source}: the adapter is not there; was the run copied without its trials?"
@@ -42,7 +45,7 @@ def exportable(run: Run, trial: TrialRecord) -> Path:
 
 def trial_file(run: Run, trial: TrialRecord) -> Path:
     """The trial's own configuration in its run folder."""
-    return run.path / attempt_folder(trial.number, trial.attempt) / "trial.yaml"
+    return inside(run.path, f"{attempt_folder(trial.number, trial.attempt)}/trial.yaml")
 
 
 def export_trial(

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from core.config import TrialConfig
+from core.store.confinement import inside
 from tuning.apart import CallForEach, several_ranks
 from tuning.config import SweepSpec
 from tuning.events import EventLog, Reporting
@@ -84,7 +85,7 @@ def _lacks_samples(run: Run) -> bool:
 
 def _work(spec: SweepSpec, run_dir: Path, trial: TrialRecord) -> Work:
     bound = bind(spec, trial.params, where=f"trial {trial.number}")
-    return trial.number, bound, (run_dir / str(trial.adapter)).resolve()
+    return trial.number, bound, inside(run_dir, str(trial.adapter)).resolve()
 
 
 def _measured(

@@ -20,6 +20,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 from core.errors import UserError
 from core.measuring.selection import GuardVerdict, Probe, guarded_series, running_score
 from core.store.durable import commit, finite
+from core.text.redaction import redacted
 from tuning.committed import Proposal
 from tuning.config import Choice, SweepSpec
 from tuning.copies import Forms, Shown, study_in_memory
@@ -342,7 +343,7 @@ class Ledger:
             return
 
         def tell() -> None:
-            self._trial(number).set_user_attr("reason", reason)
+            self._trial(number).set_user_attr("reason", redacted(reason))
             self._study.tell(number, state=TrialState.FAIL)
 
         self._change(tell)

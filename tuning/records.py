@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 
 from core.data.counts import Counts
 from core.errors import UserError, in_a_line
+from core.store.confinement import inside
 from core.store.durable import checksum, read_lines
 from core.store.locks import try_lock
 from core.training.lora_format import WEIGHTS_FILE
@@ -24,6 +25,11 @@ LEDGER_FILE = "ledger.db"
 SPEC_FILE = "spec.yaml"
 LOCK_FILE = "driver.lock"
 EVENTS_FILE = "events.jsonl"
+OWN_FILES = (
+    *(LEDGER_FILE, SPEC_FILE, LOCK_FILE, EVENTS_FILE),
+    *("driver.log", "report", "samples.json", "trials"),
+)
+"""Names in a run folder that are read or written there, whoever made it."""
 
 TrialState = Literal["COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING", "INTERRUPTED"]
 """Optuna's, and INTERRUPTED: begun, not ended, and nobody drives the run."""
@@ -211,7 +217,7 @@ def attempt_folder(number: int, attempt: int) -> str:
 
 def read_history(run_dir: Path, number: int, attempt: int) -> list[dict[str, Any]]:
     """History lines of an attempt, the untouched model's first; none if it has none."""
-    path = run_dir / attempt_folder(number, attempt) / "history.jsonl"
+    path = inside(run_dir, f"{attempt_folder(number, attempt)}/history.jsonl")
     return [as_numbers(line) for line in read_lines(path)]
 
 
@@ -257,7 +263,13 @@ def read_ledger(ledger: Path) -> tuple[tuple[TrialRecord, ...], DriverFacts]:
                 f"{ledger}: the ledger is being written; try again in a moment"
             ) from err
         raise _unread(ledger, err) from err
-    except (ValueError, TypeError, KeyError, AttributeError) as err:  # what a row of it holds
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        RecursionError,
+    ) as err:  # what a row of it holds
         raise _unread(ledger, err) from err
 
 
@@ -308,6 +320,7 @@ def _code(err: sqlite3.DatabaseError) -> int:
 def _read_opened(ledger: Path, *, mode: str) -> tuple[tuple[TrialRecord, ...], DriverFacts]:
     with closing(sqlite3.connect(f"{ledger.resolve().as_uri()}?mode={mode}", uri=True)) as database:
         database.execute("PRAGMA busy_timeout = 5000")
+        database.execute("PRAGMA trusted_schema = OFF")  # a copied file may have views of its own
         return _records(database)
 
 
@@ -323,7 +336,7 @@ def _records(database: sqlite3.Connection) -> tuple[tuple[TrialRecord, ...], Dri
         "FROM trials ORDER BY number"
     )
     records = (
-        _record(number, state, _read_json(f"{{{attributes or ''}}}"), notes)
+        _record(int(number), state, _read_json(f"{{{attributes or ''}}}"), notes)
         for number, state, attributes in database.execute(query)
     )
     return tuple(records), DriverFacts.read(notes)

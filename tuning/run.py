@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.errors import ConfigError, UserError
+from core.store.confinement import refuse_links_out
 from tuning.config import SweepSpec
 from tuning.files import parse_sweep, read_yaml
 from tuning.ranking import best, ranked, trial_rows
 from tuning.records import (
     LEDGER_FILE,
+    OWN_FILES,
     SPEC_FILE,
     DriverFacts,
     RunFacts,
@@ -131,7 +133,7 @@ def load_run(run_dir: Path | str) -> Run:
     """Read a run folder.
 
     Raises:
-        UserError: If there is no run, or its ledger cannot be read.
+        UserError: If there is no run, a file of it is a link that leads out of it, or its ledger cannot be read.
     """
     run_dir = Path(run_dir)
     ledger = run_dir / LEDGER_FILE
@@ -145,6 +147,7 @@ def load_run(run_dir: Path | str) -> Run:
             f"{run_dir}: no run is there ({LEDGER_FILE} and {SPEC_FILE} are expected); "
             "give the folder of a sweep, such as runs/demo"
         )
+    refuse_links_out(run_dir, OWN_FILES)
     trials, driver = read_ledger(ledger)
     spec, facts = read_spec(run_dir / SPEC_FILE)
     driven = is_driven(run_dir)

@@ -11,6 +11,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from core.errors import ConfigError, UserError
+from core.store.confinement import inside
 from tuning.config import Dimension
 from tuning.ranking import is_candidate, ranked
 from tuning.records import LEDGER_FILE, TrialRecord, read_ledger
@@ -102,7 +103,7 @@ def _of_run(
         raise UserError(
             f"run: {entry['run']!r} holds no {LEDGER_FILE}; give the folder of a sweep, relative to the sweep file"
         )
-    trials, _ = read_ledger(run / LEDGER_FILE)
+    trials, _ = read_ledger(inside(run, LEDGER_FILE))
     best = [t for t in ranked(trials) if is_candidate(t)]
     if not best:
         raise UserError(f"run: no trial of {entry['run']} kept every limit; leave it out")

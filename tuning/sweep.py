@@ -14,6 +14,7 @@ from ray import tune
 from core.errors import UserError
 from core.store import upkeep
 from core.store.ballast import Ballast
+from core.store.confinement import refuse_links_out
 from core.store.durable import commit_sealed_yaml
 from tuning import records
 from tuning.bridge import (
@@ -133,6 +134,7 @@ def resume_sweep(
     """
     launch, watcher, run_dir = launch or Launch(), watcher or Silent(), Path(run_dir)
     run = load_run(run_dir)
+    refuse_links_out(run_dir)
     if spec is not None:
         refuse_changed(spec, run)
     trials = asked_trials(run, trials=trials, spec=spec)

@@ -8,6 +8,7 @@ from tensorboardX import SummaryWriter
 from tuning.plots.reading import number_or_nan
 from tuning.report.commands import REPORT_FOLDER
 from tuning.run import Run
+from tuning.wording import as_code
 
 FOLDER = "tensorboard"
 
@@ -29,7 +30,9 @@ def write_events(run: Run) -> Path:
         for old in place.glob("events.out.tfevents.*"):
             old.unlink()
         with SummaryWriter(str(place), write_to_disk=True) as writer:
-            parameters = "\n".join(f"    {name}: {value}" for name, value in trial.params.items())
+            parameters = "\n".join(
+                f"    {as_code(name)}: {as_code(value)}" for name, value in trial.params.items()
+            )
             writer.add_text("parameters", parameters)
             for line in history:
                 for metric, value in line["metrics"].items():

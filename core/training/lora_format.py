@@ -83,3 +83,30 @@ class SavedLora:
             "init_lora_weights": True,
             "modules_to_save": None,
         }
+
+
+def refuse_foreign_code(folder: Path) -> None:
+    """Refuse an adapter from anywhere for which a reader would do more than read tensors.
+
+    Where there is no safetensors file PEFT reads ``adapter_model.bin``, a pickle; older releases import any module that
+    a configuration for Megatron names; and a mixture of adapters has it load others from wherever it says.
+
+    Raises:
+        FileError: With what the folder has or lacks.
+    """
+    if not (folder / WEIGHTS_FILE).is_file():
+        raise FileError(str(folder), f"holds no {WEIGHTS_FILE}; convert its weights to safetensors")
+    path = folder / CONFIG_FILE
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise FileError(str(path), "is no configuration of an adapter; restore it from a copy")
+    kind = found.get("peft_type")
+    if not isinstance(kind, str) or kind.upper() == "XLORA":
+        raise FileError(
+            str(path), f"peft_type: one adapter is expected, got {kind!r}; merge a mixture first"
+        )
+    if found.get("megatron_config") is not None:
+        raise FileError(
+            str(path),
+            "megatron_config: names Python code to be imported; remove it, only training with Megatron needs it",
+        )
