@@ -9,7 +9,7 @@ import io
 import os
 import sys
 
-from core.errors import UserError
+from core.errors import UserError, readable
 from core.store.refusal import refusal
 from tuning.cli.application import FAILED, REFUSED, app, say
 from tuning.surroundings import SPIN, begin_in_utf8, without_carriage_returns
@@ -39,7 +39,7 @@ def main() -> None:
     try:
         app()
     except UserError as err:
-        say(f"error: {err}")
+        say(f"error: {readable(err)}")
         sys.exit(REFUSED)
     except OSError as err:
         if err.errno == errno.ENOSPC:
