@@ -108,7 +108,12 @@ CORE: Layers = {
 
 TUNING: Layers = {
     "front door": ("tuning/__init__.py",),
-    "rows of a ledger": ("tuning/data_words.py", "tuning/ranking.py", "tuning/records.py"),
+    "rows of a ledger": (
+        "tuning/attributes.py",
+        "tuning/data_words.py",
+        "tuning/ranking.py",
+        "tuning/records.py",
+    ),
     "sweep file": (
         "tuning/config.py",
         "tuning/evaluation_limits.py",
@@ -136,6 +141,7 @@ TUNING: Layers = {
         "tuning/wording.py",
     ),
     "records": (
+        "tuning/damage.py",
         "tuning/extending.py",
         "tuning/results.py",
         "tuning/run.py",
@@ -175,7 +181,7 @@ TUNING: Layers = {
         "tuning/progress.py",
         "tuning/views.py",
     ),
-    "ledger": ("tuning/ledger.py",),
+    "ledger": ("tuning/ledger.py", "tuning/study_check.py"),
     "verbs without Ray": (
         "tuning/cached.py",
         "tuning/dashboard.py",

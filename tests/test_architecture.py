@@ -48,7 +48,15 @@ DOORS: Mapping[str, frozenset[str]] = {
     ),
     "optuna": frozenset(
         f"tuning/{n}.py"
-        for n in ("copies", "importance", "ledger", "samplers", "pruning", "proposals")
+        for n in (
+            "copies",
+            "importance",
+            "ledger",
+            "samplers",
+            "pruning",
+            "proposals",
+            "study_check",
+        )
     ),
     "optuna_dashboard": frozenset({"tuning/dashboard.py"}),
     "tensorboardX": frozenset({"tuning/tensorboard.py"}),

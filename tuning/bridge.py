@@ -20,9 +20,9 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from core.config import TrialConfig
-from core.errors import ConfigError
+from core.errors import ConfigError, FileError
 from core.measuring.selection import GuardVerdict, Probe
-from core.store.durable import commit_json, commit_yaml, finite, read_lines
+from core.store.durable import commit_json, commit_yaml, finite
 from tuning.config import Choice, SweepSpec
 from tuning.events import EventLog, TrialBegan, TrialBroke, TrialEnded, TrialProbed, Warned
 from tuning.failures import (
@@ -38,7 +38,7 @@ from tuning.handing_out import HandedOut
 from tuning.ledger import Ledger
 from tuning.objective import Outcome, conclude
 from tuning.packing import PACK
-from tuning.records import attempt_folder
+from tuning.records import attempt_folder, history_lines
 from tuning.space import bind
 from tuning.trainable import PROBE
 
@@ -259,7 +259,7 @@ def reconcile(spec: SweepSpec, run_dir: Path, ledger: Ledger, log: EventLog) -> 
         folder = run_dir / attempt_folder(number, attempt)
         seen: list[Probe] = []
         verdict: GuardVerdict | None = None
-        for probe in committed_probes(folder):
+        for probe in _adoptable(trial, number, folder, log):
             seen.append(probe)
             verdict = ledger.report(number, attempt, seen)
             if verdict is not None or probe.stopped_by is not None:
@@ -278,9 +278,29 @@ def reconcile(spec: SweepSpec, run_dir: Path, ledger: Ledger, log: EventLog) -> 
                 break
 
 
+def _adoptable(trial: TrialConfig, number: int, folder: Path, log: EventLog) -> list[Probe]:
+    """The probes that an attempt committed; of a damaged history none, and it is said that the trial runs again."""
+    needed = {trial.selection.metric, "forget_nll", *trial.selection.limited_metrics}
+    try:
+        found = committed_probes(folder)
+        for probe in found:
+            lacking = needed - probe.metrics.keys()
+            if lacking:
+                problem = f"step {probe.step}: metrics: {min(lacking)} must be there, got none"
+                raise FileError(str(folder / "history.jsonl"), problem)
+        return found
+    except FileError as err:
+        log.emit(Warned(text=f"trial {number} runs again, nothing of this attempt is taken: {err}"))
+        return []
+
+
 def committed_probes(folder: Path) -> list[Probe]:
-    """The probes that an attempt committed, in order, without the untouched model's."""
-    return [_committed(line) for line in read_lines(folder / "history.jsonl") if line["step"] > 0]
+    """The probes that an attempt committed, in order, without the untouched model's.
+
+    Raises:
+        FileError: If its history is damaged.
+    """
+    return [_committed(line) for line in history_lines(folder) if line["step"] > 0]
 
 
 def _committed(line: Mapping[str, Any]) -> Probe:
@@ -289,12 +309,14 @@ def _committed(line: Mapping[str, Any]) -> Probe:
     return Probe(
         step=line["step"],
         metrics={name: float(value) for name, value in line["metrics"].items()},
-        seconds=line["seconds"],
-        stopped_by=line["stopped_by"],
-        intervals={name: (low, high) for name, (low, high) in line.get("intervals", {}).items()},
-        skipped=tuple(line.get("skipped", ())),
-        n_rows=line.get("n_rows", {}),
-        is_overtaken=line.get("is_overtaken", False),
+        seconds=float(line.get("seconds") or 0.0),
+        stopped_by=line.get("stopped_by"),
+        intervals={
+            name: (low, high) for name, (low, high) in (line.get("intervals") or {}).items()
+        },
+        skipped=tuple(line.get("skipped") or ()),
+        n_rows=line.get("n_rows") or {},
+        is_overtaken=bool(line.get("is_overtaken")),
         landed=None if landed is None else _committed({**line, **landed, "landed": None}),
     )
 

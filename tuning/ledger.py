@@ -11,6 +11,7 @@ import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import optuna
@@ -18,6 +19,7 @@ import sqlalchemy
 from optuna.samplers import RandomSampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from core.errors import foreign
 from core.measuring.selection import GuardVerdict, Probe, guarded_series, running_score
 from core.store.durable import commit, finite
 from tuning.config import Choice, SweepSpec
@@ -52,8 +54,10 @@ from tuning.records import (
     evaluation_note,
     report_intervals_note,
     report_note,
+    unread,
 )
 from tuning.samplers import propose
+from tuning.study_check import refuse_damaged_study
 
 
 class Ledger:
@@ -64,6 +68,7 @@ class Ledger:
 
         Raises:
             FileExistsError: If it is to be created and exists.
+            UserError: If it is damaged.
         """
         self._spec = spec
         self._selection = spec.trial_selection()
@@ -75,14 +80,16 @@ class Ledger:
             raise FileExistsError(f"{path}: the ledger exists already")
         if create:
             commit(path, lambda new: _create(new, spec, name=run_dir.name))
-        self._storage = _storage(path)
-        self._study = optuna.load_study(
-            study_name=None,  # the only one of the file, named after the run
-            storage=self._storage,
-            sampler=RandomSampler(seed=0),  # never asked: proposals are made on a copy
-            pruner=self._pruner,
-        )
-        self._trials = self._study.get_trials(deepcopy=False)
+        with foreign(partial(_unopened, path)):
+            self._storage = _storage(path)
+            self._study = optuna.load_study(
+                study_name=None,  # the only one of the file, named after the run
+                storage=self._storage,
+                sampler=RandomSampler(seed=0),  # never asked: proposals are made on a copy
+                pruner=self._pruner,
+            )
+            self._trials = self._study.get_trials(deepcopy=False)
+            refuse_damaged_study(self._study, self._trials, spec)
         self._n_begun = sum(map(is_born, self._trials))
 
     def ask(self) -> tuple[int, dict[str, Choice]]:
@@ -288,6 +295,11 @@ class Ledger:
                 sessions.configure(
                     bind=self._storage.engine, join_transaction_mode="conditional_savepoint"
                 )
+
+
+def _unopened(path: Path, err: Exception) -> Exception:
+    """What is said of a ledger that Optuna cannot read; what the system says of the disk is its own word."""
+    return err if isinstance(err, OSError) else unread(path, err)
 
 
 _SYSTEM_ERRORS: Mapping[int, int] = {
