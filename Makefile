@@ -13,8 +13,8 @@ TEST_PROCESSES ?= 2
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-locked tools hashes audit demo test checkpoints takeover cluster-test parity faults lint format \
-	reference clean
+.PHONY: help setup setup-locked tools hashes audit demo test checkpoints takeover cluster-test parity faults mutations \
+	lint format reference clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -89,6 +89,10 @@ faults: setup ## break everything that can break, once at every place, and print
 	@mkdir -p runs
 	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR):$(CURDIR)/tests \
 		$(BIN)/python -m faults --ray --processes $(TEST_PROCESSES) --json runs/faults.json
+
+mutations: setup ## try 10,000 mutated files and 1,000 damaged run folders, and print the table
+	@PYTHONPATH=.:tests HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m mutation.campaign \
+		--files 10000 --folders 1000
 
 lint: setup ## check style, format and types
 	@$(BIN)/ruff check .
