@@ -7,6 +7,7 @@ if it were UTF-8 would be trained on.
 import codecs
 import gzip
 import json
+import stat
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,6 +39,7 @@ def read_text(path: Path) -> str:
         FileError: If it cannot be read, or is not UTF-8.
     """
     try:
+        _refuse_endless(path)
         content = path.read_bytes()
     except OSError as err:
         raise _unread(path, err) from err
@@ -64,6 +66,7 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
         FileError: If the file cannot be read, or a line is not UTF-8.
     """
     try:
+        _refuse_endless(path)
         with path.open("rb") as file:
             is_packed = file.read(len(_GZIP)) == _GZIP
         with gzip.open(path) if is_packed else path.open("rb") as opened:
@@ -142,6 +145,14 @@ def _what_else(first: bytes, byte: int) -> str:
         if first.startswith(begin):
             return f": {advice}" if advice else f" but {encoding}; {_CONVERT.format(encoding)}"
     return f", got the byte 0x{byte:02x}; from Latin-1 or Windows {_CONVERT.format('CP1252')}"
+
+
+def _refuse_endless(path: Path) -> None:
+    """Refuse a pipe or a device: reading it may wait for ever, or never end."""
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        problem = "cannot be read: it is a pipe or a device; give a whole file"
+        raise FileError(str(path), problem)
 
 
 def _unread(path: Path, err: Exception) -> FileError:
