@@ -112,7 +112,12 @@ CORE: Layers = {
 
 TUNING: Layers = {
     "front door": ("tuning/__init__.py",),
-    "rows of a ledger": ("tuning/data_words.py", "tuning/ranking.py", "tuning/records.py"),
+    "rows of a ledger": (
+        "tuning/attributes.py",
+        "tuning/data_words.py",
+        "tuning/ranking.py",
+        "tuning/records.py",
+    ),
     "sweep file": (
         "tuning/config.py",
         "tuning/evaluation_limits.py",
@@ -154,6 +159,7 @@ TUNING: Layers = {
         "tuning/wording.py",
     ),
     "records": (
+        "tuning/damage.py",
         "tuning/extending.py",
         "tuning/results.py",
         "tuning/resuming.py",
@@ -207,6 +213,7 @@ TUNING: Layers = {
         "tuning/ledger.py",
         "tuning/ledger_copy.py",
         "tuning/outage.py",
+        "tuning/study_check.py",
     ),
     "verbs without Ray": (
         "tuning/cached.py",

@@ -54,7 +54,7 @@ DOORS: Mapping[str, frozenset[str]] = {
         f"tuning/{n}.py"
         for n in (
             *("copies", "database", "importance", "ledger", "ledger_copy", "outage"),
-            *("samplers", "pruning", "proposals"),
+            *("samplers", "pruning", "proposals", "study_check"),
         )
     ),
     "optuna_dashboard": frozenset({"tuning/dashboard.py"}),

@@ -21,7 +21,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from core.config import TrialConfig
-from core.errors import ConfigError, EndedError, UserError
+from core.errors import ConfigError, EndedError, FileError, UserError
 from core.measuring.selection import GuardVerdict, Probe
 from core.store.ballast import Ballast, is_full
 from core.store.durable import commit_json, commit_yaml, finite
@@ -450,7 +450,7 @@ def reconcile(spec: SweepSpec, run_dir: Path, ledger: Ledger, log: EventLog) -> 
             continue
         seen: list[Probe] = []
         verdict: GuardVerdict | None = None
-        for probe in committed_probes(folder):
+        for probe in _adoptable(number, folder, log):
             unfit = probe_problem(probe, trial.selection)
             if unfit is not None:
                 ledger.fail(number, unfit)
@@ -472,6 +472,15 @@ def reconcile(spec: SweepSpec, run_dir: Path, ledger: Ledger, log: EventLog) -> 
                     )
                     log.emit(TrialEnded(number=number, outcome=outcome, adopted=True))
                 break
+
+
+def _adoptable(number: int, folder: Path, log: EventLog) -> list[Probe]:
+    """The probes that an attempt committed; of a damaged history none, and it is said that the trial runs again."""
+    try:
+        return committed_probes(folder)
+    except FileError as err:
+        log.emit(Warned(text=f"trial {number} runs again, nothing of this attempt is taken: {err}"))
+        return []
 
 
 def conclude_attempt(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from tensorboardX import SummaryWriter
 
+from tuning.damage import whole_history
 from tuning.plots.reading import number_or_nan
 from tuning.report.commands import REPORT_FOLDER
 from tuning.run import Run
@@ -22,7 +23,7 @@ def write_events(run: Run) -> Path:
     """
     folder = run.path / REPORT_FOLDER / FOLDER
     for trial in run.trials:
-        history = run.history(trial.number) if trial.attempt else []
+        history = whole_history(run, trial.number) if trial.attempt else []
         if not history:
             continue
         place = folder / f"{trial.number:04d}"

@@ -5,13 +5,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core.errors import FileError, in_a_line
+from safetensors import safe_open
+
+from core.errors import FileError, foreign, in_a_line
 from core.store.texts import read_json
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Values that vLLM takes for ``--max-lora-rank``; it refuses an adapter of a higher rank."""
+
+
+def refuse_torn(weights: Path) -> None:
+    """Refuse a file of weights that is not whole: its header names every tensor and where it ends.
+
+    Raises:
+        FileError: If it is no such file, or shorter or longer than its header says.
+    """
+
+    def refused(err: Exception) -> FileError:
+        problem = f"cannot be read ({in_a_line(err)}); restore the file from a copy"
+        return FileError(str(weights), problem)
+
+    with foreign(refused), safe_open(weights, framework="numpy"):
+        pass
 
 
 @dataclass(frozen=True, kw_only=True)
