@@ -11,7 +11,7 @@ TEST_PROCESSES ?= 2
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test checkpoints takeover cluster-test parity lint format reference clean
+.PHONY: help setup demo test checkpoints takeover cluster-test parity mutations lint format reference clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -57,6 +57,10 @@ cluster-test: setup ## run sweeps on three Ray nodes of this machine, and write 
 
 parity: setup ## compare with the numbers of published code, and print the table
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests -k golden --parity -q
+
+mutations: setup ## try 10,000 mutated files and 1,000 damaged run folders, and print the table
+	@PYTHONPATH=.:tests HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m mutation.campaign \
+		--files 10000 --folders 1000
 
 lint: setup ## check style, format and types
 	@$(BIN)/ruff check .
