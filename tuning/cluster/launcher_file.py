@@ -101,7 +101,7 @@ def _ray_problems(config: Mapping[str, Any]) -> list[str]:
         return [f"{err.args[0]}: must be given, got nothing, add the key"]
     except NotImplementedError as err:
         return [f"provider.type: must be a provider that Ray knows, got {err}, correct the name"]
-    except (ValueError, TypeError, AttributeError, AssertionError, RuntimeError) as err:
+    except (ValueError, TypeError, AttributeError, AssertionError, RuntimeError, OSError) as err:
         return [f"top level: must satisfy Ray's validation, got {err}, correct it"]
     return []
 
