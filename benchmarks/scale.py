@@ -273,7 +273,7 @@ def markdown(found: dict[str, Any]) -> str:
         "",
         f"CPU milliseconds of the driver, mean of {found['window']} trials of {PROBES} probes at each size:",
         "",
-        "| trials | ask | a probe | tell | a trial | opening, s | commits a trial | synced files a trial | ledger, MB "
+        "| trials | ask | a probe | tell | a trial | opening, s | transactions a trial | synced files a trial | ledger, MB "
         "| beside it, kB a trial |",
         "|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
