@@ -273,8 +273,8 @@ def markdown(found: dict[str, Any]) -> str:
         "",
         f"CPU milliseconds of the driver, mean of {found['window']} trials of {PROBES} probes at each size:",
         "",
-        "| trials | ask | a probe | tell | a trial | opening, s | transactions a trial | synced files a trial | ledger, MB "
-        "| beside it, kB a trial |",
+        "| trials | ask | a probe | tell | a trial | opening, s | transactions a trial | synced files a trial "
+        "| ledger, MB | beside it, kB a trial |",
         "|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for c in costs:
