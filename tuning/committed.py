@@ -114,12 +114,11 @@ def committed_probes(folder: Path) -> list[Probe]:
     Raises:
         FileError: If the history is damaged.
     """
-    path = folder / "history.jsonl"
     try:
         return [probe_of(line) for line in history_lines(folder) if line["step"] > 0]
     except (KeyError, TypeError, ValueError, AttributeError) as err:
         raise FileError(
-            str(path),
+            str(folder / "history.jsonl"),
             f"is not what a trial wrote ({type(err).__name__}: {err}); restore it from a copy",
         ) from err
 

@@ -107,7 +107,7 @@ class Ledger:
 
         Raises:
             FileExistsError: If it is to be created and exists.
-            UserError: If it is damaged, the server cannot be reached, or the file is a copy of what lies on a server.
+            UserError: If the server cannot be reached, or the file is damaged, or a copy of what lies on one.
         """
         self._spec, self._lease, self._server = spec, lease, server
         self._selection = spec.trial_selection()
@@ -116,12 +116,11 @@ class Ledger:
         self._path = (run_dir / LEDGER_FILE).resolve()
         if create:
             create_study(run_dir, spec, place=None)
-        is_file = server is None
-        with foreign(partial(_unopened, self._path)) if is_file else nullcontext():
+        with foreign(partial(_unopened, self._path)) if server is None else nullcontext():
             self._open(open_server)
-            self._copy = None if server is None else self._copied(server.place)
             self._trials = self._study.get_trials(deepcopy=False)
             refuse_damaged_study(self._study, self._trials, spec)
+        self._copy = None if server is None else self._copied(server.place)
         self._n_begun = sum(map(is_born, self._trials))
 
     def _open(self, connect: Callable[[Place], RDBStorage]) -> None:

@@ -47,7 +47,8 @@ def good_files() -> list[GoodFile]:
     ]
     found += [_shipped("preparation", ROOT / "examples/prepare_authors.yaml", _validated)]
     found += [_shipped("evaluation data", ROOT / "examples/evaluate_authors.yaml", _read_as_data)]
-    found += [_shipped("cluster", ROOT / "cluster.yaml", _validated)]
+    clusters = [ROOT / "cluster.yaml", *_yaml("clusters/*.yaml")]
+    found += [_shipped("cluster", path, _validated) for path in clusters]
     return found + [_trial(path) for path in _yaml("search_spaces/*.yaml")]
 
 
