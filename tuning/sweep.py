@@ -36,6 +36,7 @@ from tuning.nodes import staying_nodes
 from tuning.notice import Notice
 from tuning.packing import (
     PackedTrial,
+    end_packs,
     packed_placement,
     start_packs,
 )
@@ -307,5 +308,4 @@ def _packs(spec: SweepSpec, plan: "Plan") -> Iterator[Collection[str]]:
     try:
         yield packs.keys()
     finally:
-        for pack in packs.values():
-            ray.kill(pack)
+        end_packs(packs)

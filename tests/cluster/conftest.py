@@ -45,7 +45,8 @@ def pytest_runtest_makereport(
     if report.when == "call" or (report.when == "setup" and not report.passed):
         name = item.name.removeprefix("test_").replace("_", " ")
         verdict = "as promised" if report.passed else "FAILED"
-        noted = item.stash[SAID] if SAID in item.stash else []
+        nothing: list[str] = []
+        noted = item.stash.get(SAID, nothing)
         said = "; ".join(noted) or str(call.excinfo and call.excinfo.exconly())
         item.config.stash[ROWS].append((name, said.splitlines()[0], verdict))
     return report
