@@ -8,7 +8,6 @@ from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import ray
 from ray import tune
 
 from core.errors import UserError
@@ -39,6 +38,7 @@ from tuning.nodes import staying_nodes
 from tuning.notice import Notice
 from tuning.packing import (
     PackedTrial,
+    end_packs,
     packed_placement,
     start_packs,
 )
@@ -331,5 +331,4 @@ def _packs(spec: SweepSpec, plan: "Plan") -> Iterator[Collection[str]]:
     try:
         yield packs.keys()
     finally:
-        for pack in packs.values():
-            ray.kill(pack)
+        end_packs(packs)
