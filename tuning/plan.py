@@ -234,7 +234,10 @@ def _read_token_anew() -> None:
 
     Where it must show one and there is none, a thread of it that still ends would end the process.
     """
-    from ray._raylet import AuthenticationTokenLoader, Config
+    from ray._raylet import (  # type: ignore[attr-defined]  # of compiled code, without types
+        AuthenticationTokenLoader,
+        Config,
+    )
 
     if lacks_token():
         return
