@@ -11,7 +11,7 @@ import chromium
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from tuning_tests.conftest import TrialScript, write_run
+from scripted_runs import TrialScript, write_run
 
 from core.store.durable import append_line
 from tuning.card import model_card
