@@ -3,6 +3,8 @@
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-done
+# Tools that are no part of the project: their packages do not meet ours.
+TOOLS := .venv-tools
 DEMO_RUN := runs/demo
 # A Python of your own choice: make setup PYTHON=/path/to/python3.12
 PYTHON ?=
@@ -11,10 +13,11 @@ TEST_PROCESSES ?= 2
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test checkpoints takeover storage cluster-test parity faults lint format reference clean
+.PHONY: help setup setup-locked tools hashes audit demo test checkpoints takeover storage cluster-test parity \
+	faults mutations lint format reference clean
 
 help: ## show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
 
 setup: $(STAMP) ## make .venv from requirements.lock, if it is missing or out of date
 
@@ -36,6 +39,30 @@ $(STAMP): requirements.lock pyproject.toml
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@$(BIN)/python -m pip check
 	@touch $@
+
+setup-locked: ## make .venv from locks/ by hashes: every file is the one that was locked; CPU=1 for a CPU torch
+	@test -x $(BIN)/python || $(or $(PYTHON),python3.11) -m venv $(VENV)
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --require-hashes --only-binary :all: -r locks/build.txt
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --require-hashes --no-build-isolation \
+		-r locks/linux.txt $(if $(CPU),,-r locks/cuda.txt)
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@$(BIN)/python -m pip check
+	@touch $(STAMP)
+
+tools: $(TOOLS)/.done ## make .venv-tools with bandit, pip-audit and uv
+
+$(TOOLS)/.done: pyproject.toml
+	@$(or $(PYTHON),python3.11) -m venv $(TOOLS)
+	@$(TOOLS)/bin/python -m pip install -qq --disable-pip-version-check $$(sed -n 's/^audit = \[\(.*\)\]$$/\1/p' \
+		pyproject.toml | tr -d '",')
+	@touch $@
+
+hashes: tools ## write locks/ with the hashes of requirements.lock
+	@$(TOOLS)/bin/python locks/write.py
+
+audit: tools ## look for weak spots in core and tuning, and for known weaknesses of the locked packages
+	@$(TOOLS)/bin/bandit -q -c pyproject.toml -ll -r core tuning
+	@$(TOOLS)/bin/python locks/audit.py
 
 demo: setup ## sweep the shipped model, or go on where the demo stopped; then best and report
 	@if [ -f $(DEMO_RUN)/ledger.db ]; then $(BIN)/unlearn-tune resume $(DEMO_RUN); \
@@ -66,6 +93,10 @@ faults: setup ## break everything that can break, once at every place, and print
 	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR):$(CURDIR)/tests \
 		$(BIN)/python -m faults --ray --processes $(TEST_PROCESSES) --json runs/faults.json
 
+mutations: setup ## try 10,000 mutated files and 1,000 damaged run folders, and print the table
+	@PYTHONPATH=.:tests HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m mutation.campaign \
+		--files 10000 --folders 1000
+
 lint: setup ## check style, format and types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -79,5 +110,5 @@ reference: setup ## write docs/reference/configuration.md from the configuration
 	@$(BIN)/python docs/reference/generate.py
 
 clean: ## remove .venv, builds and caches; runs/ stays
-	@rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) $(TOOLS) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -17,6 +17,23 @@ def in_a_line(err: BaseException) -> str:
     return line if speaks_for_itself or line == kind else f"{kind}: {line}"
 
 
+_MOST_LINES, _MOST_SIGNS = 50, 1_000
+"""Of a message, and of a line of it, that a person reads."""
+
+
+def readable(err: "UserError") -> str:
+    """The message of an error as a person can read it: a value of a megabyte, or a problem in each line, is cut."""
+    lines = str(err).split("\n")
+    shown = [
+        line if len(line) <= _MOST_SIGNS
+        else f"{line[: _MOST_SIGNS // 2]} [{len(line) - _MOST_SIGNS} signs left out] {line[-_MOST_SIGNS // 2 :]}"
+        for line in lines[:_MOST_LINES]
+    ]  # fmt: skip
+    if len(lines) > _MOST_LINES:
+        shown.append(f"  and {len(lines) - _MOST_LINES} more")
+    return "\n".join(shown)
+
+
 @contextmanager
 def foreign(refused: Callable[[Exception], Exception]) -> Iterator[None]:
     """Within the context only another's code is called, on what a user gave: whatever it raises is about that.

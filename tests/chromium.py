@@ -65,17 +65,19 @@ class Browser:
 
     Attributes:
         complaints: What the pages wrote on the console as warnings or errors, and exceptions that nobody caught.
+        requests: Addresses that the pages asked for.
     """
 
     def __init__(self, writing: int, reading: int) -> None:
         self.complaints: list[str] = []
+        self.requests: list[str] = []
         self._writing, self._reading, self._buffer, self._id = writing, reading, b"", 0
         self._session: str | None = None
         self._events: list[str] = []
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
         self._session = attached["sessionId"]
-        for domain in ("Page", "Runtime", "Log"):
+        for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
 
     def open(self, page: Path | str, *, width: int, height: int = 900, **media: str) -> None:
@@ -150,7 +152,9 @@ class Browser:
     def _note(self, message: dict[str, Any]) -> None:
         event, about = message.get("method", ""), message.get("params", {})
         self._events.append(event)
-        if event == "Runtime.exceptionThrown":
+        if event == "Network.requestWillBeSent":
+            self.requests.append(str(about["request"]["url"]))
+        elif event == "Runtime.exceptionThrown":
             self.complaints.append(str(about["exceptionDetails"]))
         elif event == "Log.entryAdded" and about["entry"]["level"] in ("warning", "error"):
             self.complaints.append(str(about["entry"]["text"]))

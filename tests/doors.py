@@ -103,6 +103,7 @@ DOORS: Mapping[str, Door] = {
         r"safe_open|load_file|save_file",
         "core/store/artifacts.py",
         "core/training/adapter.py",
+        "core/training/lora_format.py",
         "core/training/resuming.py",  # of our own making, verified by its hash
         tests="doors_tests/test_disks.py",
     ),
@@ -137,6 +138,8 @@ DOORS: Mapping[str, Door] = {
         "core/evaluation.py",
         "core/model/loading.py",
         "core/training/adapter.py",
+        "core/training/lora_format.py",
+        "tuning/ledger.py",
         "tuning/plan.py",
         tests="doors_tests/test_foreign.py",
     ),

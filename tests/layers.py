@@ -13,6 +13,7 @@ CORE: Layers = {
         "core/store/__init__.py",
         "core/store/ballast.py",
         "core/store/checkpoints.py",
+        "core/store/confinement.py",
         "core/store/durable.py",
         "core/store/locks.py",
         "core/store/place.py",
@@ -112,7 +113,12 @@ CORE: Layers = {
 
 TUNING: Layers = {
     "front door": ("tuning/__init__.py",),
-    "rows of a ledger": ("tuning/data_words.py", "tuning/ranking.py", "tuning/records.py"),
+    "rows of a ledger": (
+        "tuning/attributes.py",
+        "tuning/data_words.py",
+        "tuning/ranking.py",
+        "tuning/records.py",
+    ),
     "sweep file": (
         "tuning/config.py",
         "tuning/evaluation_limits.py",
@@ -124,7 +130,12 @@ TUNING: Layers = {
         "tuning/starts.py",
         "tuning/strict_yaml.py",
     ),
-    "machines": ("tuning/fitting.py", "tuning/resources.py", "tuning/surroundings.py"),
+    "machines": (
+        "tuning/admission.py",
+        "tuning/fitting.py",
+        "tuning/resources.py",
+        "tuning/surroundings.py",
+    ),
     "cluster files": (
         "tuning/cluster/__init__.py",
         "tuning/cluster/commands.py",
@@ -154,6 +165,7 @@ TUNING: Layers = {
         "tuning/wording.py",
     ),
     "records": (
+        "tuning/damage.py",
         "tuning/extending.py",
         "tuning/results.py",
         "tuning/resuming.py",
@@ -207,6 +219,7 @@ TUNING: Layers = {
         "tuning/ledger.py",
         "tuning/ledger_copy.py",
         "tuning/outage.py",
+        "tuning/study_check.py",
     ),
     "verbs without Ray": (
         "tuning/cached.py",

@@ -55,7 +55,7 @@ DOORS: Mapping[str, frozenset[str]] = {
         f"tuning/{n}.py"
         for n in (
             *("copies", "database", "importance", "ledger", "ledger_copy", "outage"),
-            *("samplers", "pruning", "proposals"),
+            *("samplers", "pruning", "proposals", "study_check"),
         )
     ),
     "optuna_dashboard": frozenset({"tuning/dashboard.py"}),
@@ -85,7 +85,9 @@ DOORS: Mapping[str, frozenset[str]] = {
         | {"core/training/adapter.py"}
     ),
     "datasets": frozenset({"core/data/sources.py"}),
+    "grpc": frozenset({"tuning/admission.py"}),
     "pickle": frozenset(),
+    "marshal": frozenset(),
     "cloudpickle": frozenset(),
     "dill": frozenset(),
     "joblib": frozenset(),

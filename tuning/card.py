@@ -12,7 +12,7 @@ from tuning.ranking import best
 from tuning.records import TrialRecord
 from tuning.results import doubts
 from tuning.run import Run
-from tuning.wording import between, decimals, measured
+from tuning.wording import as_code, as_markdown, between, decimals, measured
 
 _CARD_METRICS = ("forget_nll", "forget_accuracy", "forget_closure")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -103,11 +103,15 @@ def model_card(
         f"{_cell(report.get(name), trial.report_intervals.get(name), name)} |"
         for name in (*_CARD_METRICS, *run.spec.trial_selection().limited_metrics)
     ]
-    versions = ", ".join(f"{k} {v}" for k, v in run.facts.versions.items())
-    parameters = "\n".join(f"- `{name}`: {value}" for name, value in trial.params.items())
-    identity = run.facts.identity.get("model", "unknown")
+    versions = as_markdown(", ".join(f"{k} {v}" for k, v in run.facts.versions.items()))
+    parameters = "\n".join(
+        f"- `{as_code(name)}`: {as_markdown(value)}" for name, value in trial.params.items()
+    )
+    identity = as_markdown(run.facts.identity.get("model", "unknown"))
     counts = run.facts.data_counts
-    data = "\n".join(f"- {line}" for line in [*count_lines(counts), *data_warnings(counts)])
+    data = "\n".join(
+        f"- {as_markdown(line)}" for line in [*count_lines(counts), *data_warnings(counts)]
+    )
     library, tag = ("transformers", "full-parameter") if saved is None else ("peft", "lora")
     hub = f"base_model: {base}\n" if _HUB_ID.fullmatch(base) and not Path(base).exists() else ""
     return f"""---
@@ -115,13 +119,13 @@ def model_card(
 tags: [unlearning, {tag}]
 ---
 
-# {"Unlearned model" if saved is None else "Unlearning adapter"}: {run.name}, trial {trial.number}
+# {"Unlearned model" if saved is None else "Unlearning adapter"}: {as_markdown(run.name)}, trial {trial.number}
 
 {_WHOLE if saved is None else _adapter_use(saved, base, trial_rank)}
 
-- Base model: `{base}` ({identity}){_HELD[run.spec.trial_model().quantisation]}
-- Forget set: `{forget}`
-- Step {trial.step}; stopped by {trial.stopped_by}: {trial.reason}
+- Base model: `{as_code(base)}` ({identity}){_HELD[run.spec.trial_model().quantisation]}
+- Forget set: `{as_code(forget)}`
+- Step {trial.step}; stopped by {as_markdown(trial.stopped_by)}: {as_markdown(trial.reason)}
 - Versions: {versions}
 
 | metric | before | after (probe split) | after (reporting split) |
@@ -170,7 +174,7 @@ model = PeftModel.from_pretrained(original_model, folder)
 model = model.merge_and_unload()  # if wanted; in float32, because bf16 rounds small differences away
 ```
 
-- Measure it: `unlearn-tune evaluate {base} --adapter FOLDER --suite probes --data ROLES.yaml`
+- Measure it: `unlearn-tune evaluate {as_code(base)} --adapter FOLDER --suite probes --data ROLES.yaml`
 - Rank: {rank}{why}.
   `unlearn-tune export RUN --rank R` writes a lower one and says what it costs.
 - vLLM: {serve}."""

@@ -11,10 +11,10 @@ from typing import Any
 
 from core.errors import FileError
 from core.measuring.selection import Probe, probe_of
-from core.store.durable import commit_json, finite, read_lines
+from core.store.durable import commit_json, finite
 from core.store.texts import read_json
 from tuning.objective import Outcome
-from tuning.records import as_numbers
+from tuning.records import as_numbers, history_lines
 
 PROPOSAL_FILE = "proposal.json"
 """In the folder of a trial: what it was born with."""
@@ -114,12 +114,11 @@ def committed_probes(folder: Path) -> list[Probe]:
     Raises:
         FileError: If the history is damaged.
     """
-    path = folder / "history.jsonl"
     try:
-        return [probe_of(line) for line in read_lines(path) if line["step"] > 0]
+        return [probe_of(line) for line in history_lines(folder) if line["step"] > 0]
     except (KeyError, TypeError, ValueError, AttributeError) as err:
         raise FileError(
-            str(path),
+            str(folder / "history.jsonl"),
             f"is not what a trial wrote ({type(err).__name__}: {err}); restore it from a copy",
         ) from err
 

@@ -12,7 +12,7 @@ from core.model.packaged import PACKAGED_MODELS, cached_folder
 from core.store.place import CACHE_VARIABLE, cache_root
 from tuning.environment_checks import Check, environment_checks
 from tuning.resources import Cluster, free_disk_gib
-from tuning.surroundings import can_be_written, token_file
+from tuning.surroundings import can_be_written, make_token_private, token_file
 
 _FAMILY = {
     "torch": "2.11",
@@ -133,9 +133,19 @@ def _packaged_model(name: str) -> Check:
 
 
 def _ray_token() -> Check:
-    token = token_file()
-    if not os.access(token, os.R_OK):
-        return Check("ray token", "ok", "none yet; Ray makes one when it first needs it")
-    if stat.S_IMODE(token.stat().st_mode) & 0o077:
-        return Check("ray token", "warn", f"{token} can be read by others", f"chmod 600 {token}")
-    return Check("ray token", "ok", f"{token}, private")
+    token, name = token_file(), "ray token"
+    if not token.exists():
+        return Check(
+            name, "ok", "none at home, as clusters need one; Rays of sweeps have their own"
+        )
+    if not make_token_private():
+        if stat.S_IMODE(token.stat().st_mode) & 0o077:
+            fix = f"as its owner: chmod 600 {token}"
+            return Check(name, "error", f"{token} can be read by others", fix)
+        return Check(name, "ok", f"{token}, private")
+    return Check(
+        name,
+        "warn",
+        f"{token} could be read by others, as Ray writes it; it is private now (chmod 600)",
+        "if others use this machine: make a new one for your clusters (ray get-auth-token --generate)",
+    )

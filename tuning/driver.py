@@ -12,6 +12,7 @@ from types import FrameType
 
 from core.errors import EndedError, UserError
 from core.store.locks import try_lock
+from core.text.redaction import Redacting
 from tuning import records
 from tuning.bridge import Dispatcher
 from tuning.events import Warned, Watcher
@@ -107,15 +108,23 @@ def kept_run(
 
 @contextmanager
 def driver_log(run_dir: Path) -> Iterator[None]:
-    """Keep the warnings and errors of the driver's process, Ray's included, in ``driver.log``."""
+    """Keep the warnings and errors of the driver's process, Ray's included, in ``driver.log``.
+
+    Neither there nor on the screen, where Ray writes them too, has a line a secret in it.
+    """
     handler = logging.FileHandler(run_dir / "driver.log", encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(Redacting())
     loggers = [logging.getLogger(name) for name in (None, "ray")]  # Ray's does not propagate
+    others = {other: other.formatter for logger in loggers for other in logger.handlers}
+    for other, formatter in others.items():
+        other.setFormatter(Redacting(formatter))
     for logger in loggers:
         logger.addHandler(handler)
     try:
         yield
     finally:
+        for other, formatter in others.items():
+            other.setFormatter(formatter)
         for logger in loggers:
             logger.removeHandler(handler)
         handler.close()

@@ -189,7 +189,7 @@ def home_folder(environment: Mapping[str, str] = os.environ) -> Check:
     return Check(
         "home",
         "warn",
-        f"{found}: each sweep makes a token of its own for its Ray",
+        found,
         f"set {CACHE_VARIABLE}, HF_HOME and MPLCONFIGDIR to folders that can be written, or HOME",
     )
 

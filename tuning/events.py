@@ -1,11 +1,12 @@
 """What happens in a sweep, as plain events: to the event log, and to whoever watches."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from core.measuring.selection import Probe
 from core.store.durable import append_line
+from core.text.redaction import redacted
 from tuning.objective import Outcome
 from tuning.records import now
 
@@ -122,6 +123,10 @@ class EventLog:
 
     def emit(self, event: Event) -> None:
         """Log and show an event; nobody decides by the log, so the disk is not waited for."""
+        if isinstance(event, Warned):
+            event = replace(event, text=redacted(event.text))
+        elif isinstance(event, TrialBroke):
+            event = replace(event, reason=redacted(event.reason))
         line = {"time": now(), "event": type(event).__name__, **asdict(event)}
         append_line(self._path, line, synced=False)
         self._watcher.show(event)

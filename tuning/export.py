@@ -3,13 +3,17 @@
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from core.errors import FileError, UserError
+from core.errors import ConfigError, FileError, UserError
 from core.model.source import public_name
+from core.store.confinement import inside, refuse_links_out
 from core.store.durable import commit_text, commit_yaml
-from core.training.lora_format import CONFIG_FILE, WEIGHTS_FILE, SavedLora
+from core.training.lora_format import CONFIG_FILE, WEIGHTS_FILE, SavedLora, refuse_torn
+from tuning.attributes import is_count
 from tuning.card import Reduced, model_card
 from tuning.files import paths_changed, read_yaml
 from tuning.records import TrialRecord, attempt_folder, is_adapter_damaged
@@ -22,14 +26,16 @@ def exportable(run: Run, trial: TrialRecord) -> Path:
     """Folder of what a trial saved.
 
     Raises:
-        UserError: If it saved nothing, or its files are gone or damaged.
+        UserError: If it saved nothing, or its files are gone, damaged, or not the run folder's own.
     """
     if trial.adapter is None:
         raise UserError(
             f"trial {trial.number} has no adapter: it never had a feasible probe ({trial.reason or trial.state}); "
             "choose another with --trial"
         )
-    source = run.path / trial.adapter
+    source = inside(run.path, trial.adapter)
+    if source.is_dir():
+        refuse_links_out(source)
     if not (source / _MODEL_FILE).is_file() and not (source / WEIGHTS_FILE).is_file():
         raise UserError(
             f"{source}: the adapter is not there; was the run copied without its trials?"
@@ -42,7 +48,7 @@ def exportable(run: Run, trial: TrialRecord) -> Path:
 
 def trial_file(run: Run, trial: TrialRecord) -> Path:
     """The trial's own configuration in its run folder."""
-    return run.path / attempt_folder(trial.number, trial.attempt) / "trial.yaml"
+    return inside(run.path, f"{attempt_folder(trial.number, trial.attempt)}/trial.yaml")
 
 
 def export_trial(
@@ -71,16 +77,18 @@ def export_trial(
     source = exportable(run, trial)
     refuse_folder(out)
     original = base or _from_here(public_name(run.spec.trial_model()))
-    saved: SavedLora | None = None
-    if (source / _MODEL_FILE).is_file():  # full-parameter unlearning saves a model
+    written = source if reduced is None else reduced.folder
+    is_model = (source / _MODEL_FILE).is_file()  # full-parameter unlearning saves a model
+    saved = None if is_model else replace(SavedLora.read(written), base=original)
+    for weights in written.glob("*.safetensors"):
+        refuse_torn(weights)
+    values, trained_rank = _trial_values(trial_file(run, trial))
+    if saved is None:
         shutil.copytree(source, out)
     else:
-        written = source if reduced is None else reduced.folder
-        saved = replace(SavedLora.read(written), base=original)
         out.mkdir(parents=True)
         shutil.copyfile(written / WEIGHTS_FILE, out / WEIGHTS_FILE)
         commit_text(out / CONFIG_FILE, json.dumps(saved.as_json(), indent=1) + "\n")
-    values = read_yaml(trial_file(run, trial))
     commit_yaml(
         out / "trial.yaml",
         paths_changed(values, _from_here),
@@ -92,10 +100,25 @@ def export_trial(
         original,
         forget=_from_here(str(run.spec.data.get("forget", {}).get("source", "?"))),
         saved=saved,
-        trial_rank=values["adapter"]["rank"],
+        trial_rank=trained_rank,
         reduced=reduced,
     )
     commit_text(out / "README.md", card)
+
+
+def _trial_values(path: Path) -> tuple[dict[str, Any], int]:
+    """A trial's own file, and the rank that it trained.
+
+    Raises:
+        ConfigError: If it does not say the rank.
+    """
+    values = read_yaml(path)
+    adapter = values.get("adapter")
+    rank = adapter.get("rank") if isinstance(adapter, Mapping) else None
+    if not is_count(rank):
+        problem = f"adapter.rank: a whole number is expected, got {rank!r}; restore it from a copy"
+        raise ConfigError(str(path), [problem])
+    return values, rank
 
 
 def refuse_folder(out: Path) -> None:

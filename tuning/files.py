@@ -57,7 +57,7 @@ def read_specification(path: Path, overrides: Mapping[str, Any]) -> dict[str, An
     values = anchored(read_yaml(path), path.parent)
     for key, value in overrides.items():
         is_path = key.rpartition(".")[2] in _PATH_KEYS and isinstance(value, str)
-        here = is_path and ":" not in value and Path(value).exists()
+        here = is_path and ":" not in value and _is_there(Path(value))
         set_dotted(values, key, str(Path(value).resolve()) if here else value, where=str(path))
         pin(values, key, value, where=str(path))
     return values
@@ -154,9 +154,17 @@ def anchored(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
             path = section.get(key) if isinstance(section, dict) else None
             if not isinstance(path, str) or ":" in path or Path(path).is_absolute():
                 continue
-            if (folder / path).exists():
+            if _is_there(folder / path):
                 section[key] = str((folder / path).resolve())
     return dict(result)
+
+
+def _is_there(path: Path) -> bool:
+    """Whether a path leads to something; one that no file system takes leads nowhere."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def paths_changed(values: Mapping[str, Any], change: Callable[[str], str]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 from core.config import TrialConfig
 from tuning.apart import CallForEach, several_ranks
 from tuning.config import SweepSpec
+from tuning.damage import whole_samples
 from tuning.events import EventLog, Reporting
 from tuning.finalist_evaluation import Work, evaluate_finalists
 from tuning.handing_out import HandedOut
@@ -14,7 +15,7 @@ from tuning.ledger import Ledger
 from tuning.ranking import best, by_probes
 from tuning.records import TrialRecord
 from tuning.run import Run, load_run
-from tuning.samples import SAMPLES_FILE, read_samples, write_samples
+from tuning.samples import SAMPLES_FILE, write_samples
 from tuning.space import bind
 from tuning.storage.home import Home, adapter_of
 from tuning.storage.keeping import Keeper
@@ -84,7 +85,7 @@ def _lacks_samples(run: Run) -> bool:
     first, budget = best(run.trials), run.spec.budget
     if first is None or first.adapter is None or 0 in (budget.finalists, budget.samples):
         return False
-    found = read_samples(run.path)
+    found = whole_samples(run)  # a damaged file is made anew
     return found is None or (found.trial, found.attempt) != (first.number, first.attempt)
 
 

@@ -7,7 +7,9 @@ from it: all of them when it is opened, later only the one that was written. Rea
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,9 +19,10 @@ from optuna.samplers import RandomSampler
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
-from core.errors import UserError
+from core.errors import UserError, foreign
 from core.measuring.selection import GuardVerdict, Probe, guarded_series, running_score
 from core.store.durable import commit, finite
+from core.text.redaction import redacted
 from tuning.committed import Proposal
 from tuning.config import Choice, SweepSpec
 from tuning.copies import Forms, Shown, study_in_memory
@@ -60,8 +63,10 @@ from tuning.records import (
     evaluation_note,
     report_intervals_note,
     report_note,
+    unread,
 )
 from tuning.samplers import distribution_of, propose
+from tuning.study_check import refuse_damaged_study
 
 Answer = TypeVar("Answer")
 
@@ -102,7 +107,7 @@ class Ledger:
 
         Raises:
             FileExistsError: If it is to be created and exists.
-            UserError: If the server cannot be reached, or the file is a copy of what lies on a server.
+            UserError: If the server cannot be reached, or the file is damaged, or a copy of what lies on one.
         """
         self._spec, self._lease, self._server = spec, lease, server
         self._selection = spec.trial_selection()
@@ -111,9 +116,11 @@ class Ledger:
         self._path = (run_dir / LEDGER_FILE).resolve()
         if create:
             create_study(run_dir, spec, place=None)
-        self._open(open_server)
+        with foreign(partial(_unopened, self._path)) if server is None else nullcontext():
+            self._open(open_server)
+            self._trials = self._study.get_trials(deepcopy=False)
+            refuse_damaged_study(self._study, self._trials, spec)
         self._copy = None if server is None else self._copied(server.place)
-        self._trials = self._study.get_trials(deepcopy=False)
         self._n_begun = sum(map(is_born, self._trials))
 
     def _open(self, connect: Callable[[Place], RDBStorage]) -> None:
@@ -342,7 +349,7 @@ class Ledger:
             return
 
         def tell() -> None:
-            self._trial(number).set_user_attr("reason", reason)
+            self._trial(number).set_user_attr("reason", redacted(reason))
             self._study.tell(number, state=TrialState.FAIL)
 
         self._change(tell)
@@ -479,6 +486,11 @@ class Ledger:
         self._storage.engine.dispose()
         self._open(reopen_server)
         self._study.get_trials(deepcopy=False)  # Optuna writes to a trial that it has seen
+
+
+def _unopened(path: Path, err: Exception) -> Exception:
+    """What is said of a ledger that Optuna cannot read; what the system says of the disk is its own word."""
+    return err if isinstance(err, OSError) else unread(path, err)
 
 
 def refuse_unfit(outcome: Outcome) -> None:

@@ -16,7 +16,12 @@ from typing import Any
 
 import ray
 from ray import tune
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import (
+    PlacementGroup,
+    get_placement_group,
+    placement_group,
+    remove_placement_group,
+)
 
 from core.config import TrialConfig
 from core.measuring.selection import Probe
@@ -307,9 +312,12 @@ class PackHost:
 
     async def _start(self, config: TrialConfig) -> None:
         size = config.engine.ranks
-        if size > 1:
-            strategy = self._resources.placement.upper()
-            self._place = placement_group(bundles(self._resources), strategy=strategy)
+        if size > 1 and self._place is None:  # new ranks take the places of those before
+            self._place = placement_group(
+                bundles(self._resources),
+                strategy=self._resources.placement.upper(),
+                name=ray.get_runtime_context().get_actor_name(),
+            )
             await self._place.ready()
         self._ranks = [
             start_rank(self._resources, self._place, bundle=i, kind=PackRank) for i in range(size)
@@ -329,9 +337,7 @@ class PackHost:
         """Everybody is told, and whoever comes next finds new ranks."""
         for rank in self._ranks:
             ray.kill(rank)
-        if self._place is not None:
-            remove_placement_group(self._place)
-        self._ranks, self._slots, self._place = [], {}, None
+        self._ranks, self._slots = [], {}
         waiting, self._waiting = self._waiting, {}
         for future in waiting.values():
             future.set_exception(err)
@@ -433,6 +439,14 @@ def start_packs(
         )
         for name in names
     }
+
+
+def end_packs(packs: Mapping[str, Any]) -> None:
+    """End packs, and free the places of their ranks, which Ray would keep until the driver ends."""
+    for name, pack in packs.items():
+        ray.kill(pack)
+        with suppress(ValueError):  # a pack of one rank has none
+            remove_placement_group(get_placement_group(name))
 
 
 def packed_placement() -> tune.PlacementGroupFactory:

@@ -14,6 +14,7 @@ from typing import Any
 import ray
 
 from core.errors import UserError, foreign, in_a_line
+from tuning.admission import refuse_open_cluster
 from tuning.apart import a_rank, their_own_errors
 from tuning.config import SweepSpec
 from tuning.events import EventLog, Warned, Watcher
@@ -43,7 +44,9 @@ from tuning.resources import (
 )
 from tuning.surroundings import (
     OBJECT_STORE_BYTES,
+    lacks_token,
     loopback_problem,
+    make_token_private,
     own_token,
     ray_folder,
     shell_problem,
@@ -67,12 +70,14 @@ class Launch:
             environment (:data:`tuning.surroundings.LEDGER_VARIABLE`), else a file of the run folder.
         storage: Address of a storage that holds a copy of the run: a bucket, or a folder that all nodes mount. If
             absent, the one that the run folder names, or none.
+        allows_insecure: Whether the cluster may be one that lets in who has no token.
     """
 
     address: str | None = None
     grace_s: float = 0.0
     ledger: str | None = None
     storage: str | None = None
+    allows_insecure: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,9 +186,11 @@ def ray_for(spec: SweepSpec, launch: Launch) -> Iterator[Plan]:
     is_far = launch.address is not None
     with ExitStack() as settled:
         if launch.address is None:
+            settled.callback(_read_token_anew)
             settled.enter_context(own_token())
+            _read_token_anew()
         settled.callback(ray.shutdown)
-        cluster = _start_ray(spec) if launch.address is None else _join_ray(launch.address)
+        cluster = _start_ray(spec) if launch.address is None else _join_ray(launch)
         if is_far:
             refuse_unlike(spec)
         needs, gpu_memory_gib = _looked_at(spec, cluster, is_far=is_far)
@@ -225,11 +232,38 @@ def _start_ray(spec: SweepSpec) -> Cluster:
     return cluster
 
 
-def _join_ray(address: str) -> Cluster:
-    """Join the cluster at an address."""
+def _read_token_anew() -> None:
+    """Have this process's Ray look again at whether there is a token, and which: it keeps what it saw first.
+
+    Where it must show one and there is none, a thread of it that still ends would end the process.
+    """
+    from ray._raylet import (  # type: ignore[attr-defined]  # of compiled code, without types
+        AuthenticationTokenLoader,
+        Config,
+    )
+
+    if lacks_token():
+        return
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _join_ray(launch: Launch) -> Cluster:
+    """Join a cluster that is there already.
+
+    Raises:
+        UserError: If it does not answer, or lets in who has no token and is not said to be allowed to.
+    """
+    address = str(launch.address)
+    make_token_private()
+    _read_token_anew()
     with foreign(partial(_no_answer, address)):
         _knock(address)
+        if not launch.allows_insecure and ":" in address:
+            refuse_open_cluster(address)
         ray.init(address=address, runtime_env=_code(), **_QUIET)
+        if not launch.allows_insecure and ":" not in address:  # Ray knew where it is
+            refuse_open_cluster(ray.get_runtime_context().gcs_address)
     return _largest_cluster()
 
 

@@ -5,8 +5,9 @@ says is :class:`tuning.run.Run`.
 """
 
 import json
+import math
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -14,10 +15,19 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from core.data.counts import Counts
-from core.errors import UserError, in_a_line
+from core.errors import FileError, UserError, in_a_line
+from core.measuring.selection import StoppedBy
+from core.store.confinement import inside
 from core.store.durable import checksum, read_lines
 from core.store.locks import try_lock
 from core.training.lora_format import WEIGHTS_FILE
+from tuning.attributes import (
+    are_intervals,
+    are_numbers,
+    is_count,
+    is_number,
+    refuse_damaged,
+)
 from tuning.data_words import read_counts
 
 LEDGER_FILE = "ledger.db"
@@ -28,6 +38,11 @@ LEASES_TABLE = "unlearn_tune_drivers"
 """Table of a ledger that says who drives its run."""
 STORAGE_FILE = "storage.json"
 """Where the run's copy is, and the claim on it of the driver that worked in the folder last."""
+OWN_FILES = (
+    *(LEDGER_FILE, SPEC_FILE, LOCK_FILE, EVENTS_FILE),
+    *(STORAGE_FILE, "driver.log", "report", "samples.json", "trials"),
+)
+"""Names in a run folder that are read or written there, whoever made it."""
 
 TrialState = Literal["COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING", "INTERRUPTED"]
 """Optuna's, and INTERRUPTED: begun, not ended, and nobody drives the run."""
@@ -151,18 +166,28 @@ class RunFacts:
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> "RunFacts":
         """From plain values; what an older or a damaged run does not have is empty."""
-        groups = (
-            *("identity", "rows", "baseline", "report_baseline", "versions", "evaluation"),
-            "ledger",
-        )
+        groups: Mapping[str, Callable[[Any], bool]] = {
+            "identity": lambda v: isinstance(v, str | Mapping),
+            "rows": is_count,
+            "baseline": is_number,
+            "report_baseline": is_number,
+            "versions": lambda v: isinstance(v, str),
+            "evaluation": is_number,
+            "ledger": lambda v: isinstance(v, str),
+        }
         found = {name: values.get(name) for name in groups}
+        created, warnings = values.get("created"), values.get("warnings")
         return cls(
-            **{name: v if isinstance(v, Mapping) else {} for name, v in found.items()},
+            **{
+                name: {k: v for k, v in group.items() if groups[name](v)}
+                for name, group in found.items()
+                if isinstance(group, Mapping)
+            },
             data_counts=read_counts(values.get("data_counts")),
-            created=values.get("created"),
+            created=None if created is None else str(created),
             file=str(values.get("file") or ""),
             scale=str(values.get("scale") or ""),
-            warnings=[str(warning) for warning in values.get("warnings") or ()],
+            warnings=[str(w) for w in warnings] if isinstance(warnings, list) else [],
         )
 
 
@@ -188,6 +213,11 @@ class DriverFacts:
     def read(cls, notes: Mapping[str, Any]) -> "DriverFacts":
         """From the notes of the ledger; what an older or a damaged run does not have is ``None``."""
         found = {name: notes.get(name) for name in get_args(Note)}
+        for name in ("target", "concurrent"):
+            found[name] = found[name] if is_count(found[name]) else None
+        for name in ("session_began", "elapsed_s"):
+            value = found[name]
+            found[name] = value if is_number(value) and math.isfinite(float(value)) else None
         if found["ended"] not in get_args(Ending):
             found["ended"] = None
         return cls(**found)
@@ -214,9 +244,59 @@ def attempt_folder(number: int, attempt: int) -> str:
 
 
 def read_history(run_dir: Path, number: int, attempt: int) -> list[dict[str, Any]]:
-    """History lines of an attempt, the untouched model's first; none if it has none."""
-    path = run_dir / attempt_folder(number, attempt) / "history.jsonl"
-    return [as_numbers(line) for line in read_lines(path)]
+    """History lines of an attempt, the untouched model's first; none if it has none.
+
+    Raises:
+        FileError: If the file cannot be read, or is not what a worker writes.
+    """
+    return history_lines(inside(run_dir, attempt_folder(number, attempt)))
+
+
+def history_lines(folder: Path) -> list[dict[str, Any]]:
+    """History lines of the attempt in a folder, the untouched model's first; none if it has none.
+
+    Raises:
+        FileError: If the file cannot be read, or is not what a worker writes.
+    """
+    path = folder / "history.jsonl"
+    found = read_lines(path)
+    before = -1
+    for number, line in enumerate(found, start=1):
+        problem = _line_problem(line, before)
+        if problem is not None:
+            raise FileError(str(path), f"record {number}: {problem}; restore the file from a copy")
+        before = line["step"]
+    return [as_numbers(line) for line in found]
+
+
+def _line_problem(line: Mapping[str, Any], before: int) -> str | None:
+    """What is wrong with a history line after one of another step; ``None`` if it is what a worker writes."""
+    step, metrics = line.get("step"), line.get("metrics")
+    if not is_count(step):
+        return f"step: must be a whole number, got {step!r}"
+    if step <= before:
+        return f"step: must grow from line to line, got {step} after {before}"
+    if not are_numbers(metrics):
+        return f"metrics: must be numbers by name, got {metrics!r}"
+    rules: Mapping[str, Callable[[Any], bool]] = {
+        "seconds": is_number,
+        "stopped_by": lambda v: v in get_args(StoppedBy),
+        "intervals": are_intervals,
+        "skipped": lambda v: isinstance(v, list) and all(map(is_count, v)),
+        "n_rows": are_numbers,
+        "is_overtaken": lambda v: isinstance(v, bool),
+        "landed": lambda v: (
+            isinstance(v, Mapping)
+            and are_numbers(v.get("metrics"))
+            and are_intervals(v.get("intervals", {}))
+        ),
+    }
+    wrong = [
+        f"{name}: is not what a worker writes, got {line[name]!r}"
+        for name, rule in rules.items()
+        if line.get(name) is not None and not rule(line[name])
+    ]
+    return wrong[0] if wrong else None
 
 
 def is_adapter_damaged(run_dir: Path, number: int, attempt: int) -> bool:
@@ -233,7 +313,7 @@ def is_adapter_damaged(run_dir: Path, number: int, attempt: int) -> bool:
 def is_driven(run_dir: Path) -> bool:
     """Whether a live process holds the run's lock."""
     lock = run_dir / LOCK_FILE
-    if not lock.exists():
+    if not lock.is_file():  # a pipe in its place would wait for a writer
         return False
     with lock.open("rb") as file:
         try:
@@ -260,9 +340,15 @@ def read_ledger(ledger: Path) -> tuple[tuple[TrialRecord, ...], DriverFacts]:
             raise UserError(
                 f"{ledger}: the ledger is being written; try again in a moment"
             ) from err
-        raise _unread(ledger, err) from err
-    except (ValueError, TypeError, KeyError, AttributeError) as err:  # what a row of it holds
-        raise _unread(ledger, err) from err
+        raise unread(ledger, err) from err
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        RecursionError,
+    ) as err:  # what a row of it holds
+        raise unread(ledger, err) from err
 
 
 def integrity_problem(ledger: Path) -> str | None:
@@ -314,7 +400,8 @@ def copy_ledger(ledger: Path, target: Path) -> None:
         ) from err
 
 
-def _unread(ledger: Path, err: Exception) -> UserError:
+def unread(ledger: Path, err: Exception) -> UserError:
+    """What is said of a ledger that is damaged."""
     return UserError(
         f"{ledger}: the ledger cannot be read: {in_a_line(err)}; nothing was changed; rebuild it from what the trials "
         f"committed with `unlearn-tune repair {ledger.parent}`"
@@ -339,6 +426,7 @@ def _code(err: sqlite3.DatabaseError) -> int:
 def _read_opened(ledger: Path, *, mode: str) -> tuple[tuple[TrialRecord, ...], DriverFacts]:
     with closing(sqlite3.connect(f"{ledger.resolve().as_uri()}?mode={mode}", uri=True)) as database:
         database.execute("PRAGMA busy_timeout = 5000")
+        database.execute("PRAGMA trusted_schema = OFF")  # a copied file may have views of its own
         return _records(database)
 
 
@@ -353,10 +441,19 @@ def _records(database: sqlite3.Connection) -> tuple[tuple[TrialRecord, ...], Dri
         "FROM trial_user_attributes AS a WHERE a.trial_id = trials.trial_id AND instr(key, ':') = 0) "
         "FROM trials ORDER BY number"
     )
-    records = (
-        _record(number, state, _read_json(f"{{{attributes or ''}}}"), notes)
+    records = [
+        _record(int(number), state, _read_json(f"{{{attributes or ''}}}"), notes)
         for number, state, attributes in database.execute(query)
+    ]
+    is_cut = (
+        "SELECT (SELECT max(trial_id) FROM trial_user_attributes) > "
+        "coalesce((SELECT max(trial_id) FROM trials), 0)"
     )
+    if database.execute(is_cut).fetchone()[0]:
+        raise ValueError(f"trials after the first {len(records)} are missing")
+    lacking = next((n for n, record in enumerate(records) if record.number != n), None)
+    if lacking is not None:
+        raise ValueError(f"trial {lacking} is missing, of {len(records)} that are there")
     return tuple(records), DriverFacts.read(notes)
 
 
@@ -369,28 +466,39 @@ def _read_json(text: str) -> Any:
 def _record(
     number: int, state: TrialState, found: Mapping[str, Any], notes: Mapping[str, Any]
 ) -> TrialRecord:
-    ends = found.get("value_interval")
+    refuse_damaged(number, state, found)
+    ends, report = found.get("value_interval"), notes.get(report_note(number))
+    report_ends = notes.get(report_intervals_note(number))
+    if report is not None and not are_numbers(report):
+        raise ValueError(f"{report_note(number)}: must be numbers by name, got {report!r}")
+    if report_ends is not None and not are_intervals(report_ends):
+        raise ValueError(
+            f"{report_intervals_note(number)}: must be pairs of numbers by name, got {report_ends!r}"
+        )
     evaluation: Mapping[str, Any] = notes.get(evaluation_note(number)) or {}
+    for name in ("metrics", "violations"):
+        if not are_numbers(evaluation.get(name, {})):
+            raise ValueError(f"{evaluation_note(number)}: {name}: must be numbers by name")
     return TrialRecord(
         number=number,
         state=state,
-        params=found.get("params", {}),
+        params=found.get("params") or {},
         proposed_by=found.get("proposed_by"),
-        attempt=int(found.get("attempt", 0)),
+        attempt=found.get("attempt") or 0,
         stopped_by=found.get("stopped_by"),
         reason=found.get("reason"),
         value=found.get("value"),
         feasible=bool(found.get("feasible", False)),
         step=found.get("step"),
         steps=found.get("steps"),
-        metrics=found.get("metrics", {}),
-        violations=found.get("violations", {}),
-        report_metrics=notes.get(report_note(number)),
+        metrics=found.get("metrics") or {},
+        violations=found.get("violations") or {},
+        report_metrics=report,
         duration_s=found.get("duration_s"),
         adapter=found.get("adapter"),
         intervals=_pairs(found.get("intervals")),
         value_interval=None if ends is None else (ends[0], ends[1]),
-        report_intervals=_pairs(notes.get(report_intervals_note(number))),
+        report_intervals=_pairs(report_ends),
         is_minimized=bool(found.get("is_minimized", False)),
         evaluation=evaluation.get("metrics", {}),
         evaluation_violations=evaluation.get("violations", {}),
@@ -406,6 +514,6 @@ def as_numbers(value: Any) -> Any:
     """Undo :func:`core.store.durable.finite`: the strings nan, inf and -inf are numbers again."""
     if isinstance(value, dict):
         return {k: as_numbers(v) for k, v in value.items()}
-    if value in ("nan", "inf", "-inf"):
-        return float(value)
-    return value
+    if isinstance(value, list):
+        return [as_numbers(v) for v in value]
+    return float(value) if value in ("nan", "inf", "-inf") else value

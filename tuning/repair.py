@@ -169,15 +169,16 @@ def _opened(run_dir: Path, copy: Path, spec: SweepSpec) -> tuple[Repair, dict[in
     damaged = path.rename(path.with_name("damaged.db"))
     if (copy / JOURNAL_FILE).exists():
         (copy / JOURNAL_FILE).rename(copy / "damaged.db-journal")
-    if copied(damaged, path, spec, name=copy.name) and _reads(path):
+    if copied(damaged, path, spec, name=copy.name) and _reads(copy, spec):
         return Repair(run=run_dir, ledger="damaged", problem=problem), before
     path.unlink(missing_ok=True)
     return Repair(run=run_dir, ledger="unreadable", problem=problem), before
 
 
-def _reads(path: Path) -> bool:
+def _reads(copy: Path, spec: SweepSpec) -> bool:
     try:
-        read_ledger(path)
+        read_ledger(copy / LEDGER_FILE)
+        Ledger(copy, spec, create=False).close()
     except UserError:
         return False
     return True

@@ -21,6 +21,7 @@ from core.model.machine import (
 from core.store.checkpoints import KEPT
 from core.store.place import below_home
 from core.store.texts import read_text
+from tuning import strict_yaml
 from tuning.config import ResourcesSpec, SweepSpec
 from tuning.fitting import Room, trials_on
 from tuning.space import bind, corner_proposals
@@ -381,7 +382,7 @@ def read_largest(path: Path) -> dict[str, float] | None:
     if not path.is_file():
         return None
     try:
-        config = yaml.safe_load(read_text(path))
+        config, _ = strict_yaml.load(read_text(path), allows_aliases=True)
     except (FileError, yaml.YAMLError) as err:
         raise UserError(
             f"{path}: is no cluster file of Ray's: {in_a_line(err)}; remove it"

@@ -1,17 +1,20 @@
 """A run as whoever looks at it sees it: its folder, read. Needs neither Optuna, Ray nor torch."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.errors import ConfigError, UserError
+from core.store.confinement import refuse_links_out
 from tuning.config import SweepSpec
 from tuning.files import parse_sweep, read_yaml
 from tuning.ranking import best, ranked, trial_rows
 from tuning.records import (
     LEDGER_FILE,
+    OWN_FILES,
     SPEC_FILE,
     DriverFacts,
     RunFacts,
@@ -25,6 +28,10 @@ from tuning.wording import parameters, with_interval
 
 if TYPE_CHECKING:
     import pandas
+
+
+_ALWAYS_SHOWN = ("number", "state", "value", "value_low", "value_high", "feasible", "step")
+"""Columns of a table of trials, also of one without any."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -62,7 +69,7 @@ class Run:
     def _repr_html_(self) -> str:
         """The same above the ranked trials, for notebooks."""
         shown = self.to_dataframe().set_index("number")
-        columns = ["state", "value", "value_low", "value_high", "feasible", "step"]
+        columns = [name for name in _ALWAYS_SHOWN if name != "number"]
         columns += [name for name in shown.columns if name.startswith("params.")]
         table = shown.loc[[t.number for t in ranked(self.trials)], columns].head(10)
         return f"<p>{escape(repr(self))}</p>{table.to_html()}"
@@ -120,7 +127,7 @@ class Run:
                 values = row.pop(group) or {}
                 row |= {f"{group}.{key}": value for key, value in values.items()}
             rows.append(row)
-        return pandas.DataFrame(rows)
+        return pandas.DataFrame(rows, columns=None if rows else list(_ALWAYS_SHOWN))
 
     def history(self, number: int) -> list[dict[str, Any]]:
         """History lines of a trial's latest attempt, the untouched model's first."""
@@ -131,7 +138,7 @@ def load_run(run_dir: Path | str) -> Run:
     """Read a run folder.
 
     Raises:
-        UserError: If there is no run, or its ledger cannot be read.
+        UserError: If there is no run, a file of it is a link that leads out of it, or its ledger cannot be read.
     """
     run_dir = Path(run_dir)
     ledger = run_dir / LEDGER_FILE
@@ -145,9 +152,11 @@ def load_run(run_dir: Path | str) -> Run:
             f"{run_dir}: no run is there ({LEDGER_FILE} and {SPEC_FILE} are expected); "
             "give the folder of a sweep, such as runs/demo"
         )
+    refuse_links_out(run_dir, OWN_FILES)
     trials, driver = read_ledger(ledger)
     spec, facts = read_spec(run_dir / SPEC_FILE)
     driven = is_driven(run_dir)
+    _refuse_foreign(run_dir, spec, trials)
     return Run(
         path=run_dir,
         spec=spec,
@@ -161,6 +170,29 @@ def load_run(run_dir: Path | str) -> Run:
 def _undriven(trial: TrialRecord) -> TrialRecord:
     """A trial of a run that nobody drives: what the ledger has as running is interrupted."""
     return replace(trial, state="INTERRUPTED") if trial.state == "RUNNING" else trial
+
+
+def _refuse_foreign(run_dir: Path, spec: SweepSpec, trials: Sequence[TrialRecord]) -> None:
+    """Refuse a ledger and a sweep of different runs: trials of other fields than those that the sweep searches.
+
+    Raises:
+        UserError: With the first trial that is not of the sweep.
+    """
+    always = {name for name, dimension in spec.space.items() if not dimension.when}
+    for trial in trials:
+        if not trial.params:  # it waits
+            continue
+        strange, lacking = trial.params.keys() - spec.space.keys(), always - trial.params.keys()
+        if strange or lacking:
+            what = (
+                f"has {min(strange)}, which {SPEC_FILE} does not search"
+                if strange
+                else f"lacks {min(lacking)}, which {SPEC_FILE} searches"
+            )
+            raise UserError(
+                f"{run_dir}: {LEDGER_FILE} and {SPEC_FILE} are of different runs, or damaged: trial {trial.number} "
+                f"{what}; restore both from a copy of one run"
+            )
 
 
 def read_spec(path: Path) -> tuple[SweepSpec, RunFacts]:

@@ -4,6 +4,7 @@ They are read when the sweep file is read, and stand in ``spec.yaml`` as values 
 or lost later changes nothing.
 """
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -11,6 +12,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from core.errors import ConfigError, UserError
+from core.store.confinement import inside
 from tuning.config import Dimension
 from tuning.ranking import is_candidate, ranked
 from tuning.records import LEDGER_FILE, TrialRecord, read_ledger
@@ -87,6 +89,14 @@ def _read(
     return found
 
 
+def _is_file(path: Path) -> bool:
+    """Whether a path leads to a file; one that no file system takes leads nowhere."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 def _of_run(
     entry: Mapping[str, Any], folder: Path, space: Mapping[str, Dimension]
 ) -> Iterator[dict[str, Any]]:
@@ -96,13 +106,13 @@ def _of_run(
     top = entry.get("top", DEFAULT_TOP)
     if not isinstance(top, int) or isinstance(top, bool) or top < 1:
         raise UserError(f"top: must be a whole number from 1 on, got {top!r}")
-    path = Path(str(entry["run"])).expanduser()
+    path = Path(os.path.expanduser(str(entry["run"])))  # noqa: PTH111 - pathlib's raises for ~nobody
     run = path if path.is_absolute() else folder / path
-    if not (run / LEDGER_FILE).is_file():
+    if not _is_file(run / LEDGER_FILE):
         raise UserError(
             f"run: {entry['run']!r} holds no {LEDGER_FILE}; give the folder of a sweep, relative to the sweep file"
         )
-    trials, _ = read_ledger(run / LEDGER_FILE)
+    trials, _ = read_ledger(inside(run, LEDGER_FILE))
     best = [t for t in ranked(trials) if is_candidate(t)]
     if not best:
         raise UserError(f"run: no trial of {entry['run']} kept every limit; leave it out")

@@ -5,11 +5,13 @@ from typing import Any
 
 import yaml
 
-from core.errors import first_line
+from core import errors
 
 MOST_VALUES = 1 << 20
 """Values that a document may have with all aliases written out; nested ones unfold into gigabytes."""
 
+_UNFIT = (ValueError, OverflowError, KeyError, AttributeError, TypeError, IndexError)
+"""What PyYAML's constructors raise of a value that its tag does not fit, such as ``!!bool maybe``."""
 _MERGE = "tag:yaml.org,2002:merge"
 
 
@@ -67,9 +69,9 @@ class _Loader(yaml.SafeLoader):
         """The value of a node; one that its own type cannot hold, such as the 30th of February, is refused."""
         try:
             return super().construct_object(node, deep=deep)
-        except (ValueError, OverflowError) as err:
+        except _UNFIT as err:
             raise yaml.constructor.ConstructorError(
-                None, None, f"a value cannot be read: {first_line(err)}", node.start_mark
+                None, None, f"a value cannot be read: {errors.in_a_line(err)}", node.start_mark
             ) from err
 
 

@@ -9,10 +9,12 @@ import os
 import secrets
 import shutil
 import socket
+import stat
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -50,7 +52,8 @@ _NETWORK = frozenset(
 )
 _LOCAL_FUSE = frozenset(("fuse.fuse-overlayfs", "fuse.lxcfs", "fuse.portal", "fuse.snapfuse"))
 _LOOPBACK_TIMEOUT_S = 5.0
-_TOKEN, _TOKEN_PATH = "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
+_TOKEN, _TOKEN_PATH, _MODE = "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"
+_OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 
 
 def folder_candidates(environment: Mapping[str, str] = os.environ) -> list[Path]:
@@ -150,19 +153,49 @@ def home(environment: Mapping[str, str] = os.environ) -> Path:
     return Path(environment.get("HOME") or os.path.expanduser("~"))  # noqa: PTH111 - this one never raises
 
 
+def make_token_private(environment: Mapping[str, str] = os.environ) -> bool:
+    """Keep others from reading this user's token, which Ray saves for everybody to read; whether they could.
+
+    Where the rights cannot be changed they stay as they are: `doctor` says so.
+    """
+    file = token_file(environment)
+    with suppress(OSError):
+        if stat.S_IMODE(file.stat().st_mode) & _OTHERS:
+            file.chmod(stat.S_IRUSR | stat.S_IWUSR)
+            return True
+    return False
+
+
+def lacks_token(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether Ray is told to show a token, and there is none."""
+    is_given = environment.get(_TOKEN) or environment.get(_TOKEN_PATH)
+    asks = environment.get(_MODE, "").lower() == "token"
+    return asks and not is_given and not token_file(environment).exists()
+
+
 @contextmanager
 def own_token(environment: MutableMapping[str, str] = os.environ) -> Iterator[None]:
-    """Within the context Ray finds a token: one of this process's own where it could not save one at home."""
-    file = token_file(environment)
+    """Within the context a Ray that is started asks for a token, which nobody else has unless the user gave it.
+
+    It is not saved: whoever may read this user's files is no part of the sweep. All Rays of a process have the same.
+    """
     is_given = environment.get(_TOKEN) or environment.get(_TOKEN_PATH)
-    if is_given or os.access(file, os.R_OK) or can_be_written(file.parent):
-        yield
-        return
-    environment[_TOKEN] = secrets.token_hex(32)
+    mode = environment.pop(_MODE, None)  # Ray itself sets it where it is absent
+    if not is_given:
+        environment[_TOKEN] = _token()
     try:
         yield
     finally:
-        environment.pop(_TOKEN, None)
+        if not is_given:
+            environment.pop(_TOKEN, None)
+        environment.pop(_MODE, None)
+        if mode is not None:
+            environment[_MODE] = mode
+
+
+@cache
+def _token() -> str:
+    return secrets.token_hex(32)
 
 
 def is_utf8(encoding: str) -> bool:

@@ -8,12 +8,12 @@ from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import ray
 from ray import tune
 
 from core.errors import UserError
 from core.store import upkeep
 from core.store.ballast import Ballast
+from core.store.confinement import refuse_links_out
 from core.store.durable import commit_sealed_yaml
 from tuning import records
 from tuning.bridge import (
@@ -38,6 +38,7 @@ from tuning.nodes import staying_nodes
 from tuning.notice import Notice
 from tuning.packing import (
     PackedTrial,
+    end_packs,
     packed_placement,
     start_packs,
 )
@@ -136,6 +137,7 @@ def resume_sweep(
     launch, watcher, run_dir = launch or Launch(), watcher or Silent(), Path(run_dir)
     bring_if_absent(run_dir, launch.storage)
     asked, run = trials, load_run(run_dir)
+    refuse_links_out(run_dir)
     trials = _trials_to_reach(run, trials=asked, spec=spec)
     upkeep.limit()
     if launch.address is None:  # a cluster may have what this machine has not
@@ -353,5 +355,4 @@ def _packs(spec: SweepSpec, plan: "Plan") -> Iterator[Collection[str]]:
     try:
         yield packs.keys()
     finally:
-        for pack in packs.values():
-            ray.kill(pack)
+        end_packs(packs)

@@ -5,9 +5,11 @@ from pathlib import Path
 
 from tensorboardX import SummaryWriter
 
+from tuning.damage import whole_history
 from tuning.plots.reading import number_or_nan
 from tuning.report.commands import REPORT_FOLDER
 from tuning.run import Run
+from tuning.wording import as_code
 
 FOLDER = "tensorboard"
 
@@ -22,14 +24,16 @@ def write_events(run: Run) -> Path:
     """
     folder = run.path / REPORT_FOLDER / FOLDER
     for trial in run.trials:
-        history = run.history(trial.number) if trial.attempt else []
+        history = whole_history(run, trial.number) if trial.attempt else []
         if not history:
             continue
         place = folder / f"{trial.number:04d}"
         for old in place.glob("events.out.tfevents.*"):
             old.unlink()
         with SummaryWriter(str(place), write_to_disk=True) as writer:
-            parameters = "\n".join(f"    {name}: {value}" for name, value in trial.params.items())
+            parameters = "\n".join(
+                f"    {as_code(name)}: {as_code(value)}" for name, value in trial.params.items()
+            )
             writer.add_text("parameters", parameters)
             for line in history:
                 for metric, value in line["metrics"].items():

@@ -22,6 +22,7 @@ from core.errors import UserError, first_line
 from core.measuring.selection import Probe
 from core.model.machine import oom_kills
 from core.store.ballast import is_full
+from core.text.redaction import Redacting, redacted
 from tuning.config import ResourcesSpec
 from tuning.failures import FAILURE_FILE, exhausted
 from tuning.handing_out import HandedOut
@@ -189,7 +190,7 @@ def log_of(folder: Path) -> logging.FileHandler:
     """Writes the ``log.txt`` of a trial's folder."""
     folder.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(folder / "log.txt", encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(Redacting())
     return handler
 
 
@@ -344,13 +345,14 @@ def record_failure(home: Home, err: Exception, *, kernel_killed: bool) -> None:
     """
     cause = getattr(err, "cause", None) or err
     kind, place = type(cause).__name__, getattr(cause, "filename", None)
+    said = str(cause) if isinstance(cause, UserError) else first_line(cause)
     record = {
         "kind": kind,
-        "message": first_line(cause) if not isinstance(cause, UserError) else str(cause),
+        "message": redacted(said),
         "is_user_error": isinstance(cause, UserError),
         "exhausted": exhausted(kind, str(cause), kernel_killed=kernel_killed),
         "place": None if place is None else str(place),
-        "traceback": traceback.format_exc(),
+        "traceback": redacted(traceback.format_exc()),
     }
     try:
         home.leave_word(FAILURE_FILE, record)

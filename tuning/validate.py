@@ -68,11 +68,14 @@ def _validate_guideline(path: Path, values: Mapping[str, Any]) -> str:
     from tuning.guidelines.sweeps import sweeps_of
 
     guideline = parse_guideline(values, where=str(path))
-    n_trials = {
-        preset: sum(s.budget.trials for s in sweeps_of(guideline, preset).values())
-        for preset, use in guideline.presets.items()
-        if not use.published
-    }
+    try:
+        n_trials = {
+            preset: sum(s.budget.trials for s in sweeps_of(guideline, preset).values())
+            for preset, use in guideline.presets.items()
+            if not use.published
+        }
+    except ConfigError as err:
+        raise ConfigError(f"{path}, {err.where}", err.problems) from err
     shown = [
         f"{preset} ({n_trials[preset]} trials)" if preset in n_trials else f"{preset} (published)"
         for preset in guideline.presets

@@ -1,6 +1,8 @@
 """Numbers, durations and parameters in words, as the terminal, the report and model cards show them."""
 
+import html
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -8,6 +10,18 @@ from core.config import metric_facts
 
 NOTHING: Final = "–"
 """Stands where there is no value."""
+_MARKDOWN_SIGNS = re.compile(r"([\\`*\[\]|~#])")
+
+
+def as_markdown(value: Any) -> str:
+    """A text that Markdown shows as it is, in one line, also in a cell of a table."""
+    line = " ".join(str(value).split())
+    return _MARKDOWN_SIGNS.sub(r"\\\1", html.escape(line, quote=False))
+
+
+def as_code(value: Any) -> str:
+    """A text that Markdown shows as it is between backticks, of which it has none itself."""
+    return " ".join(str(value).split()).replace("`", "'")
 
 
 def duration(seconds: Any, *, unknown: str = NOTHING) -> str:

@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from core.config.problems import describe_problems
 from core.config.prompting import Prompting
-from core.config.section import Positive, Section
+from core.config.section import Place, Positive, Section
 
 
 class FieldNames(Section):
@@ -100,12 +100,12 @@ Rows = Annotated[tuple[int, int | None] | RowShare | None, BeforeValidator(_rang
 class SourceConfig(Section):
     """Where the rows of one role come from."""
 
-    source: Annotated[str, Field(min_length=1)]
+    source: Place
     """``embedded:NAME``, ``authors:PART``, a benchmark by name (``tofu:forget10``, ``muse-news:forget``,
     ``wmdp:bio``, ``yao:arxiv-forget``), ``hub:ORG/NAME``, or a path to JSON (``.json``, ``.jsonl``, ``.ndjson``: an
     array, or an object a line), ``.csv``, ``.tsv``, ``.parquet``, ``.txt`` (a paragraph is a row) or ``.npy`` (rows of
     token ids); text may be packed (``.gz``)."""
-    mirror: str | None = None
+    mirror: Place | None = None
     """Folder with a copy of the data set's repository, for machines without the hub."""
     split: str = "train"
     """Split of a hub data set; a benchmark's name says it already, and a file has none: see ``rows``."""

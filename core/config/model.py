@@ -1,12 +1,10 @@
 """Which model is unlearned, and which one never saw the forget set."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field
+from core.config.section import Place, Section
 
-from core.config.section import Section
-
-ModelSource = Annotated[str, Field(min_length=1)]
+ModelSource = Place
 """What a model is found by; :func:`core.model.source.problem` judges it, wherever one is given."""
 
 Quantisation = Literal["none", "nf4"]

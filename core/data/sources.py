@@ -28,7 +28,7 @@ def source_problem(config: SourceConfig) -> str | None:
     if kind in NAMED:
         return name_problem(config.source) or _named_problem(config) or _mirror_problem(config)
     if kind == "hub":
-        valid = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name)
+        valid = re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name)
         if not valid:
             return f"source: hub:ORG/NAME expected, got {config.source!r}"
         return _mirror_problem(config)

@@ -75,7 +75,7 @@ def load_model(
     dtype, device = resolve_dtype(engine), resolve_device(engine)
     arguments = {"revision": revision, "trust_remote_code": False}
     with foreign(partial(_not_loaded, config, field=field)):
-        architecture = transformers.AutoConfig.from_pretrained(location, **arguments)
+        architecture = transformers.AutoConfig.from_pretrained(location, **arguments)  # nosec B615
         tokenizer = load_tokenizer(config, field=field)
         network, loading = auto_class(architecture).from_pretrained(
             location,
@@ -132,7 +132,7 @@ def load_outline(config: ModelConfig, engine: EngineConfig) -> LoadedModel:
     dtype = resolve_dtype(engine)
     arguments = {"revision": revision, "trust_remote_code": False}
     with foreign(partial(_not_loaded, config)):
-        architecture = transformers.AutoConfig.from_pretrained(location, **arguments)
+        architecture = transformers.AutoConfig.from_pretrained(location, **arguments)  # nosec B615
         tokenizer = load_tokenizer(config, field="model.source")
         network = _outlined(architecture, dtype)
     return LoadedModel(
@@ -303,8 +303,8 @@ def load_classifier(source: str, device: torch.device) -> TextClassifier:
     except ModelError as err:
         raise _no_classifier(source, err) from err
     with foreign(partial(_no_classifier, source)):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(location, **arguments)
-        network = transformers.AutoModelForSequenceClassification.from_pretrained(
+        tokenizer = transformers.AutoTokenizer.from_pretrained(location, **arguments)  # nosec B615
+        network = transformers.AutoModelForSequenceClassification.from_pretrained(  # nosec B615
             location, dtype=torch.float32, use_safetensors=True, **arguments
         )
     return TextClassifier(network=network.to(device).eval(), tokenizer=tokenizer)

@@ -30,14 +30,14 @@ def problem(source: str, *, field: str) -> str | None:
         known = ", ".join(f"package:{n}" for n in packaged.PACKAGED_MODELS)
         return f"{field}: no packaged model {source!r}; known: {known}"
     if kind == "hub":
-        if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        if re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
             return None
         return f"{field}: {source!r} is no hub id; give hub:ORG/NAME"
     if Path(source).is_dir():
         if (Path(source) / "config.json").is_file():
             return None
         return f"{field}: folder {source!r} holds no config.json; it is no model folder"
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not Path(source).parent.is_dir():
+    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source) and not Path(source).parent.is_dir():
         return None  # a hub id without hub:
     return f"{field}: {source!r} is no folder and no hub id; give package:NAME, hub:ORG/NAME or a model folder"
 

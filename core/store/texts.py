@@ -7,10 +7,12 @@ if it were UTF-8 would be trained on.
 import codecs
 import gzip
 import json
+import stat
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from core.errors import FileError, first_line
 
@@ -26,6 +28,12 @@ _OTHER_FILES: tuple[tuple[bytes, str, str], ...] = (
     (b"PAR1", "", "it is a Parquet file; give it the suffix .parquet"),
 )
 """How files begin that are no UTF-8: the encoding, or what to do."""
+MOST_JSON_BYTES = 1 << 28
+"""Of one JSON value: several times the largest tokenizer. Read, it takes some ten times as much memory."""
+MOST_UNPACKED_BYTES = 1 << 30
+"""Bytes that a gzip archive may hold whatever its own size, and a line of a file."""
+MOST_TIMES = 100
+"""How often its own size a larger one may hold: text is rarely packed to a fiftieth, a bomb to a thousandth."""
 _CONVERT = "convert it with `iconv -f {} -t UTF-8`"
 _LFS_POINTER = "version https://git-lfs.github.com/spec/"
 _LFS_ADVICE = "is a pointer of Git LFS, not the file; run `git lfs pull` where it came from"
@@ -38,6 +46,7 @@ def read_text(path: Path) -> str:
         FileError: If it cannot be read, or is not UTF-8.
     """
     try:
+        _refuse_endless(path)
         content = path.read_bytes()
     except OSError as err:
         raise _unread(path, err) from err
@@ -61,14 +70,17 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Number, from 1, and text of each line with its end, one in memory at a time; of a gzip archive what is in it.
 
     Raises:
-        FileError: If the file cannot be read, or a line is not UTF-8.
+        FileError: If the file cannot be read, a line is not UTF-8 or has no end, or an archive holds far more than it
+            could of text.
     """
     try:
+        _refuse_endless(path)
         with path.open("rb") as file:
             is_packed = file.read(len(_GZIP)) == _GZIP
-        with gzip.open(path) if is_packed else path.open("rb") as opened:
+        with cast(BinaryIO, gzip.open(path) if is_packed else path.open("rb")) as opened:
             first = b""
-            for number, line in enumerate(opened, start=1):
+            lines = _bounded(opened, path, most=_most_bytes(path) if is_packed else None)
+            for number, line in enumerate(lines, start=1):
                 first = first or line[:8]
                 content = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
                 text = _decoded(content, str(path), first=first, line=number)
@@ -79,12 +91,39 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
         raise _unread(path, err) from err
 
 
+def _most_bytes(path: Path) -> int:
+    """What a gzip archive may hold."""
+    return max(MOST_UNPACKED_BYTES, MOST_TIMES * path.stat().st_size)
+
+
+def _bounded(file: BinaryIO, path: Path, *, most: int | None) -> Iterator[bytes]:
+    """Lines of a file; of an archive, ``most`` bytes in all."""
+    n_bytes = 0
+    while line := file.readline(MOST_UNPACKED_BYTES + 1):
+        n_bytes += len(line)
+        if most is not None and n_bytes > most:
+            rule = f"unpacks to more than {most} bytes, {MOST_TIMES} times its own size"
+            raise FileError(str(path), f"{rule}; unpack it yourself (gunzip) if it is no bomb")
+        if len(line) > MOST_UNPACKED_BYTES:
+            raise FileError(
+                str(path), f"has a line of more than {MOST_UNPACKED_BYTES} bytes; split it"
+            )
+        yield line
+
+
 def read_json(path: Path) -> Any:
     """The one JSON value of a file.
 
     Raises:
-        FileError: If the file cannot be read, is not UTF-8 or not JSON.
+        FileError: If the file cannot be read, is too large, is not UTF-8 or not JSON.
     """
+    with suppress(OSError):  # said when it is read
+        if path.stat().st_size > MOST_JSON_BYTES:
+            problem = (
+                f"holds one JSON value of {path.stat().st_size} bytes, more than {MOST_JSON_BYTES}; "
+                "restore it from a copy"
+            )
+            raise FileError(str(path), problem)
     return parse_json(read_text(path), where=str(path))
 
 
@@ -142,6 +181,14 @@ def _what_else(first: bytes, byte: int) -> str:
         if first.startswith(begin):
             return f": {advice}" if advice else f" but {encoding}; {_CONVERT.format(encoding)}"
     return f", got the byte 0x{byte:02x}; from Latin-1 or Windows {_CONVERT.format('CP1252')}"
+
+
+def _refuse_endless(path: Path) -> None:
+    """Refuse a pipe or a device: reading it may wait for ever, or never end."""
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        problem = "cannot be read: it is a pipe or a device; give a whole file"
+        raise FileError(str(path), problem)
 
 
 def _unread(path: Path, err: Exception) -> FileError:

@@ -30,7 +30,7 @@ from core.errors import FileError, foreign, in_a_line
 from core.store.artifacts import save_tensors
 from core.store.durable import commit, commit_json
 from core.training.dropout import InputDropout
-from core.training.lora_format import CONFIG_FILE, WEIGHTS_FILE, SavedLora
+from core.training.lora_format import CONFIG_FILE, WEIGHTS_FILE, SavedLora, refuse_foreign_code
 from core.training.trained import Gather
 
 ADAPTER = "default"
@@ -363,7 +363,12 @@ def read_adapter(folder: Path) -> dict[str, Tensor]:
 
 
 def load_adapter(network: nn.Module, folder: Path) -> nn.Module:
-    """Stock PEFT: attach a saved adapter to its original model for reading."""
+    """Stock PEFT: attach a saved adapter to its original model for reading.
+
+    Raises:
+        FileError: If its weights are not in safetensors, or its configuration names what PEFT would go and load.
+    """
+    refuse_foreign_code(folder)
     model: nn.Module = peft.PeftModel.from_pretrained(network, str(folder))
     return model.eval()
 

@@ -5,13 +5,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core.errors import FileError, in_a_line
+from safetensors import safe_open
+
+from core.errors import FileError, foreign, in_a_line
 from core.store.texts import read_json
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Values that vLLM takes for ``--max-lora-rank``; it refuses an adapter of a higher rank."""
+
+
+def refuse_torn(weights: Path) -> None:
+    """Refuse a file of weights that is not whole: its header names every tensor and where it ends.
+
+    Raises:
+        FileError: If it is no such file, or shorter or longer than its header says.
+    """
+
+    def refused(err: Exception) -> FileError:
+        problem = f"cannot be read ({in_a_line(err)}); restore the file from a copy"
+        return FileError(str(weights), problem)
+
+    with foreign(refused), safe_open(weights, framework="numpy"):
+        pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,3 +100,30 @@ class SavedLora:
             "init_lora_weights": True,
             "modules_to_save": None,
         }
+
+
+def refuse_foreign_code(folder: Path) -> None:
+    """Refuse an adapter from anywhere for which a reader would do more than read tensors.
+
+    Where there is no safetensors file PEFT reads ``adapter_model.bin``, a pickle; older releases import any module that
+    a configuration for Megatron names; and a mixture of adapters has it load others from wherever it says.
+
+    Raises:
+        FileError: With what the folder has or lacks.
+    """
+    if not (folder / WEIGHTS_FILE).is_file():
+        raise FileError(str(folder), f"holds no {WEIGHTS_FILE}; convert its weights to safetensors")
+    path = folder / CONFIG_FILE
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise FileError(str(path), "is no configuration of an adapter; restore it from a copy")
+    kind = found.get("peft_type")
+    if not isinstance(kind, str) or kind.upper() == "XLORA":
+        raise FileError(
+            str(path), f"peft_type: one adapter is expected, got {kind!r}; merge a mixture first"
+        )
+    if found.get("megatron_config") is not None:
+        raise FileError(
+            str(path),
+            "megatron_config: names Python code to be imported; remove it, only training with Megatron needs it",
+        )

@@ -45,9 +45,9 @@ def pytest_runtest_makereport(
     if report.when == "call" or (report.when == "setup" and not report.passed):
         name = item.name.removeprefix("test_").replace("_", " ")
         verdict = "as promised" if report.passed else "FAILED"
-        said = "; ".join(item.stash.get(SAID, list[str]())) or str(
-            call.excinfo and call.excinfo.exconly()
-        )
+        nothing: list[str] = []
+        noted = item.stash.get(SAID, nothing)
+        said = "; ".join(noted) or str(call.excinfo and call.excinfo.exconly())
         item.config.stash[ROWS].append((name, said.splitlines()[0], verdict))
     return report
 

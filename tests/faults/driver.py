@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from core.errors import UserError
+from core.store.ballast import Ballast
 from core.store.durable import commit_sealed_yaml
 from core.store.refusal import refusal
 from faults.events import KILLED_TRIAL, Tap
@@ -224,13 +225,24 @@ def drive(spec: SweepSpec, run_dir: Path, life: Life, tap: Tap) -> None:
             spec = load_run(run_dir).spec
         ledger = Ledger(run_dir, spec, create=is_new)
         log = EventLog(run_dir / EVENTS_FILE, Silent())
+        ballast = Ballast(run_dir)
         ledger.set_note("target", spec.budget.trials)
         ledger.set_note("ended", None)
         reconcile(spec, run_dir, ledger, log)
         dispatcher = Dispatcher(
-            spec, run_dir, ledger, log, target=spec.budget.trials, concurrent=life.slots
+            spec,
+            run_dir,
+            ledger,
+            log,
+            target=spec.budget.trials,
+            concurrent=life.slots,
+            ballast=ballast,
         )
-        _execute(dispatcher, life, tap)
+        try:
+            _execute(dispatcher, life, tap)
+        finally:
+            ballast.drop()
+        dispatcher.raise_error()
         _measure_finalists(run_dir, ledger)
         ledger.set_note("ended", "done")
 
@@ -238,7 +250,7 @@ def drive(spec: SweepSpec, run_dir: Path, life: Life, tap: Tap) -> None:
 def _execute(dispatcher: Dispatcher, life: Life, tap: Tap) -> None:
     """The executor: trials in processes, asked in turn, so that a driver's events have one order."""
     running: deque[TrialProcess] = deque()
-    while True:
+    while not dispatcher.is_over():
         while len(running) < life.slots and (assignment := dispatcher.next()) is not None:
             killed_at = life.trials_killed_at.get((assignment.number, assignment.attempt), 0)
             own = replace(tap, kill_self_at=killed_at, outlives=life.outlived)
@@ -246,7 +258,7 @@ def _execute(dispatcher: Dispatcher, life: Life, tap: Tap) -> None:
             trial.advance()
             running.append(trial)
         if not running:
-            return
+            break
         trial = running.popleft()
         probe = trial.probe()
         if probe is None:
@@ -257,6 +269,8 @@ def _execute(dispatcher: Dispatcher, life: Life, tap: Tap) -> None:
             trial.advance()
             running.append(trial)
             continue
+        trial.end()
+    for trial in running:
         trial.end()
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from command_line import Command, is_refused
+from safetensors.numpy import load_file, save_file
 
 from core.config import parse_trial
 from core.store.durable import commit_yaml
@@ -24,7 +26,8 @@ def exportable(sample_run: Run) -> Run:
             continue
         folder = sample_run.path / trial.adapter
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "adapter_model.safetensors").write_bytes(b"weights of %d" % trial.number)
+        weights = {"of": np.full(3, trial.number)}
+        save_file(weights, folder / "adapter_model.safetensors")
         config = {  # as an earlier release wrote it: what PEFT says of itself, and the cache of a machine
             "peft_type": "LORA",
             "base_model_name_or_path": "/home/someone/.cache/models/smollm2-b179c9523d0e6a0f",
@@ -51,7 +54,7 @@ def test_export_writes_adapter_card_and_trial(tune: Command, exportable: Run) ->
         "adapter_model.safetensors",
         "trial.yaml",
     ]
-    assert (out / "adapter_model.safetensors").read_bytes() == b"weights of 0"
+    assert load_file(out / "adapter_model.safetensors")["of"].tolist() == [0, 0, 0]
     config = json.loads((out / "adapter_config.json").read_text(encoding="utf-8"))
     assert config["base_model_name_or_path"] == "package:smollm2"
     assert (config["r"], config["lora_alpha"]) == (32, 40)

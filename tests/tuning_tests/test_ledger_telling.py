@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from analytic_study import GRID, SPACE, outcome_of, probe, run_trial, spec_of, study_in
 
+from core.errors import UserError
 from tuning.ledger import Ledger
 from tuning.records import DriverFacts
 from tuning.samplers import make_sampler
@@ -125,5 +126,5 @@ def test_a_ledger_is_not_made_over_another(tmp_path: Path) -> None:
 
 
 def test_a_missing_study_is_not_made_by_opening(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="does not contain exactly 1 study"):
+    with pytest.raises(UserError, match="cannot be read: .* does not contain exactly 1 study"):
         Ledger(tmp_path, spec_of(), create=False)

@@ -59,7 +59,14 @@ def test_notes_are_what_the_driver_recorded(sample_run: Run) -> None:
     assert vars(sample_run.driver) == {name: told.get(name) for name in get_args(Note)}
     beside = yaml.safe_load((sample_run.path / SPEC_FILE).read_text(encoding="utf-8"))
     del beside["sweep"]
-    plain = {"rows": {}, "data_counts": {}, "file": "", "scale": "", "warnings": []}
+    plain = {
+        "rows": {},
+        "data_counts": {},
+        "file": "",
+        "scale": "",
+        "warnings": [],
+        "evaluation": {},
+    }
     assert beside and vars(sample_run.facts) == plain | beside
     assert (sample_run.target, sample_run.name, sample_run.state) == (10, "sample", "done")
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from core.errors import UserError
-from tuning.storage.address import below, checked, is_url, redacted, split_run
+from core.text.redaction import redacted
+from tuning.storage.address import below, checked, is_url, split_run
 
 
 @pytest.mark.parametrize(
@@ -82,6 +83,6 @@ def test_a_path_is_no_url() -> None:
 def test_what_a_library_says_is_shown_without_credentials() -> None:
     environment = {"AWS_SECRET_ACCESS_KEY": "canary", "AWS_SESSION_TOKEN": "", "HOME": "/root"}
     said = "cannot reach http://me:pass@host/x with canary of /root"
-    shown = redacted(said, environment=environment.items())
+    shown = redacted(said, environment)
     assert shown == "cannot reach http://***@host/x with *** of /root"
-    assert redacted("nothing", environment=os.environ.items()) == "nothing"
+    assert redacted("nothing", os.environ) == "nothing"

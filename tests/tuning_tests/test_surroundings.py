@@ -62,15 +62,17 @@ def test_without_any_folder_for_sockets_a_sweep_is_refused() -> None:
         assert part in last
 
 
-def test_where_home_cannot_be_written_ray_has_a_token_of_its_own(tmp_path: Path) -> None:
-    environment = {"HOME": NOWHERE}
-    with own_token(environment):
-        assert len(environment["RAY_AUTH_TOKEN"]) == 64
-    assert environment == {"HOME": NOWHERE}
-    for given in ({"HOME": str(tmp_path)}, {"HOME": NOWHERE, "RAY_AUTH_TOKEN": "x"}):
+def test_ray_has_a_token_of_its_own_unless_one_is_given(tmp_path: Path) -> None:
+    for home in (NOWHERE, str(tmp_path)):
+        environment = {"HOME": home}
+        with own_token(environment):
+            assert len(environment["RAY_AUTH_TOKEN"]) == 64
+        assert environment == {"HOME": home}
+    for given in ({"RAY_AUTH_TOKEN": "x"}, {"RAY_AUTH_TOKEN_PATH": "/x"}):
         environment = dict(given)
         with own_token(environment):
             assert environment == given
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_folder_below_one_that_is_a_file_cannot_be_written(tmp_path: Path) -> None:

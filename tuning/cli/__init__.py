@@ -9,7 +9,7 @@ import io
 import os
 import sys
 
-from core.errors import EndedError, UserError
+from core.errors import EndedError, UserError, readable
 from core.store.refusal import refusal
 from tuning.cli.application import FAILED, REFUSED, app, say
 from tuning.surroundings import SPIN, begin_in_utf8, without_carriage_returns
@@ -51,7 +51,7 @@ def main() -> None:
     try:
         app()
     except UserError as err:
-        say(f"error: {err}")
+        say(f"error: {readable(err)}")
         sys.exit(REFUSED)
     except EndedError as err:
         say(f"error: {err}")

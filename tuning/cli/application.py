@@ -9,6 +9,7 @@ import typer
 import yaml
 
 from core.errors import ConfigError, UserError
+from core.text.redaction import redacted
 from tuning import strict_yaml
 from tuning.config import RUN_NAME
 from tuning.terminal import shown
@@ -27,6 +28,9 @@ RUNS = Path("runs")
 REFUSED, NO_FEASIBLE, FAILED = 2, 3, 4
 """Exit statuses; 0 is done, and 128 plus its number a signal's."""
 
+InsecureFlag = Annotated[
+    bool, typer.Option("--allow-insecure-cluster", help="Also join one that asks for no token.")
+]
 RunPath = Annotated[Path, typer.Argument(help="A run folder, such as runs/demo.", metavar="RUN")]
 
 
@@ -80,4 +84,4 @@ def tell(text: str) -> None:
 
 def say(text: str) -> None:
     """Write what is no result."""
-    print(shown(text), file=sys.stderr)
+    print(shown(redacted(text)), file=sys.stderr)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from tuning.cli.application import RUNS, app, examples, overrides_of, say, tell
+from tuning.cli.application import RUNS, InsecureFlag, app, examples, overrides_of, say, tell
 
 GUIDELINES = Path("docs/guidelines")
 """Where `reproduce` keeps what it measured, unless told otherwise."""
@@ -30,6 +30,7 @@ def reproduce(
         typer.Option("--set", help="Replace a fixed value of every sweep: key=value, dotted key."),
     ] = None,
     address: Annotated[str | None, typer.Option(help="Address of an existing Ray cluster.")] = None,
+    allow_insecure_cluster: InsecureFlag = False,
     as_json: Annotated[bool, typer.Option("--json", help="The list, for scripts.")] = False,
 ) -> None:
     """List the tuning guidelines with their verdicts, or test one: run or reuse its sweeps, and write its page."""
@@ -45,7 +46,7 @@ def reproduce(
         from tuning.guidelines.measuring import measure
         from tuning.plan import Launch
 
-        launch = Launch(address=address)
+        launch = Launch(address=address, allows_insecure=allow_insecure_cluster)
         try:
             record = measure(chosen, preset, runs=RUNS, launch=launch, overrides=overrides, say=say)
         except Interrupted as err:

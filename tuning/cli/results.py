@@ -170,6 +170,7 @@ def report(
                 Event().wait()
             except KeyboardInterrupt:
                 return
+    from tuning.damage import left_out
     from tuning.report import write_report
     from tuning.run import load_run
 
@@ -178,6 +179,8 @@ def report(
         from tuning.tensorboard import write_events
 
         say(f"look at the trials with: tensorboard --logdir {write_events(found)}")
+    for line in left_out(found):
+        say(f"warning: {line}")
     tell(str(write_report(found)))
 
 

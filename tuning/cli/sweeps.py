@@ -13,6 +13,7 @@ from tuning.cli.application import (
     FAILED,
     NO_FEASIBLE,
     RUNS,
+    InsecureFlag,
     RunPath,
     app,
     checked_name,
@@ -88,6 +89,7 @@ def sweep(
         Path | None,
         typer.Option(help="With --dry-run: a cluster's file, for its size and its prices."),
     ] = None,
+    allow_insecure_cluster: InsecureFlag = False,
     as_json: Annotated[bool, typer.Option("--json", help="End with `best` as JSON.")] = False,
 ) -> None:
     """Start a sweep in runs/NAME."""
@@ -123,7 +125,13 @@ def sweep(
     say(f"run folder: {run_dir}   go on after a stop with: unlearn-tune resume {run_dir}")
 
     def go(watcher: "Watcher") -> "Run":
-        launch = Launch(address=address, grace_s=grace, ledger=ledger, storage=storage)
+        launch = Launch(
+            address=address,
+            grace_s=grace,
+            ledger=ledger,
+            storage=storage,
+            allows_insecure=allow_insecure_cluster,
+        )
         return run_sweep(loaded, run_dir, file=spec, launch=launch, watcher=watcher)
 
     _drive(go, loaded, run_dir, target=loaded.budget.trials, done=0, as_json=as_json)
@@ -220,6 +228,7 @@ def resume(
         typer.Option(help="Go on also if another driver holds the run: it ends at its next write."),
     ] = False,
     grace: Grace = GRACE_S,
+    allow_insecure_cluster: InsecureFlag = False,
     as_json: Annotated[bool, typer.Option("--json", help="End with `best` as JSON.")] = False,
 ) -> None:
     """Go on exactly where a sweep stopped; with more trials, extend it."""
@@ -243,7 +252,13 @@ def resume(
         say(line)
 
     def go(watcher: "Watcher") -> "Run":
-        launch = Launch(address=address, grace_s=grace, ledger=ledger, storage=storage)
+        launch = Launch(
+            address=address,
+            grace_s=grace,
+            ledger=ledger,
+            storage=storage,
+            allows_insecure=allow_insecure_cluster,
+        )
         return resume_sweep(
             run_dir, trials=trials, spec=now, takeover=takeover, launch=launch, watcher=watcher
         )
@@ -264,6 +279,7 @@ def retry(
     ] = None,
     address: Address = None,
     grace: Grace = GRACE_S,
+    allow_insecure_cluster: InsecureFlag = False,
     as_json: Annotated[bool, typer.Option("--json", help="End with `best` as JSON.")] = False,
 ) -> None:
     """Repeat failed trials as new ones with the same parameters, then go on with the sweep."""
@@ -285,7 +301,7 @@ def retry(
     target = max(found.target, len(found.trials)) + len(numbers)
 
     def go(watcher: "Watcher") -> "Run":
-        launch = Launch(address=address, grace_s=grace)
+        launch = Launch(address=address, grace_s=grace, allows_insecure=allow_insecure_cluster)
         return resume_sweep(run, retry=numbers, launch=launch, watcher=watcher)
 
     _drive(go, found.spec, run, target=target, done=done, as_json=as_json)
@@ -303,6 +319,7 @@ def repeat(
     ] = None,
     address: Address = None,
     grace: Grace = GRACE_S,
+    allow_insecure_cluster: InsecureFlag = False,
     as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
     """Run the best trials again over seeds: mean, spread and paired differences; goes on where it stopped."""
@@ -316,7 +333,7 @@ def repeat(
     from tuning.plan import Launch
     from tuning.sweep import resume_sweep, run_sweep
 
-    launch = Launch(address=address, grace_s=grace)
+    launch = Launch(address=address, grace_s=grace, allows_insecure=allow_insecure_cluster)
     if (run_dir / LEDGER_FILE).exists():
         before = load_run(run_dir)
         done = sum(t.state in ("COMPLETE", "PRUNED", "FAIL") for t in before.trials)

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from core.store.texts import read_text
+from core.text.redaction import secrets_in
 from tuning.cluster.prices import price_problems
-from tuning.cluster.problems import LOOPBACK_HOSTS, WORKER_PORTS, problem, secrets
+from tuning.cluster.problems import LOOPBACK_HOSTS, WORKER_PORTS, problem
 from tuning.cluster.reading import read_mapping
 
 LOCK_NAME = "requirements.lock"
@@ -101,7 +102,7 @@ def _ray_problems(config: Mapping[str, Any]) -> list[str]:
         return [f"{err.args[0]}: must be given, got nothing, add the key"]
     except NotImplementedError as err:
         return [f"provider.type: must be a provider that Ray knows, got {err}, correct the name"]
-    except (ValueError, TypeError, AttributeError, AssertionError, RuntimeError) as err:
+    except (ValueError, TypeError, AttributeError, AssertionError, RuntimeError, OSError) as err:
         return [f"top level: must satisfy Ray's validation, got {err}, correct it"]
     return []
 
@@ -253,7 +254,7 @@ def _secret_problems(config: Mapping[str, Any]) -> list[str]:
     return [
         f"{at}: {rule}, got {found}, {todo}"
         for at, text in _all_texts(config)
-        for found in secrets(text)
+        for found in secrets_in(text)
     ]
 
 

@@ -14,7 +14,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
-from tuning.cluster.problems import is_secret_name, nearest, problem, secrets
+from core.text.redaction import secrets_in
+from tuning.cluster.problems import is_secret_name, nearest, problem
 from tuning.cluster.reading import read_mapping
 
 SHIPPED = "clusters/rayjob.yaml"
@@ -440,7 +441,7 @@ def _secret_problems(values: Mapping[str, Any]) -> Iterator[str]:
     """Secrets that the manifest itself holds; everybody who may read the resource reads them."""
     rule, todo = "must hold no secret", "use a Secret and secretKeyRef"
     for at, value in _texts(values, ""):
-        for found in secrets(value):
+        for found in secrets_in(value):
             yield f"{at}: {rule}, got {found}, {todo}"
 
 

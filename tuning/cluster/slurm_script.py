@@ -13,12 +13,12 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from core.errors import ConfigError
+from core.text.redaction import secrets_in
 from tuning.cluster.problems import (
     LOOPBACK_HOSTS,
     WORKER_PORTS,
     nearest,
     problem,
-    secrets,
 )
 from tuning.cluster.reading import read_script
 from tuning.config import ResourcesSpec
@@ -323,5 +323,5 @@ def _rank_problems(script: _Script, folder: Path) -> Iterator[str]:
 def _secret_problems(text: str) -> Iterator[str]:
     rule, todo = "must hold no secret", "read it from a file that only you can read"
     for number, line in enumerate(text.splitlines(), start=1):
-        for found in secrets(line):
+        for found in secrets_in(line):
             yield problem(f"line {number}", rule, found, todo)

@@ -10,7 +10,7 @@ from typing import Any
 from core.errors import ConfigError
 from tuning.config import SweepSpec
 from tuning.files import parse_sweep, set_dotted
-from tuning.guidelines.catalogue import Base, Guideline, PresetName, bases
+from tuning.guidelines.catalogue import PRESETS_FILE, Base, Guideline, PresetName, bases
 from tuning.guidelines.trajectories import RATE
 
 
@@ -28,7 +28,10 @@ def sweeps_of(
         ConfigError: If one of them is no valid sweep.
     """
     use = guideline.use(preset)
-    base = bases()[use.base or preset]
+    base = bases().get(use.base or preset)
+    if base is None:
+        problem = f"no such entry in {PRESETS_FILE}, got {use.base!r}; known: {', '.join(bases())}"
+        raise ConfigError(f"guideline {guideline.id}", [f"presets.{preset}.base: {problem}"])
     found = {}
     for name, own in guideline.sweeps.items():
         where = f"guideline {guideline.id}, sweep {name}"
@@ -57,6 +60,11 @@ def _as_grid(values: dict[str, Any], base: Base, *, where: str) -> dict[str, Any
     Raises:
         ConfigError: If a searched field is not categorical.
     """
+    wrong = [name for name in _READ_HERE if not isinstance(values.get(name, {}), Mapping)]
+    if wrong:
+        raise ConfigError(
+            where, [f"{n}: a section is expected, got {values[n]!r}; write its keys" for n in wrong]
+        )
     kind = values.get("adapter", {}).get("kind", "lora")
     space: dict[str, Any] = {}
     if "learning_rate" not in values.get("optimizer", {}):
@@ -64,12 +72,17 @@ def _as_grid(values: dict[str, Any], base: Base, *, where: str) -> dict[str, Any
         space[RATE] = {"categorical": rates, "why": "The preset's rates, evenly spread in decades."}
     space |= values.get("space", {})
     space["seed"] = {"categorical": list(base.seeds), "why": "Units of the interval."}
-    wrong = [name for name, dimension in space.items() if "categorical" not in dimension]
+    wrong = [name for name, dimension in space.items() if not _has_choices(dimension)]
     if wrong:
-        raise ConfigError(where, [f"space.{name}: a guideline needs categorical" for name in wrong])
+        problem = "a guideline needs categorical, a list of values"
+        raise ConfigError(where, [f"space.{name}: {problem}" for name in wrong])
     trials = math.prod(len(dimension["categorical"]) for dimension in space.values())
     budget = {"finalists": 0} | values.get("budget", {}) | {"trials": trials}
     return values | {"space": space, "budget": budget, "sampler": {"name": "grid"}}
+
+
+def _has_choices(dimension: Any) -> bool:
+    return isinstance(dimension, Mapping) and isinstance(dimension.get("categorical"), list)
 
 
 def _over(values: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,12 +94,14 @@ def _over(values: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]
             made.pop(key, None)
         elif key != "space" and isinstance(value, Mapping) and isinstance(below, Mapping):
             made[key] = _over(below, value)
-        elif key == "space" and isinstance(below, Mapping):
+        elif key == "space" and isinstance(value, Mapping) and isinstance(below, Mapping):
             made[key] = {**below, **value}
         else:
             made[key] = value
     return made
 
 
+_READ_HERE = ("adapter", "optimizer", "space", "budget")
+"""Sections that the grid depends on, looked at before the whole is checked as a sweep."""
 _NULL_MEANS_OFF = ("past_target", "no_effect", "retain")
 """Keys of a sweep file whose null says something itself."""

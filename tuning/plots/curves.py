@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from core.config import metric_facts
 from core.measuring.selection import worst_value
+from tuning.damage import whole_history
 from tuning.plots.reading import ending_of, kind_of, n_by_ending, n_by_kind, number_or_nan
 from tuning.plots.style import Ending, Kind
 from tuning.ranking import best
@@ -154,7 +155,7 @@ def _before(run: Run) -> Mapping[str, float]:
     if run.facts.baseline:
         return run.facts.baseline
     for trial in run.trials:
-        for line in run.history(trial.number)[:1]:
+        for line in whole_history(run, trial.number)[:1]:
             found = {m: number_or_nan(v) for m, v in (line.get("metrics") or {}).items()}
             return found | {"target_nll": number_or_nan(line.get("target_nll"))}
     return {}
@@ -164,7 +165,7 @@ def _curves(run: Run, panels: Sequence[Panel]) -> CurvesData:
     first = best(run.trials)
     curves = []
     for trial in run.trials:
-        lines = run.history(trial.number)
+        lines = whole_history(run, trial.number)
         if not lines:
             continue
         metrics = [line.get("metrics") or {} for line in lines]

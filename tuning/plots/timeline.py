@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final
 
-from core.store.durable import read_lines
+from tuning.attributes import is_count
+from tuning.damage import whole_events
 from tuning.plots.reading import ending_of, kind_of, n_by_ending
 from tuning.plots.style import Ending
-from tuning.records import EVENTS_FILE
 from tuning.run import Run
 
 LONGEST_PAUSE_S: Final = 60.0
@@ -102,16 +102,16 @@ def _attempts(run: Run) -> list[Span]:
     begun: dict[int, Span] = {}
     found: list[Span] = []
     start: float | None = None
-    for event in read_lines(run.path / EVENTS_FILE):
+    for event in whole_events(run):
         kind, number, moment = event.get("event"), event.get("number"), _moment(event)
-        if moment is None or not isinstance(number, int) or number >= len(run.trials):
+        if moment is None or not is_count(number) or number >= len(run.trials):
             continue
         start = moment if start is None else start
         now = moment - start
         if kind == "TrialBegan":
             if number in begun:  # its driver was killed
                 found.append(begun.pop(number))
-            attempt = int(event.get("attempt") or 1)
+            attempt = event["attempt"] if is_count(event.get("attempt")) else 1
             begun[number] = Span(
                 number=number, attempt=attempt, lane=0, begin=now, end=now, ending=None
             )

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from core.config import METRICS
+from tuning.damage import left_out, whole_history, whole_samples
 from tuning.data_words import by_role, count_words, data_warnings
 from tuning.plots.reading import number_or_nan
 from tuning.ranking import best, pareto_front, ranked, tied_with_best
@@ -14,7 +15,6 @@ from tuning.report.findings import findings
 from tuning.report.verdict import verdict
 from tuning.results import counts, doubts, evaluation_rows, savings
 from tuning.run import Run
-from tuning.samples import read_samples
 from tuning.space import describe
 from tuning.wording import NOTHING, duration
 
@@ -77,7 +77,8 @@ def report_content(run: Run) -> dict[str, Any]:
         ],
         "findings": findings(run),
         "choices": choice_tables(run.spec, run.trials),
-        "samples": read_samples(run.path),
+        "samples": whole_samples(run),
+        "left_out": left_out(run),
         "commands": commands(run, first),
         "environment": environment(run),
         "elapsed": duration(run.driver.elapsed_s),
@@ -150,7 +151,7 @@ def _baseline(run: Run, trial: TrialRecord) -> Mapping[str, float]:
     noted = run.facts.baseline
     if noted:
         return dict(noted)
-    lines = run.history(trial.number)
+    lines = whole_history(run, trial.number)
     if not lines or lines[0].get("step") != 0:
         return {}
     found = {k: number_or_nan(v) for k, v in (lines[0].get("metrics") or {}).items()}

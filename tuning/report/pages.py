@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from core.store.durable import commit, commit_yaml
 from tuning.plots import drawing
@@ -18,6 +18,7 @@ from tuning.report.content import report_content
 from tuning.report.figures import report_figures
 from tuning.run import Run
 from tuning.wording import (
+    as_markdown,
     between,
     duration,
     measured,
@@ -89,14 +90,9 @@ def _html(content: Mapping[str, Any], *, live: Mapping[str, Any] | None = None) 
     return text
 
 
-_MARKDOWN_SIGNS = re.compile(r"([\\`*\[\]|~#])")
-
-
 def markdown(value: Any) -> Markup:
     """A text that Markdown shows as it is, in one line, also in a cell of a table."""
-    line = " ".join(str(value).split())
-    safe = str(escape(line)).replace("&#39;", "'").replace("&#34;", '"')
-    return Markup(_MARKDOWN_SIGNS.sub(r"\\\1", safe))  # noqa: S704  # escaped above
+    return Markup(as_markdown(value))  # noqa: S704  # escaped there
 
 
 def verbatim(value: Any) -> Markup:

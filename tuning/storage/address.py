@@ -2,20 +2,18 @@
 
 import os
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 
 from core.errors import UserError
+from core.text.redaction import redacted
 
 SCHEMES: Final = ("s3", "gs", "gcs", "file")
 _LOOKS_LIKE_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-_USERINFO = re.compile(r"(?<=//)[^/@\s]+(?=@)")
 _SECRET_NAME = re.compile(
     r"secret|passw|token|credential|signature|(^|_)(access_)?key", re.IGNORECASE
 )
-_SECRETS_OF_THE_ENVIRONMENT = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 _GIVE = (
     "give a bucket (s3://BUCKET/PREFIX, gs://BUCKET/PREFIX), or a folder that all nodes mount under one path "
     "(/mnt/shared)"
@@ -92,20 +90,6 @@ def split_run(address: str) -> tuple[str, str]:
             f"RUN: URL/NAME is expected, the storage and the name of a run in it, got {whole}"
         )
     return urlunsplit((parts.scheme, parts.netloc, folder, parts.query, "")), name
-
-
-def redacted(text: str, *, environment: Iterable[tuple[str, str]] | None = None) -> str:
-    """A text without what may be a credential: userinfo of addresses, and what the environment holds.
-
-    Args:
-        text: Of another's making, such as an error of a storage.
-        environment: Names and values; this process's if absent.
-    """
-    values = dict(os.environ.items() if environment is None else environment)
-    for name in _SECRETS_OF_THE_ENVIRONMENT:
-        if values.get(name):
-            text = text.replace(values[name], "***")
-    return _USERINFO.sub("***", text)
 
 
 def folder_of(address: str) -> Path | None:

@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 
 from core.errors import UserError, in_a_line
 from core.store.durable import commit
-from tuning.storage.address import below, folder_of, is_url, redacted
+from core.text.redaction import redacted
+from tuning.storage.address import below, folder_of, is_url
 from tuning.storage.patience import Patience
 
 Found = TypeVar("Found")
