@@ -34,7 +34,6 @@ from tuning.committed import (
 )
 from tuning.config import Choice, SweepSpec
 from tuning.events import (
-    Event,
     EventLog,
     TrialBegan,
     TrialBroke,
@@ -185,7 +184,7 @@ class Dispatcher:
         self._winds_down_until: float | None = None
         self._is_announced = False
         self._keeper = keeper or InPlace(run_dir)
-        self._unacknowledged: list[tuple[int, Event]] = []
+        self._unacknowledged: list[tuple[int, TrialEnded | TrialBroke]] = []
         self.is_interrupted = False
 
     def __getstate__(self) -> dict[str, Any]:
@@ -383,7 +382,7 @@ class Dispatcher:
         broke = TrialBroke(number=number, attempt=attempt, reason=reason, is_final=is_final)
         self._tell_once_kept(broke, f"{assignment.name}/{FAILURE_FILE}")
 
-    def _tell_once_kept(self, event: Event, *files: str) -> None:
+    def _tell_once_kept(self, event: TrialEnded | TrialBroke, *files: str) -> None:
         """Tell of a trial's end as soon as it is kept what the ledger, and files of the run folder, say of it."""
         self._unacknowledged.append((self._keeper.promise(*files), event))
         self._acknowledge()
@@ -391,7 +390,10 @@ class Dispatcher:
     def _acknowledge(self) -> None:
         """Tell of the trials that ended what is kept by now."""
         while self._unacknowledged and self._keeper.is_kept(self._unacknowledged[0][0]):
-            self._log.emit(self._unacknowledged.pop(0)[1])
+            _, event = self._unacknowledged.pop(0)
+            self._log.emit(event)
+            if isinstance(event, TrialEnded) or event.is_final:
+                self._keeper.forget_checkpoints(event.number)
 
     def acknowledge_all(self) -> None:
         """Tell of all trials that ended, once it is kept; not for long if the sweep is being ended."""
@@ -550,6 +552,7 @@ def reconcile(
             )
             keeper.secure(f"{name}/{RESULT_FILE}")
             log.emit(TrialEnded(number=number, outcome=outcome, adopted=True))
+            keeper.forget_checkpoints(number)
 
 
 def _replayed(

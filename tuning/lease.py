@@ -9,9 +9,9 @@ none, by watching that it gives no sign of life; and on the holder's own machine
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import sqlalchemy
@@ -36,8 +36,6 @@ LEASES = Table(
     Column("changes", Integer, nullable=False),
 )
 """A row for each study. An empty token: nobody drives it. ``expires`` is by the server's clock; absent in a file."""
-
-_NOBODY: Mapping[str, Any] = {"host": "", "pid": 0, "machine": "", "started": "", "since": ""}
 
 
 def make_table(connection: Connection) -> None:
@@ -129,9 +127,11 @@ class Lease:
         """
         with self._engine.begin() as connection:
             make_table(connection)
-        with suppress(sqlalchemy.exc.IntegrityError), self._engine.begin() as connection:
-            first = {"study_id": self._study_id, "token": "", "renewals": 0, "changes": 0}
-            connection.execute(sqlalchemy.insert(LEASES).values(**first, **_NOBODY))
+        with suppress(sqlalchemy.exc.IntegrityError):
+            with self._engine.begin() as connection:
+                first = sqlalchemy.insert(LEASES).values(study_id=self._study_id, renewals=0)
+                connection.execute(first.values(self._mine()))
+            return None
         while True:
             row = self._read()
             if not (row.is_free or row.token == self._token or takeover):
@@ -235,6 +235,11 @@ class Lease:
     def _expiry(self) -> Any:
         return _clock() + self._timing.expires_s if self._has_clock else sqlalchemy.null()
 
+    def _mine(self) -> dict[str, Any]:
+        """Of a row, what says that this driver has taken it."""
+        holder = asdict(Holder.of_this_process())
+        return {**holder, "token": self._token, "expires": self._expiry(), "changes": 0}
+
     def _own(self) -> sqlalchemy.Update:
         mine = (LEASES.c.study_id == self._study_id) & (LEASES.c.token == self._token)
         return sqlalchemy.update(LEASES).where(mine)
@@ -254,13 +259,7 @@ class Lease:
         changed = (
             sqlalchemy.update(LEASES)
             .where((LEASES.c.study_id == self._study_id) & unchanged)
-            .values(
-                **asdict(Holder.of_this_process()),
-                token=self._token,
-                expires=self._expiry(),
-                renewals=LEASES.c.renewals + 1,
-                changes=0,
-            )
+            .values(renewals=LEASES.c.renewals + 1, **self._mine())
         )
         with self._engine.begin() as connection:
             return connection.execute(changed).rowcount == 1
@@ -280,5 +279,5 @@ def _read(connection: Connection, study_id: int) -> _Row:
     expired = LEASES.c.expires < _clock() if has_clock else sqlalchemy.false()
     query = sqlalchemy.select(LEASES, expired.label("is_expired"))
     found = connection.execute(query.where(LEASES.c.study_id == study_id)).one()
-    holder = Holder(**{name: getattr(found, name) for name in _NOBODY})
+    holder = Holder(**{field.name: getattr(found, field.name) for field in fields(Holder)})
     return _Row(found.token, found.renewals, found.changes, bool(found.is_expired), holder)

@@ -22,7 +22,7 @@ from tuning.holder import Holder
 from tuning.lease import LEASES, Lease, TakenOverError, Timing
 from tuning.ledger import Ledger, Server, create_study
 from tuning.outage import Outages
-from tuning.records import LEDGER_FILE
+from tuning.records import LEDGER_FILE, copy_ledger
 
 SOON = Timing(renew_s=0.01, expires_s=0.05, look_s=0.01)
 ELSEWHERE = {"host": "other-host", "machine": "another boot", "pid": os.getpid()}
@@ -76,6 +76,27 @@ def server_drivers(postgres: Postgres, tmp_path: Path) -> Iterator[Drivers]:
 @pytest.fixture
 def file_drivers(tmp_path: Path) -> Drivers:
     return Drivers(tmp_path, None)
+
+
+def test_a_driver_holds_the_ledger_that_a_storage_puts_in_the_place_of_its_own(
+    file_drivers: Drivers, tmp_path: Path
+) -> None:
+    """The copy does not say who drives the run; while there is none, none is made."""
+    path, elsewhere, lost = tmp_path / LEDGER_FILE, tmp_path / "copy.db", list[bool]()
+    file_drivers.lease().take()
+    copy_ledger(path, elsewhere)
+    lease = file_drivers.lease(SOON)
+    lease.take(takeover=True)
+    with lease.held(lambda: lost.append(True)):
+        path.unlink()
+        with pytest.raises(OSError, match="unable to open"):
+            file_drivers.engine.connect()
+        assert not path.exists()
+        elsewhere.replace(path)
+        assert lease.take() is None
+        run_trial(file_drivers.ledger(lease), file_drivers.spec)
+    assert not lost
+    assert [t.state.name for t in study_in(tmp_path).trials] == ["COMPLETE"]
 
 
 def test_a_driver_that_was_taken_over_cannot_write_any_more(drivers: Drivers) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,10 @@ from driven_sweep import conclusions, drive, every_kill, unsynced
 from s3_server import CREDENTIALS, s3
 from small_sweep import WHY
 
-from core.errors import EndedError
+from core.errors import EndedError, UserError
+from core.store.checkpoints import CHECKPOINTS, folder_of
 from core.store.durable import commit_yaml, read_lines
-from tuning.bridge import Dispatcher
+from tuning.bridge import Assignment, Dispatcher, reconcile
 from tuning.config import SweepSpec
 from tuning.driver import kept_run
 from tuning.events import EventLog, Silent
@@ -99,6 +102,60 @@ def test_what_was_committed_and_never_told_is_adopted_from_the_storage(tmp_path:
     assert attempts(last / "runs" / "demo") == {0: 1}
     assert acknowledged(last / "runs" / "demo") == [0]
     assert conclusions(last / "runs" / "demo") == conclusions(run_dir)
+
+
+def test_a_lost_attempt_is_gone_on_with_from_its_checkpoint_which_goes_with_the_trial(
+    tmp_path: Path,
+) -> None:
+    """Machine and driver are lost after a checkpoint between two probes; the next attempt finds it elsewhere."""
+    spec, run_dir, storage = sweep(1), tmp_path / "runs" / "demo", tmp_path / "storage"
+    storage.mkdir()
+    name = folder_of(Path(), 2) / "state.json"
+    with unsynced():
+        with begun(spec, run_dir, storage) as assignment:
+            workplace = assignment.home.enter()
+            assert workplace.earlier == ()
+            (workplace.folder / name).parent.mkdir(parents=True)
+            (workplace.folder / name).write_text("{}")
+            workplace.commit(is_told=False)
+            (workplace.folder / "log.txt").touch()
+            workplace.commit(is_told=False)
+            assert list(kept(storage)) == [name.as_posix()], "nothing is taken there for a step"
+            workplace.leave()
+        shutil.rmtree(run_dir)
+        with begun(spec, run_dir, storage) as assignment:
+            workplace = assignment.home.enter()
+            (earlier,) = workplace.earlier
+            assert (earlier / name).read_text() == "{}"
+            workplace.leave()
+        drive(spec, run_dir, storage=storage)
+    assert [t.attempt for t in read_ledger(run_dir / LEDGER_FILE)[0]] == [3]
+    assert not [path for path in kept(storage) if CHECKPOINTS in path]
+    assert not [path for path in storage.rglob("state.json*") if path.is_file()]
+
+
+@contextmanager
+def begun(spec: SweepSpec, run_dir: Path, storage: Path) -> Iterator[Assignment]:
+    """The next trial of a driver, which brings the run back first."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with suppress(UserError):  # none is there yet
+        recovery.bring_if_absent(run_dir, str(storage))
+    with recovery.keeping(run_dir, str(storage), takeover=True) as keeper:
+        commit_yaml(run_dir / SPEC_FILE, {"sweep": spec.plain()})
+        ledger = Ledger(run_dir, spec, create=not (run_dir / LEDGER_FILE).exists())
+        log = EventLog(run_dir / EVENTS_FILE, Silent())
+        keeper.promise(SPEC_FILE)
+        reconcile(spec, run_dir, ledger, log, keeper=keeper)
+        dispatcher = Dispatcher(spec, run_dir, ledger, log, target=1, keeper=keeper)
+        assignment = dispatcher.next()
+        assert assignment is not None
+        yield assignment
+
+
+def kept(storage: Path) -> Iterator[str]:
+    """Files of attempts in a storage, by the manifests there."""
+    for manifest in storage.glob("demo/drivers/*/trials/*/*/manifest.json"):
+        yield from json.loads(manifest.read_text())["files"]
 
 
 def _n_lines(manifest: Path) -> int:

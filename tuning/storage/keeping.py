@@ -1,6 +1,7 @@
 """Where the driver keeps a run: in its folder alone, which all nodes share, or in a storage, too."""
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -14,8 +15,8 @@ from tuning.storage.backup import Backup
 from tuning.storage.claims import DRIVERS, Claims
 from tuning.storage.home import Home
 from tuning.storage.patience import Patience
-from tuning.storage.snapshots import MANIFEST, fetch
-from tuning.storage.store import RANK_PATIENCE_S, AbsentError, Store
+from tuning.storage.snapshots import MANIFEST, fetch, forget
+from tuning.storage.store import RANK_PATIENCE_S, AbsentError, StorageError, Store
 
 
 class Keeper(Protocol):
@@ -31,6 +32,10 @@ class Keeper(Protocol):
 
     def collect(self, number: int, attempt: int) -> None:
         """Bring what an attempt's ranks committed into the run folder."""
+        ...
+
+    def forget_checkpoints(self, number: int) -> None:
+        """Delete what only another attempt at a trial would read, where that is not in the run folder."""
         ...
 
     def promise(self, *files: str) -> int:
@@ -67,6 +72,9 @@ class InPlace:
 
     def collect(self, number: int, attempt: int) -> None:
         """It is there."""
+
+    def forget_checkpoints(self, number: int) -> None:
+        """There are none elsewhere."""
 
     def promise(self, *files: str) -> int:
         """Fulfilled already."""
@@ -135,6 +143,13 @@ class InStorage:
         folder = self._run_dir / attempt_folder(number, attempt)
         fetch(store, folder, without=CHECKPOINTS)
         fetch_word(store, folder / FAILURE_FILE)
+
+    def forget_checkpoints(self, number: int) -> None:
+        """Of the attempts that this driver knows; what the storage does not delete at once stays."""
+        for (of, _), store in self._places.items():
+            if of == number:
+                with suppress(StorageError):
+                    forget(replace(store, patience=Patience(seconds=0.0)), CHECKPOINTS)
 
     def promise(self, *files: str) -> int:
         """With the next round of the backup."""

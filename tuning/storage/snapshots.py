@@ -135,6 +135,25 @@ def fetch(store: Store, folder: Path, *, only: str = "", without: str = "") -> b
     return False
 
 
+def forget(store: Store, top: str) -> None:
+    """Delete a file or folder of what a place holds. Nobody puts there any more.
+
+    Raises:
+        StorageError: If it cannot be deleted; what a reader sees is whole all the same.
+    """
+    try:
+        manifest = read_manifest(store)
+    except AbsentError:
+        return
+    gone = _by_top(manifest).get(top)
+    if gone is None:
+        return
+    left = {name: entry for name, entry in manifest.items() if entry not in gone.values()}
+    store.put(MANIFEST, _encoded(left))
+    for entry in gone.values():
+        store.delete(entry.stored)
+
+
 def read_manifest(store: Store) -> Manifest:
     """What a place holds.
 
