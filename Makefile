@@ -13,8 +13,8 @@ TEST_PROCESSES ?= 2
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-locked tools hashes audit demo test checkpoints takeover cluster-test parity faults mutations \
-	lint format reference clean
+.PHONY: help setup setup-locked tools hashes audit demo test checkpoints takeover storage cluster-test parity \
+	faults mutations lint format reference clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -81,6 +81,9 @@ takeover: setup ## two drivers of one sweep on a real Ray, with a PostgreSQL ser
 
 cluster-test: setup ## run sweeps on three Ray nodes of this machine, and write docs/cluster/test.md
 	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/cluster/*scenarios.py --cluster-page
+
+storage: setup ## kill a driver on a cluster of three nodes, disk and all, and go on from the storage
+	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/integration/test_cluster_sweep.py -m storage -q
 
 parity: setup ## compare with the numbers of published code, and print the table
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests -k golden --parity -q

@@ -114,11 +114,13 @@ DOORS: Mapping[str, Door] = {
     "ledger": door(
         r"sqlite3\.connect|optuna\.(load_study|create_study)|.*RDBStorage",
         "tuning/copies.py",
-        "tuning/dashboard.py",
         "tuning/database.py",
         "tuning/ledger.py",
         "tuning/records.py",
         tests="tuning_tests/test_damaged_runs.py",
+    ),
+    "storage": door(
+        r".*FileSystem\.from_uri", "tuning/storage/store.py", tests="doors_tests/test_storages.py"
     ),
     "Ray": door(
         r"ray\.init", "tuning/cluster/spreading.py", "tuning/plan.py",

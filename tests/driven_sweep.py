@@ -9,7 +9,7 @@ import os
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,19 @@ import sqlalchemy
 from analytic_study import Params, closure, probe
 
 from core.config import SelectionConfig
+from core.errors import UserError
 from core.measuring.extent import is_overtaken, reaches_nothing
 from core.measuring.landing import keeps_the_guard, may_land
 from core.measuring.selection import Probe, StoppedBy, drop_at_target
-from core.store.durable import append_line
+from core.store.durable import append_line, commit_yaml
 from tuning.bridge import SAVED_LAST, Assignment, Dispatcher, reconcile
 from tuning.config import SweepSpec
 from tuning.events import EventLog, Silent
 from tuning.ledger import Ledger
-from tuning.records import LEDGER_FILE
+from tuning.records import EVENTS_FILE, LEDGER_FILE, SPEC_FILE
+from tuning.storage.home import Workplace
+from tuning.storage.keeping import Keeper
+from tuning.storage.recovery import bring_if_absent, keeping
 
 _CONCLUDED = {
     "recorded": "SELECT trial_id, key, value_json FROM trial_user_attributes WHERE key IN ('params', 'proposed_by', "
@@ -55,6 +59,7 @@ def drive(
     up_to: int | None = None,
     is_shared: bool = True,
     ledger: Ledger | None = None,
+    storage: Path | str | None = None,
 ) -> str | None:
     """Bring the run to its budget, as a driver does, from wherever it stands.
 
@@ -65,11 +70,34 @@ def drive(
         is_shared: Whether what the worker saves is seen by the driver.
         up_to: End when the trial of this number is proposed, and return its parameters as JSON.
         ledger: The run's ledger, opened; the file of the folder if absent, made where there is none.
+        storage: Where the run is kept, too; what a driver that was killed left there is taken over.
     """
-    ledger = ledger or Ledger(run_dir, spec, create=not (run_dir / LEDGER_FILE).exists())
-    log = EventLog(run_dir / "events.jsonl", Silent())
-    reconcile(spec, run_dir, ledger, log)
-    dispatcher = Dispatcher(spec, run_dir, ledger, log, target=spec.budget.trials)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    address = None if storage is None else str(storage)
+    with suppress(UserError):  # none is there yet
+        bring_if_absent(run_dir, address)
+    with keeping(run_dir, address, takeover=True) as keeper:
+        commit_yaml(run_dir / SPEC_FILE, {"sweep": spec.plain()})
+        ledger = ledger or Ledger(run_dir, spec, create=not (run_dir / LEDGER_FILE).exists())
+        keeper.promise(SPEC_FILE)
+        return _drive(
+            spec, run_dir, ledger, keeper, at_once=at_once, up_to=up_to, is_shared=is_shared
+        )
+
+
+def _drive(
+    spec: SweepSpec,
+    run_dir: Path,
+    ledger: Ledger,
+    keeper: Keeper,
+    *,
+    at_once: int,
+    up_to: int | None,
+    is_shared: bool,
+) -> str | None:
+    log = EventLog(run_dir / EVENTS_FILE, Silent())
+    reconcile(spec, run_dir, ledger, log, keeper=keeper)
+    dispatcher = Dispatcher(spec, run_dir, ledger, log, target=spec.budget.trials, keeper=keeper)
     running: list[tuple[int, Iterator[Probe]]] = []
     while True:
         while len(running) < at_once:
@@ -80,16 +108,29 @@ def drive(
                 return str(conclusions(run_dir)[up_to]["recorded.params"])
             running.append((assignment.number, work(assignment, spec, is_shared=is_shared)))
         if not running:
+            dispatcher.acknowledge_all()
+            dispatcher.raise_error()
             return None
         number, worker = running.pop(0)
         if dispatcher.take(number, next(worker)):
             dispatcher.finish(number)
+            dispatcher.acknowledge_all()
         else:
             running.append((number, worker))
 
 
 def work(assignment: Assignment, spec: SweepSpec, *, is_shared: bool) -> Iterator[Probe]:
     """A worker: each probe's line is on disk before the probe is told."""
+    workplace = assignment.home.enter()
+    try:
+        yield from _probes(assignment, spec, workplace, is_shared=is_shared)
+    finally:
+        workplace.leave()
+
+
+def _probes(
+    assignment: Assignment, spec: SweepSpec, workplace: Workplace, *, is_shared: bool
+) -> Iterator[Probe]:
     params = {
         "optimizer.learning_rate": assignment.trial.optimizer.learning_rate,
         "adapter.rank": assignment.trial.adapter.rank,
@@ -126,10 +167,11 @@ def work(assignment: Assignment, spec: SweepSpec, *, is_shared: bool) -> Iterato
                 "intervals": dict(made.landed.intervals),
             }
         if is_shared:  # a real worker saves its best probe first
-            saved = assignment.folder / "adapter" / SAVED_LAST[0]
+            saved = workplace.folder / "adapter" / SAVED_LAST[0]
             saved.parent.mkdir(parents=True, exist_ok=True)
             saved.touch()
-        append_line(assignment.folder / "history.jsonl", line)
+        append_line(workplace.folder / "history.jsonl", line)
+        workplace.commit()
         yield made
 
 

@@ -238,6 +238,18 @@ TUNING: Layers = {
     ),
     "failures": ("tuning/failures.py", "tuning/limits.py"),
     "mending": ("tuning/repair.py",),
+    "storage": (
+        "tuning/storage/__init__.py",
+        "tuning/storage/address.py",
+        "tuning/storage/backup.py",
+        "tuning/storage/claims.py",
+        "tuning/storage/home.py",
+        "tuning/storage/keeping.py",
+        "tuning/storage/patience.py",
+        "tuning/storage/recovery.py",
+        "tuning/storage/snapshots.py",
+        "tuning/storage/store.py",
+    ),
     "trial on Ray": (
         "tuning/cluster/spreading.py",
         "tuning/every_node.py",
@@ -247,6 +259,7 @@ TUNING: Layers = {
         "tuning/notice.py",
         "tuning/packing.py",
         "tuning/shared_folder.py",
+        "tuning/storage/nodes.py",
         "tuning/trainable.py",
     ),
     "ranks apart from trials": (

@@ -48,6 +48,7 @@ DOORS: Mapping[str, frozenset[str]] = {
             "handing_out",
             "nodes",
             "notice",
+            "storage/nodes",
         )
     ),
     "optuna": frozenset(
@@ -63,7 +64,8 @@ DOORS: Mapping[str, frozenset[str]] = {
     ),
     "psycopg": frozenset(),
     "tensorboardX": frozenset({"tuning/tensorboard.py"}),
-    "sqlite3": frozenset({"tuning/dashboard.py", "tuning/database.py", "tuning/records.py"}),
+    "pyarrow.fs": frozenset({"tuning/storage/store.py"}),
+    "sqlite3": frozenset({"tuning/database.py", "tuning/records.py"}),
     "plotly": frozenset(f"tuning/plots/drawing/{n}.py" for n in DRAWINGS),
     "matplotlib": frozenset(f"tuning/plots/drawing/{n}.py" for n in DRAWINGS),
     "deepspeed": frozenset({"core/training/engine.py", "core/training/ranks.py"}),

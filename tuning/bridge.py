@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
 from ray.tune import Stopper
@@ -25,9 +25,16 @@ from core.errors import ConfigError, EndedError, FileError, UserError
 from core.measuring.selection import GuardVerdict, Probe
 from core.store.ballast import Ballast, is_full
 from core.store.durable import commit_json, commit_yaml, finite
-from tuning.committed import DECISIONS, RESULT_FILE, commit_proposal, committed_probes
+from tuning.committed import (
+    DECISIONS,
+    PROPOSAL_FILE,
+    RESULT_FILE,
+    commit_proposal,
+    committed_probes,
+)
 from tuning.config import Choice, SweepSpec
 from tuning.events import (
+    Event,
     EventLog,
     TrialBegan,
     TrialBroke,
@@ -56,14 +63,20 @@ from tuning.limits import Limits
 from tuning.objective import Outcome, conclude
 from tuning.packing import PACK
 from tuning.records import attempt_folder, is_adapter_damaged
-from tuning.resuming import earlier_attempts, remove_checkpoints, remove_left_checkpoints
+from tuning.resuming import remove_checkpoints, remove_left_checkpoints
 from tuning.screening import probe_problem
 from tuning.space import bind
+from tuning.storage.home import Home
+from tuning.storage.keeping import InPlace, Keeper
 from tuning.trainable import PROBE
 
 SAVED_LAST = ("adapter_model.safetensors", "config.json")
 """What a saved adapter, or a whole model, has when it is complete."""
 NUMBER = "number"
+_LAST_WAIT_S = 20.0
+"""How long a sweep that is being ended waits for the storage; the run folder has all of it, too."""
+TRIAL_FILE = "trial.yaml"
+"""What the driver writes of an attempt before it begins: its configuration."""
 
 Written = TypeVar("Written")
 
@@ -88,15 +101,14 @@ class Assignment:
     """A trial handed to Tune.
 
     Attributes:
-        earlier: Folders of the attempts before this one, whose checkpoints it may go on from.
+        home: Where it is written and kept, and the attempts before it, whose checkpoints it may go on from.
         nodes: Machines of the cluster when it began.
     """
 
     number: int
     attempt: int
     trial: TrialConfig
-    folder: Path
-    earlier: tuple[Path, ...] = ()
+    home: Home
     probes: list[Probe] = field(default_factory=list)
     verdict: GuardVerdict | None = None
     unfit: str | None = None
@@ -109,6 +121,16 @@ class Assignment:
         return self.verdict is not None or (
             bool(self.probes) and self.probes[-1].stopped_by is not None
         )
+
+    @property
+    def folder(self) -> Path:
+        """Its folder in the run folder."""
+        return self.home.folder
+
+    @property
+    def name(self) -> str:
+        """The same, relative to the run folder."""
+        return attempt_folder(self.number, self.attempt)
 
 
 class Dispatcher:
@@ -131,6 +153,7 @@ class Dispatcher:
         ballast: Ballast | None = None,
         nodes: Callable[[], Collection[str]] = tuple,
         grace_s: float = 0.0,
+        keeper: Keeper | None = None,
     ) -> None:
         """Plan to bring ``ledger`` to ``target`` trials; interrupted trials come first.
 
@@ -145,6 +168,7 @@ class Dispatcher:
             ballast: Room for the last results where the disk is full; none is kept if absent.
             nodes: Says which machines there are that nobody is about to take away.
             grace_s: How long running trials may take to come to their next probe when the sweep is to end.
+            keeper: Keeps the run, so that nothing acknowledged is lost; in its folder alone if absent.
         """
         self._spec, self._run_dir, self._ledger, self._log = spec, run_dir, ledger, log
         points = ledger.n_points()
@@ -160,6 +184,8 @@ class Dispatcher:
         self._error: Exception | None = None
         self._winds_down_until: float | None = None
         self._is_announced = False
+        self._keeper = keeper or InPlace(run_dir)
+        self._unacknowledged: list[tuple[int, Event]] = []
         self.is_interrupted = False
 
     def __getstate__(self) -> dict[str, Any]:
@@ -176,8 +202,14 @@ class Dispatcher:
         """Whether the sweep is to end."""
         return self._winds_down_until is not None
 
+    @property
+    def _is_ending(self) -> bool:
+        return self.winds_down or self.is_interrupted
+
     def is_over(self) -> bool:
         """Whether the sweep ends now, whatever runs; to be asked at every turn."""
+        with self._own_errors():
+            self._acknowledge()
         if self._winds_down_until is None or self.is_interrupted:
             return self.is_interrupted
         left = self._winds_down_until - time.monotonic()
@@ -198,6 +230,7 @@ class Dispatcher:
         Raises:
             OSError: As the system said it, of a disk say.
             EndedError: If another driver took the run over, or the ledger's server does not come back.
+            StorageError: If the storage does not take what is to be kept there.
         """
         if self._error is not None:
             raise self._error
@@ -225,18 +258,18 @@ class Dispatcher:
         self.wind_down()
 
     def next(self) -> Assignment | None:
-        """What to run next, or ``None`` if nothing is left to begin now."""
+        """What to run next, or ``None`` if nothing is left to begin now.
+
+        A trial begins only when it is kept that it did: whatever its ranks commit belongs to a trial that is known.
+        """
         found: Assignment | None = None
         with self._own_errors():
+            self._acknowledge()
             found = self._next()
         return found
 
     def _next(self) -> Assignment | None:
-        while (
-            not self.winds_down
-            and not self.is_interrupted
-            and len(self._assigned) < self._at_a_time
-        ):
+        while not self._is_ending and len(self._assigned) < self._at_a_time:
             if self._waiting:
                 number, params = self._waiting.pop(0)
             elif self._ledger.n_begun() < self._target:
@@ -255,7 +288,8 @@ class Dispatcher:
         except ConfigError as err:
             reason = str(err)
             self._kept(lambda: self._ledger.fail(number, reason))
-            self._log.emit(TrialBroke(number=number, attempt=0, reason=str(err), is_final=True))
+            broke = TrialBroke(number=number, attempt=0, reason=reason, is_final=True)
+            self._tell_once_kept(broke)
             return None
 
     @property
@@ -298,17 +332,20 @@ class Dispatcher:
         if assignment is None or self.is_interrupted:
             return
         with self._own_errors():
+            if assignment.unfit is None and not assignment.has_ended:
+                if not self.winds_down:
+                    text = (
+                        f"trial {number} has ended at a checkpoint: its machine is to be taken away"
+                    )
+                    self._log.emit(Warned(text=text))
+                self._go_on_with(number)
+                return
+            self._keeper.collect(number, assignment.attempt)
             if assignment.unfit is not None:
                 self._give_up(assignment, assignment.unfit, kind="UnfitProbe")
                 self._tell_broken(assignment, assignment.unfit, is_final=True)
                 return
-            if assignment.has_ended:
-                self._finish(assignment)
-                return
-            if not self.winds_down:
-                text = f"trial {number} has ended at a checkpoint: its machine is to be taken away"
-                self._log.emit(Warned(text=text))
-            self._go_on_with(number)
+            self._finish(assignment)
 
     def _go_on_with(self, number: int) -> None:
         params = {n: p for n, p, _ in self._ledger.running()}[number]
@@ -333,7 +370,8 @@ class Dispatcher:
             self._give_up(assignment, str(err), kind=type(err).__name__)
             self._tell_broken(assignment, str(err), is_final=True)
             return
-        self._log.emit(TrialEnded(number=assignment.number, outcome=outcome))
+        ended = TrialEnded(number=assignment.number, outcome=outcome)
+        self._tell_once_kept(ended, f"{assignment.name}/{RESULT_FILE}")
 
     def _give_up(self, assignment: Assignment, reason: str, *, kind: str) -> None:
         self._kept(lambda: record_final(assignment.folder, reason, kind=kind))
@@ -342,7 +380,25 @@ class Dispatcher:
 
     def _tell_broken(self, assignment: Assignment, reason: str, *, is_final: bool) -> None:
         number, attempt = assignment.number, assignment.attempt
-        self._log.emit(TrialBroke(number=number, attempt=attempt, reason=reason, is_final=is_final))
+        broke = TrialBroke(number=number, attempt=attempt, reason=reason, is_final=is_final)
+        self._tell_once_kept(broke, f"{assignment.name}/{FAILURE_FILE}")
+
+    def _tell_once_kept(self, event: Event, *files: str) -> None:
+        """Tell of a trial's end as soon as it is kept what the ledger, and files of the run folder, say of it."""
+        self._unacknowledged.append((self._keeper.promise(*files), event))
+        self._acknowledge()
+
+    def _acknowledge(self) -> None:
+        """Tell of the trials that ended what is kept by now."""
+        while self._unacknowledged and self._keeper.is_kept(self._unacknowledged[0][0]):
+            self._log.emit(self._unacknowledged.pop(0)[1])
+
+    def acknowledge_all(self) -> None:
+        """Tell of all trials that ended, once it is kept; not for long if the sweep is being ended."""
+        until = time.monotonic() + _LAST_WAIT_S
+        with self._own_errors():
+            self._keeper.secure(unless=lambda: self._is_ending and time.monotonic() > until)
+            self._acknowledge()
 
     def broke(self, number: int) -> None:
         """An attempt ended with an error: try again, or give up with the reason."""
@@ -350,6 +406,7 @@ class Dispatcher:
         if assignment is None or self.is_interrupted:
             return
         with self._own_errors():
+            self._keeper.collect(number, assignment.attempt)
             self._broke(assignment)
 
     def _broke(self, assignment: Assignment) -> None:
@@ -407,44 +464,58 @@ class Dispatcher:
         self._log.emit(Warned(text=f"trial {assignment.number} ran out of memory: {instead}"))
         return True
 
-    def _begin(self, number: int, params: dict[str, Choice], trial: TrialConfig) -> Assignment:
+    def _begin(
+        self, number: int, params: dict[str, Choice], trial: TrialConfig
+    ) -> Assignment | None:
+        """Begin an attempt; ``None`` if the sweep was ended before it was kept."""
         attempt = self._ledger.begin_attempt(number)
-        run_dir = self._run_dir.resolve()  # Tune changes directories
-        folder = run_dir / attempt_folder(number, attempt)
+        home = self._keeper.home(number, attempt)
         if self._halves_batches:
             trial = halved(trial) or trial
-        commit_proposal(folder.parent, self._ledger.proposal(number))
-        commit_yaml(folder / "trial.yaml", trial.model_dump(mode="json"))
+        commit_proposal(home.folder.parent, self._ledger.proposal(number))
+        commit_yaml(home.folder / TRIAL_FILE, trial.model_dump(mode="json"))
+        name = attempt_folder(number, attempt)
+        files = (f"{PurePath(name).parent}/{PROPOSAL_FILE}", f"{name}/{TRIAL_FILE}")
+        if not self._keeper.secure(*files, unless=lambda: self._is_ending):
+            return None
         assignment = Assignment(
-            number=number,
-            attempt=attempt,
-            trial=trial,
-            folder=folder,
-            earlier=earlier_attempts(run_dir, number, attempt),
-            nodes=self._nodes(),
+            number=number, attempt=attempt, trial=trial, home=home, nodes=self._nodes()
         )
         self._assigned[number] = assignment
         self._log.emit(TrialBegan(number=number, attempt=attempt, params=dict(params)))
         return assignment
 
 
-def reconcile(spec: SweepSpec, run_dir: Path, ledger: Ledger, log: EventLog) -> None:
+def reconcile(
+    spec: SweepSpec, run_dir: Path, ledger: Ledger, log: EventLog, *, keeper: Keeper | None = None
+) -> None:
     """Adopt what interrupted trials committed before their driver died.
 
     The committed history of each running trial is replayed through guard and pruner. A trial that had
     ended, or would have been stopped, is told; the others run again under the same number, from their newest
-    checkpoint. So does one whose history or adapter is not what
-    it committed.
+    checkpoint. So does one whose history or adapter is not what it committed.
+
+    Args:
+        spec: The sweep.
+        run_dir: Its folder.
+        ledger: Its study.
+        log: Where events go.
+        keeper: Knows where attempts committed; in the run folder if absent.
     """
+    keeper = keeper or InPlace(run_dir)
     ledger.finish_births()
     remove_left_checkpoints(run_dir, running={number for number, _, _ in ledger.running()})
     for number, params, attempt in ledger.running():
         if attempt == 0:
             continue
         trial = bind(spec, params, where=f"trial {number}")
+        keeper.collect(number, attempt)
         folder = run_dir / attempt_folder(number, attempt)
+        name = attempt_folder(number, attempt)
+        folder = run_dir / name
         if (folder / FAILURE_FILE).is_file() and (failure := read_failure(folder)).is_final:
             ledger.fail(number, failure.reason)  # its driver died before it could
+            keeper.secure(f"{name}/{FAILURE_FILE}")
             log.emit(
                 TrialBroke(number=number, attempt=attempt, reason=failure.reason, is_final=True)
             )
@@ -456,6 +527,7 @@ def reconcile(spec: SweepSpec, run_dir: Path, ledger: Ledger, log: EventLog) -> 
             continue
         if unfit is not None:
             ledger.fail(number, unfit)
+            keeper.secure()
             log.emit(TrialBroke(number=number, attempt=attempt, reason=unfit, is_final=True))
             continue
         if verdict is None and (not seen or seen[-1].stopped_by is None):
@@ -476,6 +548,7 @@ def reconcile(spec: SweepSpec, run_dir: Path, ledger: Ledger, log: EventLog) -> 
                 verdict,
                 duration_s=seen[-1].seconds,
             )
+            keeper.secure(f"{name}/{RESULT_FILE}")
             log.emit(TrialEnded(number=number, outcome=outcome, adopted=True))
 
 
@@ -576,8 +649,7 @@ class LedgerSearcher(Searcher):
         config = {
             NUMBER: assignment.number,
             "trial": assignment.trial,
-            "folder": str(assignment.folder),
-            "earlier": [str(folder) for folder in assignment.earlier],
+            "home": assignment.home,
             "resources": self._resources,
             "handed_out": self._handed_out,
             "limits": self._limits,

@@ -4,11 +4,10 @@ The dashboard itself has no login and deletes studies on request. Here it sees a
 machine only, under this machine's own names, and nothing but requests to read.
 """
 
-import sqlite3
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path
 from socketserver import ThreadingMixIn
@@ -16,7 +15,7 @@ from typing import Any, Final
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from core.errors import UserError
-from tuning.records import LEDGER_FILE
+from tuning.records import LEDGER_FILE, copy_ledger
 from tuning.run import load_run
 
 LOOPBACK: Final = "127.0.0.1"
@@ -56,21 +55,6 @@ def dashboard(run_dir: Path, *, port: int = 0) -> Iterator[tuple[str, Callable[[
         with _listening(port) as server:
             server.set_app(_guarded(wsgi(f"sqlite:///{copied}"), port=server.server_port))
             yield f"http://{LOOPBACK}:{server.server_port}/dashboard/", update
-
-
-def copy_ledger(ledger: Path, copied: Path) -> None:
-    """Copy a ledger as it stands between two writes, also while a driver writes it; over an earlier copy, too.
-
-    Args:
-        ledger: The ledger.
-        copied: The copy.
-    """
-    with (
-        closing(sqlite3.connect(f"{ledger.resolve().as_uri()}?mode=ro", uri=True)) as source,
-        closing(sqlite3.connect(copied)) as copy,
-    ):
-        source.execute("PRAGMA busy_timeout = 5000")
-        source.backup(copy)
 
 
 class _Server(ThreadingMixIn, WSGIServer):

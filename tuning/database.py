@@ -246,13 +246,17 @@ def _arguments(url: sqlalchemy.URL) -> dict[str, Any]:
 
 
 def single_connections(at: Place | Path) -> sqlalchemy.Engine:
-    """A database, to which each transaction has a connection of its own."""
+    """A database, to which each transaction has a connection of its own; a file that is not there is not made."""
     if isinstance(at, Place):
         return sqlalchemy.create_engine(
             at.url, poolclass=sqlalchemy.NullPool, connect_args=_arguments(at.url)
         )
+
+    def connected() -> sqlite3.Connection:
+        return sqlite3.connect(f"{at.resolve().as_uri()}?mode=rw", uri=True, timeout=_BUSY_S)
+
     engine = sqlalchemy.create_engine(
-        f"sqlite:///{at}", poolclass=sqlalchemy.NullPool, connect_args={"timeout": _BUSY_S}
+        f"sqlite:///{at}", poolclass=sqlalchemy.NullPool, creator=connected
     )
     sqlalchemy.event.listen(engine, "handle_error", _raise_as_system)
     return engine

@@ -10,13 +10,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from core.errors import UserError
+from core.errors import EndedError, UserError
 from core.store.locks import try_lock
 from core.text.redaction import Redacting
 from tuning import records
-from tuning.bridge import (
-    Dispatcher,
-)
+from tuning.bridge import Dispatcher
+from tuning.events import Warned, Watcher
+from tuning.plan import Launch
+from tuning.storage.keeping import Keeper
+from tuning.storage.recovery import keeping
+from tuning.storage.store import StorageError
 
 _LOOK_S = 0.2
 """Between two looks whether a lock is free."""
@@ -68,6 +71,39 @@ def held_run(run_dir: Path, *, ending_s: float = 0.0) -> Iterator[None]:
         file.write(f"pid {os.getpid()} on {platform.node()} since {records.now()}\n")
         file.flush()
         yield
+
+
+@contextmanager
+def kept_run(
+    run_dir: Path, launch: Launch, watcher: Watcher, *, takeover: bool = False
+) -> Iterator[Keeper]:
+    """Within the context the run, which is held, is kept where it is to be.
+
+    Args:
+        run_dir: The folder.
+        launch: Names the storage, if any.
+        watcher: Shown what is waited for.
+        takeover: Fence off the driver of a stored run though it seems to live.
+
+    Raises:
+        UserError: If the storage cannot be used, or holds another run.
+        EndedError: If it does not answer any more while the run is driven, or another driver took it over.
+    """
+
+    def tell(text: str) -> None:
+        watcher.show(Warned(text=text))
+
+    is_driven = False
+    try:
+        with keeping(run_dir, launch.storage, takeover=takeover, tell=tell) as keeper:
+            is_driven = True
+            yield keeper
+    except StorageError as err:
+        if not is_driven or not (run_dir / records.LEDGER_FILE).exists():
+            raise
+        raise EndedError(
+            f"{err}. Nothing finished is lost; go on with: unlearn-tune resume {run_dir}"
+        ) from err
 
 
 @contextmanager

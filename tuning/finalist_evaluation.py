@@ -14,9 +14,11 @@ from tuning.evaluation_limits import EvaluationSpec
 from tuning.events import EventLog, Reporting
 from tuning.ledger import Ledger
 from tuning.space import bind, corner_proposals
+from tuning.storage.home import Home, adapter_of
+from tuning.storage.keeping import Keeper
 
-Work = tuple[int, TrialConfig, Path]
-"""Number, configuration and adapter of a trial."""
+Work = tuple[int, TrialConfig, Home]
+"""Number, configuration and attempt of a trial."""
 
 
 def evaluate_untouched(spec: SweepSpec, *, threads: int) -> dict[str, float]:
@@ -61,7 +63,12 @@ def refuse_unknown_metrics(evaluation: EvaluationSpec, found: Mapping[str, float
 
 
 def evaluate_finalists(
-    spec: SweepSpec, work: list[Work], ledger: Ledger, log: EventLog, call: CallForEach
+    spec: SweepSpec,
+    work: list[Work],
+    ledger: Ledger,
+    log: EventLog,
+    keeper: Keeper,
+    call: CallForEach,
 ) -> None:
     """Evaluate finalists, each recorded as it is done.
 
@@ -70,20 +77,23 @@ def evaluate_finalists(
         work: The finalists.
         ledger: Takes what is measured.
         log: Is told which trials are measured.
+        keeper: Keeps what is measured.
         call: Calls a function on ranks.
     """
     log.emit(Reporting(numbers=tuple(number for number, *_ in work)))
     for number, found in call(_numbered, [(*one, spec.evaluation) for one in work]):
         broken = {c.metric: c.violation(found[c.metric]) for c in spec.evaluation.constraints}
         ledger.set_evaluation(number, found, violations=broken)
+        keeper.promise()
 
 
 def _numbered(
-    warm: Any, group: Any, work: tuple[int, TrialConfig, Path, EvaluationSpec]
+    warm: Any, group: Any, work: tuple[int, TrialConfig, Home, EvaluationSpec]
 ) -> tuple[int, dict[str, float]]:
     """Runs on a rank."""
-    number, trial, adapter, evaluation = work
-    return number, _evaluated(warm, group, (trial, adapter, evaluation))
+    number, trial, home, evaluation = work
+    with adapter_of(home) as adapter:
+        return number, _evaluated(warm, group, (trial, adapter, evaluation))
 
 
 def _evaluated(

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from core.config import TrialConfig
-from core.store.confinement import inside
 from tuning.apart import CallForEach, several_ranks
 from tuning.config import SweepSpec
 from tuning.damage import whole_samples
@@ -16,8 +15,10 @@ from tuning.ledger import Ledger
 from tuning.ranking import best, by_probes
 from tuning.records import TrialRecord
 from tuning.run import Run, load_run
-from tuning.samples import write_samples
+from tuning.samples import SAMPLES_FILE, write_samples
 from tuning.space import bind
+from tuning.storage.home import Home, adapter_of
+from tuning.storage.keeping import Keeper
 
 
 def finish(
@@ -26,6 +27,7 @@ def finish(
     ledger: Ledger,
     log: EventLog,
     *,
+    keeper: Keeper,
     handed_out: HandedOut | None,
     at_a_time: int,
 ) -> None:
@@ -36,12 +38,13 @@ def finish(
         run_dir: Its run folder.
         ledger: Takes the metrics of each finalist as soon as it is measured.
         log: Is told which trials are measured.
+        keeper: Knows where adapters are, and keeps what is found.
         handed_out: Prepared files that nodes may lack.
         at_a_time: Ranks that fit.
     """
     run = load_run(run_dir)
     finalists = [
-        _work(spec, run_dir, t)
+        _work(spec, keeper, t)
         for t in by_probes(run.trials)[: spec.budget.finalists]
         if t.adapter is not None
     ]
@@ -56,23 +59,25 @@ def finish(
                 log.emit(Reporting(numbers=tuple(number for number, *_ in to_measure)))
             for number, metrics, intervals in call(_measured, to_measure):
                 ledger.set_report_metrics(number, metrics, intervals=intervals)
+                keeper.promise()
             if not to_evaluate:
-                _sample(spec, run_dir, call)
+                _sample(spec, run_dir, keeper, call)
     if to_evaluate:  # on ranks of their own: a suite holds a model by itself
         n = min(at_a_time, len(to_evaluate))
         with several_ranks(spec, n, handed_out=handed_out) as call:
-            evaluate_finalists(spec, to_evaluate, ledger, log, call)
-            _sample(spec, run_dir, call)
+            evaluate_finalists(spec, to_evaluate, ledger, log, keeper, call)
+            _sample(spec, run_dir, keeper, call)
 
 
-def _sample(spec: SweepSpec, run_dir: Path, call: CallForEach) -> None:
+def _sample(spec: SweepSpec, run_dir: Path, keeper: Keeper, call: CallForEach) -> None:
     run = load_run(run_dir)  # finalists' metrics may have changed which trial is the best
     first = best(run.trials)
     if first is None or not _lacks_samples(run):
         return
-    _, trial, adapter = _work(spec, run_dir, first)
-    for rows in call(_continued, [(trial, adapter, spec.budget.samples)]):
+    _, trial, home = _work(spec, keeper, first)
+    for rows in call(_continued, [(trial, home, spec.budget.samples)]):
         write_samples(run_dir, first.number, first.attempt, rows)
+        keeper.promise(SAMPLES_FILE)
 
 
 def _lacks_samples(run: Run) -> bool:
@@ -84,9 +89,9 @@ def _lacks_samples(run: Run) -> bool:
     return found is None or (found.trial, found.attempt) != (first.number, first.attempt)
 
 
-def _work(spec: SweepSpec, run_dir: Path, trial: TrialRecord) -> Work:
+def _work(spec: SweepSpec, keeper: Keeper, trial: TrialRecord) -> Work:
     bound = bind(spec, trial.params, where=f"trial {trial.number}")
-    return trial.number, bound, inside(run_dir, str(trial.adapter)).resolve()
+    return trial.number, bound, keeper.kept(trial.number, trial.attempt)
 
 
 def _measured(
@@ -95,14 +100,16 @@ def _measured(
     """Runs on a rank: number, metrics and their intervals."""
     from core.worker import report_measurement
 
-    number, trial, adapter = work
-    found = report_measurement(trial, adapter, warm=warm, group=group)
+    number, trial, home = work
+    with adapter_of(home) as adapter:
+        found = report_measurement(trial, adapter, warm=warm, group=group)
     return number, dict(found.metrics), dict(found.intervals)
 
 
-def _continued(warm: Any, group: Any, work: tuple[TrialConfig, Path, int]) -> list[dict[str, str]]:
+def _continued(warm: Any, group: Any, work: tuple[TrialConfig, Home, int]) -> list[dict[str, str]]:
     """Runs on a rank: what the trial and the untouched model write."""
     from core.suites.samples import continued_rows
 
-    trial, folder, n_rows = work
-    return [asdict(row) for row in continued_rows(trial, folder, warm=warm, n_rows=n_rows)]
+    trial, home, n_rows = work
+    with adapter_of(home) as adapter:
+        return [asdict(row) for row in continued_rows(trial, adapter, warm=warm, n_rows=n_rows)]

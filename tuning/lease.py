@@ -19,9 +19,10 @@ from sqlalchemy import Column, Connection, Engine, Float, Integer, String, Table
 
 from core.errors import EndedError, UserError
 from tuning.holder import Holder
+from tuning.records import LEASES_TABLE
 
 LEASES = Table(
-    "unlearn_tune_drivers",
+    LEASES_TABLE,
     sqlalchemy.MetaData(),
     Column("study_id", Integer, primary_key=True, autoincrement=False),
     Column("token", String(32), nullable=False),
@@ -114,7 +115,7 @@ class Lease:
     def take(
         self, *, takeover: bool = False, tell: Callable[[str], None] = lambda _: None
     ) -> Holder | None:
-        """Become the driver.
+        """Become the driver; of one's own run once more, where another file took the place of the ledger.
 
         Args:
             takeover: Also from one that lives; it ends at its next write.
@@ -133,7 +134,7 @@ class Lease:
             connection.execute(sqlalchemy.insert(LEASES).values(**first, **_NOBODY))
         while True:
             row = self._read()
-            if not (row.is_free or takeover):
+            if not (row.is_free or row.token == self._token or takeover):
                 self._wait_for_a_sign(row, tell)
             if self._taken(row, whatever=takeover):
                 return row.holder if takeover and not row.is_free else None

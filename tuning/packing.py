@@ -28,7 +28,16 @@ from core.measuring.selection import Probe
 from core.model.machine import oom_kills
 from tuning.config import ResourcesSpec
 from tuning.limits import Course, HungRankError, Limits, Part, Watch
-from tuning.trainable import ProbedTrial, Rank, bundles, log_of, record_failure, start_rank
+from tuning.storage.home import Home, Workplace
+from tuning.trainable import (
+    ProbedTrial,
+    Rank,
+    broken_is_kept,
+    bundles,
+    log_of,
+    record_failure,
+    start_rank,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -108,29 +117,30 @@ class PackRank(Rank):
         from core.worker import SideBySide
 
         self._logs: dict[int, logging.FileHandler] = {}
+        self._workplaces: dict[int, Workplace] = {}
         self._trials = SideBySide(like, n_slots=n_slots, group=self._group, warm=self._warm)
 
-    def begin_in(
-        self, slot: int, config: TrialConfig, folder: Path, earlier: Sequence[Path]
-    ) -> None:
-        """Begin a trial in a slot that is free, or go on from a checkpoint of ``earlier`` attempts."""
+    def begin_in(self, slot: int, config: TrialConfig, home: Home) -> None:
+        """Begin a trial in a slot that is free, or go on from a checkpoint of earlier attempts."""
         from core.training.resuming import Interruption
 
+        folder, earlier = home.folder, tuple[Path, ...]()
         if self._group.is_first:
+            self._workplaces[slot] = home.enter()
+            folder, earlier = self._workplaces[slot].folder, self._workplaces[slot].earlier
             self._logs[slot] = log_of(folder)
             logger.setLevel(logging.INFO)
         self._trials.begin(slot, config, folder=folder, interruption=Interruption(earlier=earlier))
 
     def go_on(self, slot: int) -> Probe | None:
         """Bring a trial to its next probe, or to where it waits for a step."""
-        with self._logged(slot):
-            try:
-                probe = self._trials.go_on(slot)
-            except BaseException:
-                logger.exception("trial broke")
-                raise
+        workplace = self._workplaces.get(slot)
+        with self._logged(slot), broken_is_kept(workplace):
+            probe = self._trials.go_on(slot)
             if probe is not None:
                 logger.info("step %d after %.1f s", probe.step, probe.seconds)
+            if workplace is not None:
+                workplace.commit(is_told=probe is not None)
             return probe
 
     def step(self) -> None:
@@ -139,10 +149,14 @@ class PackRank(Rank):
 
     def end(self, slot: int) -> None:
         """End the trial of a slot, which verifies the base weights."""
-        self._trials.end(slot)
-        log = self._logs.pop(slot, None)
-        if log is not None:
-            log.close()
+        log, workplace = self._logs.pop(slot, None), self._workplaces.pop(slot, None)
+        try:
+            self._trials.end(slot)
+        finally:
+            if log is not None:
+                log.close()
+            if workplace is not None:
+                workplace.leave()
 
     @contextmanager
     def _logged(self, slot: int) -> Iterator[None]:
@@ -181,9 +195,7 @@ class PackHost:
         self._at_work = asyncio.Lock()
         self._driving: asyncio.Task[None] | None = None
 
-    async def begin(
-        self, name: str, config: TrialConfig, folder: Path, earlier: Sequence[Path]
-    ) -> None:
+    async def begin(self, name: str, config: TrialConfig, home: Home) -> None:
         """Begin a trial, or go on with it; ranks are started with the first."""
         async with self._at_work:
             if not self._ranks:
@@ -192,9 +204,9 @@ class PackHost:
             if not free:
                 raise RuntimeError("the pack has no free slot")
             slot = min(free)
-            await self._on_all("begin_in", slot, config, folder, earlier)
+            await self._on_all("begin_in", slot, config, home)
             self._slots[name] = slot
-            self._courses[slot] = Course(config.selection, is_resumed=bool(earlier))
+            self._courses[slot] = Course(config.selection, is_resumed=bool(home.earlier))
         if self._driving is None:
             self._driving = asyncio.create_task(self._drive())
 
@@ -354,7 +366,7 @@ class PackedTrial(ProbedTrial):
     def _next_probe(self) -> Probe:
         """Wait for the pack to come to it."""
         if not self._begun:
-            begun = self._pack.begin.remote(self._name, self._config, self._folder, self._earlier)
+            begun = self._pack.begin.remote(self._name, self._config, self._home)
             self._begun = True
             self._within(begun)
         probe: Probe = self._within(self._pack.advance.remote(self._name))
@@ -391,16 +403,15 @@ class PackedTrial(ProbedTrial):
     def _assign(self, config: dict[str, Any]) -> None:
         self._pack: Any = ray.get_actor(config[PACK])
         self._config: TrialConfig = config["trial"]
-        self._folder = Path(config["folder"])
-        self._earlier = [Path(folder) for folder in config["earlier"]]
-        self._name = str(self._folder)
+        self._home: Home = config["home"]
+        self._name = str(self._home.folder)
         limits: Limits = config["limits"]
         self._watch = Watch(limits)
         self._begun = False
         self._kills_before = oom_kills()
 
     def _record_failure(self, err: Exception) -> None:
-        record_failure(self._folder, err, kernel_killed=oom_kills() > self._kills_before)
+        record_failure(self._home, err, kernel_killed=oom_kills() > self._kills_before)
 
 
 def start_packs(

@@ -61,19 +61,22 @@ _A_GLANCE = 0.01
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """How a driver meets Ray, and the database of the ledger.
+    """How a driver meets Ray, the database of the ledger, and where its run is kept.
 
     Attributes:
         address: Address of an existing cluster; a Ray of its own on this machine if absent.
         grace_s: How long running trials may take to come to their next probe when a signal ends the sweep.
         ledger: URL of a PostgreSQL database, for a new run, or of a run's to log in anew; if absent, that of the
             environment (:data:`tuning.surroundings.LEDGER_VARIABLE`), else a file of the run folder.
+        storage: Address of a storage that holds a copy of the run: a bucket, or a folder that all nodes mount. If
+            absent, the one that the run folder names, or none.
         allows_insecure: Whether the cluster may be one that lets in who has no token.
     """
 
     address: str | None = None
     grace_s: float = 0.0
     ledger: str | None = None
+    storage: str | None = None
     allows_insecure: bool = False
 
 

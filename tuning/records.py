@@ -34,9 +34,13 @@ LEDGER_FILE = "ledger.db"
 SPEC_FILE = "spec.yaml"
 LOCK_FILE = "driver.lock"
 EVENTS_FILE = "events.jsonl"
+LEASES_TABLE = "unlearn_tune_drivers"
+"""Table of a ledger that says who drives its run."""
+STORAGE_FILE = "storage.json"
+"""Where the run's copy is, and the claim on it of the driver that worked in the folder last."""
 OWN_FILES = (
     *(LEDGER_FILE, SPEC_FILE, LOCK_FILE, EVENTS_FILE),
-    *("driver.log", "report", "samples.json", "trials"),
+    *(STORAGE_FILE, "driver.log", "report", "samples.json", "trials"),
 )
 """Names in a run folder that are read or written there, whoever made it."""
 
@@ -367,6 +371,33 @@ def readable_states(ledger: Path) -> dict[int, str]:
     except (sqlite3.DatabaseError, ValueError, TypeError):
         pass  # what was read before counts
     return found
+
+
+def copy_ledger(ledger: Path, target: Path) -> None:
+    """Copy the ledger as it stands between two writes, also while a driver writes it; over an earlier copy, too.
+
+    Who drives the run is left out: a driver holds the ledger, and no copy of it.
+
+    Args:
+        ledger: The ledger.
+        target: The copy.
+
+    Raises:
+        UserError: If the ledger cannot be read, or the copy not be written.
+    """
+    try:
+        with (
+            closing(sqlite3.connect(f"{ledger.resolve().as_uri()}?mode=ro", uri=True)) as database,
+            closing(sqlite3.connect(target)) as copy,
+        ):
+            database.execute("PRAGMA busy_timeout = 60000")
+            copy.execute("PRAGMA synchronous = OFF")  # it is put elsewhere, and then deleted
+            database.backup(copy)
+            copy.execute(f"DROP TABLE IF EXISTS {LEASES_TABLE}")
+    except sqlite3.Error as err:
+        raise UserError(
+            f"{ledger}: the ledger cannot be copied: {in_a_line(err)}; see that its disk is healthy and has room"
+        ) from err
 
 
 def unread(ledger: Path, err: Exception) -> UserError:

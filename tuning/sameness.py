@@ -14,7 +14,7 @@ from tuning.run import Run, load_run
 from tuning.shared_folder import QUESTION
 from tuning.space import bind, corner_proposals
 
-_BEFORE_LEDGER = {records.LOCK_FILE, records.SPEC_FILE}
+_BEFORE_LEDGER = {records.LOCK_FILE, records.SPEC_FILE, records.STORAGE_FILE}
 _HALVES = (*(f".{name}." for name in (records.SPEC_FILE, records.LEDGER_FILE)), QUESTION)
 """How the names begin that a kill leaves of files that were being committed, or asked for on other nodes."""
 

@@ -26,7 +26,7 @@ from tuning.bridge import (
 from tuning.config import SweepSpec
 from tuning.database import new_place, noted_place
 from tuning.driven_run import begun_run, opened_ledger, ready_for_ledger, taken_run
-from tuning.driver import Signals, driver_log, held_run, signals_taken
+from tuning.driver import Signals, driver_log, held_run, kept_run, signals_taken
 from tuning.events import EventLog, Silent, Warned, Watcher
 from tuning.extending import asked_trials
 from tuning.finalist_evaluation import evaluate_untouched
@@ -46,8 +46,10 @@ from tuning.plan import Launch, Plan, ray_for
 from tuning.preparing import prepare
 from tuning.run import Run, load_run
 from tuning.sameness import model_folders, refuse_changed, refuse_existing, refuse_other_contents
-from tuning.shared_folder import refuse_unshared
 from tuning.space import bind, corner_proposals
+from tuning.storage.keeping import Keeper
+from tuning.storage.nodes import refuse_nodes_apart
+from tuning.storage.recovery import bring_if_absent
 from tuning.trainable import UnlearningTrial, placement
 
 
@@ -80,10 +82,10 @@ def run_sweep(
     with signals_taken() as signals, upkeep.held(), held_run(run_dir):
         try:
             ready_for_ledger(run_dir, place, watcher)
-            with ray_for(spec, launch) as plan:
+            with kept_run(run_dir, launch, watcher) as keeper, ray_for(spec, launch) as plan:
                 signals.install()  # Ray put its own in their place
                 plan.tell(watcher)
-                refuse_unshared(run_dir)
+                refuse_nodes_apart(run_dir, keeper)
                 spec, facts, prepared = prepare(plan.spec, watcher, threads=plan.threads)
                 untouched = evaluate_untouched(spec, threads=plan.threads)
                 noted = {} if place is None else place.plain()
@@ -98,7 +100,7 @@ def run_sweep(
                         run_dir, spec, lease, place=place, watcher=watcher, signals=signals
                     )
                     with closing(ledger):
-                        _drive(spec, run_dir, ledger, plan, watcher, signals, prepared)
+                        _drive(spec, run_dir, ledger, plan, watcher, signals, prepared, keeper)
         finally:
             if not (run_dir / records.LEDGER_FILE).exists():
                 shutil.rmtree(run_dir)  # ended before anything was tried: the name stays free
@@ -133,16 +135,10 @@ def resume_sweep(
         EndedError: If another driver took the run over, or the ledger's server does not come back.
     """
     launch, watcher, run_dir = launch or Launch(), watcher or Silent(), Path(run_dir)
-    run = load_run(run_dir)
+    bring_if_absent(run_dir, launch.storage)
+    asked, run = trials, load_run(run_dir)
     refuse_links_out(run_dir)
-    if spec is not None:
-        refuse_changed(spec, run)
-    trials = asked_trials(run, trials=trials, spec=spec)
-    begun = sum(bool(t.params) for t in run.trials)
-    if trials is not None and trials < begun:
-        raise UserError(
-            f"--trials: the run already has {begun} trials, got {trials}; give a larger number"
-        )
+    trials = _trials_to_reach(run, trials=asked, spec=spec)
     upkeep.limit()
     if launch.address is None:  # a cluster may have what this machine has not
         refuse_other_contents(run.facts.identity, model_folders(run.spec), run_dir)
@@ -159,12 +155,16 @@ def resume_sweep(
         signals_taken() as signals,
         taken_run(run_dir, place, takeover=takeover, tell=say) as lease,
         upkeep.held(),
+        kept_run(run_dir, launch, watcher, takeover=takeover) as keeper,
         ray_for(run.spec, launch) as plan,
     ):
+        lease.take()  # of the ledger that is here now: the storage may have had a newer one
+        run = load_run(run_dir)  # another driver may have brought it further meanwhile
+        trials = _trials_to_reach(run, trials=asked, spec=spec)
         signals.install()  # Ray put its own in their place
         plan.tell(watcher)
         ready_for_ledger(run_dir, place, watcher)
-        refuse_unshared(run_dir)
+        refuse_nodes_apart(run_dir, keeper)
         _, facts, prepared = prepare(run.spec, watcher, threads=plan.threads, first=refuse_others)
         ledger = opened_ledger(
             run_dir, run.spec, lease, place=place, watcher=watcher, signals=signals
@@ -178,8 +178,25 @@ def resume_sweep(
         if retry:
             ledger.add_retries(retry, target=trials or run.target)
         with closing(ledger), driver_log(run_dir):
-            _drive(run.spec, run_dir, ledger, plan, watcher, signals, prepared)
+            _drive(run.spec, run_dir, ledger, plan, watcher, signals, prepared, keeper)
     return load_run(run_dir)
+
+
+def _trials_to_reach(run: Run, *, trials: int | None, spec: SweepSpec | None) -> int | None:
+    """What the run is to reach from now on, if that changes.
+
+    Raises:
+        UserError: If the sweep file changed, or the run has more trials already.
+    """
+    if spec is not None:
+        refuse_changed(spec, run)
+    trials = asked_trials(run, trials=trials, spec=spec)
+    begun = sum(bool(t.params) for t in run.trials)
+    if trials is not None and trials < begun:
+        raise UserError(
+            f"--trials: the run already has {begun} trials, got {trials}; give a larger number"
+        )
+    return trials
 
 
 def _drive(
@@ -190,6 +207,7 @@ def _drive(
     watcher: Watcher,
     signals: "Signals",
     prepared: PreparedFiles,
+    keeper: Keeper,
 ) -> None:
     """Bring the ledger to its target, measure finalists, write samples, and record how it ended."""
     log = EventLog(run_dir / records.EVENTS_FILE, watcher)
@@ -203,9 +221,10 @@ def _drive(
     ledger.set_note("target", target)
     ledger.set_note("ended", None)
     ledger.set_note("session_began", time.time())
+    keeper.promise(records.SPEC_FILE)
     handed_out, _shelf = hand_out(prepared) if plan.is_far else (None, None)
     try:
-        reconcile(spec, run_dir, ledger, log)
+        reconcile(spec, run_dir, ledger, log, keeper=keeper)
         if ledger.n_begun() < target or ledger.running():
             plan = plan.packed(spec, log)
         ledger.set_note("concurrent", plan.running.trials)
@@ -220,10 +239,12 @@ def _drive(
             ballast=ballast,
             nodes=staying_nodes,
             grace_s=plan.grace_s,
+            keeper=keeper,
         )
         if not dispatcher.is_done:
             with signals.handed_to(dispatcher):
                 _execute(spec, plan, dispatcher, handed_out)
+                dispatcher.acknowledge_all()
             dispatcher.raise_error()
             signals.raise_received()
         finish(
@@ -231,6 +252,7 @@ def _drive(
             run_dir,
             ledger,
             log,
+            keeper=keeper,
             handed_out=handed_out,
             at_a_time=plan.running.workers * spec.resources.ranks_per_trial,
         )
@@ -240,6 +262,8 @@ def _drive(
         ballast.drop()
         elapsed_s = (before.elapsed_s or 0.0) + time.monotonic() - began
         ledger.set_note("elapsed_s", round(elapsed_s, 1))
+        keeper.promise()
+    keeper.secure()
 
 
 def exhausted(points: int, wanted: int) -> str:

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -22,13 +22,13 @@ from core.errors import UserError, first_line
 from core.measuring.selection import Probe
 from core.model.machine import oom_kills
 from core.store.ballast import is_full
-from core.store.durable import commit_json
 from core.text.redaction import Redacting, redacted
 from tuning.config import ResourcesSpec
 from tuning.failures import FAILURE_FILE, exhausted
 from tuning.handing_out import HandedOut
 from tuning.limits import Course, Limits, Part, Watch
 from tuning.notice import Listener
+from tuning.storage.home import Home, Workplace
 from tuning.surroundings import SPIN
 
 logger = logging.getLogger(__name__)
@@ -53,6 +53,7 @@ class Rank:
         self._meeting: Any = None
         self._group: Any = None
         self._log: logging.FileHandler | None = None
+        self._workplace: Workplace | None = None
 
     def open(self, size: int) -> tuple[str, int]:
         """Open the meeting point of ``size`` ranks on this rank's machine."""
@@ -72,12 +73,16 @@ class Rank:
         local = 0 if os.environ.get("CUDA_VISIBLE_DEVICES") else rank
         self._group = join(rank, size, host, port, engine, local_rank=local)
 
-    def begin(self, config: TrialConfig, folder: Path, earlier: Sequence[Path] = ()) -> None:
-        """Begin a trial, or go on from a checkpoint of ``earlier`` attempts; the one before must be closed."""
+    def begin(self, config: TrialConfig, home: Home) -> None:
+        """Begin a trial, or go on from a checkpoint of earlier attempts; the one before must be closed."""
         from core.training.place import own_engine
         from core.training.resuming import Interruption
         from core.worker import turns
 
+        folder, earlier = home.folder, tuple[Path, ...]()
+        if self._group is not None and self._group.is_first:
+            self._workplace = home.enter()
+            folder, earlier = self._workplace.folder, self._workplace.earlier
         self._log_to(folder)
         logger.info("trial begins in process %d: %s", os.getpid(), folder)
         self._is_asked.clear()
@@ -101,13 +106,19 @@ class Rank:
     def advance(self) -> Probe | Literal["ended"] | None:
         """Bring the trial to its next probe, or to where it waits for a step: then there is none.
 
-        One that was asked to end has a checkpoint, and has ended.
+        One that was asked to end has a checkpoint, and has ended. What it left until then is kept before it is told.
         """
+        with broken_is_kept(self._workplace):
+            reached = self._reached()
+            if self._workplace is not None:
+                self._workplace.commit(is_told=reached is not None)
+            return reached
+
+    def _reached(self) -> Probe | Literal["ended"] | None:
         from core.training.resuming import EndedEarlyError
 
         try:
-            with _logged_break():
-                turn = next(self._trial)
+            turn = next(self._trial)
         except EndedEarlyError:
             return "ended"
         if not isinstance(turn, Probe):
@@ -120,7 +131,7 @@ class Rank:
         """Make the step that the trial waits for, if it does."""
         turn, self._turn = self._turn, None
         if turn is not None:
-            with _logged_break():
+            with broken_is_kept(self._workplace):
                 turn.place.step(turn.micro_batches)
 
     def call(self, function: Any, argument: Any) -> Any:
@@ -129,6 +140,15 @@ class Rank:
 
     def close(self) -> None:
         """End the trial; frees its engine and adapter."""
+        workplace, self._workplace = self._workplace, None
+        try:
+            self._close()
+        finally:
+            if workplace is not None:
+                self._end_log()
+                workplace.leave()
+
+    def _close(self) -> None:
         if self._trial is not None:
             trial, self._trial, self._turn = self._trial, None, None
             trial.close()
@@ -141,21 +161,28 @@ class Rank:
 
     def _log_to(self, folder: Path) -> None:
         """Send this process's log to the trial's ``log.txt``, the first rank's only."""
-        if self._log is not None:
-            logging.getLogger().removeHandler(self._log)
-            self._log.close()
+        self._end_log()
         if self._group is not None and self._group.is_first:
             self._log = log_of(folder)
             logging.getLogger().addHandler(self._log)
             logger.setLevel(logging.INFO)
 
+    def _end_log(self) -> None:
+        if self._log is not None:
+            logging.getLogger().removeHandler(self._log)
+            self._log.close()
+            self._log = None
+
 
 @contextmanager
-def _logged_break() -> Iterator[None]:
+def broken_is_kept(workplace: Workplace | None) -> Iterator[None]:
+    """Within the context a trial that breaks says so in its log, and what it left is kept, the first rank's only."""
     try:
         yield
     except BaseException:
         logger.exception("trial broke")
+        if workplace is not None:
+            workplace.commit_last()
         raise
 
 
@@ -219,8 +246,9 @@ class UnlearningTrial(ProbedTrial):
         if not self._ranks:
             self._start_ranks()
         if not self._begun:
-            trial = (self._config, self._folder, self._earlier)
-            self._within([rank.begin.remote(*trial) for rank in self._ranks], "load")
+            self._within(
+                [rank.begin.remote(self._config, self._home) for rank in self._ranks], "load"
+            )
             self._begun = True
         probe: Probe | Literal["ended"] | None = None
         while probe is None:
@@ -284,12 +312,11 @@ class UnlearningTrial(ProbedTrial):
         self._config: TrialConfig = config["trial"]
         self._resources: ResourcesSpec = config["resources"]
         self._handed_out: HandedOut | None = config["handed_out"]
-        self._folder = Path(config["folder"])
-        self._earlier = [Path(folder) for folder in config["earlier"]]
+        self._home: Home = config["home"]
         limits: Limits = config["limits"]
         self._watch = Watch(limits)
         self._listener = Listener(config["notice"])
-        self._course = Course(self._config.selection, is_resumed=bool(self._earlier))
+        self._course = Course(self._config.selection, is_resumed=bool(self._home.earlier))
         self._begun = False
         self._kills_before = oom_kills()
 
@@ -305,14 +332,14 @@ class UnlearningTrial(ProbedTrial):
         self._within(joined, "load")
 
     def _record_failure(self, err: Exception) -> None:
-        record_failure(self._folder, err, kernel_killed=oom_kills() > self._kills_before)
+        record_failure(self._home, err, kernel_killed=oom_kills() > self._kills_before)
 
 
-def record_failure(folder: Path, err: Exception, *, kernel_killed: bool) -> None:
+def record_failure(home: Home, err: Exception, *, kernel_killed: bool) -> None:
     """Commit why an attempt broke, while its error is handled.
 
     Args:
-        folder: The attempt's.
+        home: The attempt's.
         err: As Ray gives it.
         kernel_killed: The kernel has killed a process for want of memory since the attempt began.
     """
@@ -328,7 +355,7 @@ def record_failure(folder: Path, err: Exception, *, kernel_killed: bool) -> None
         "traceback": redacted(traceback.format_exc()),
     }
     try:
-        commit_json(folder / FAILURE_FILE, record)
+        home.leave_word(FAILURE_FILE, record)
     except OSError as full:
         if not is_full(full):
             raise

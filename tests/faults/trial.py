@@ -100,7 +100,7 @@ def _run(
         if word is None and tap.outlives:
             _live_on(assignment.folder, steps, tap.record.with_name(LIVED_ON))
     except Exception as err:
-        record_failure(assignment.folder, err, kernel_killed=False)
+        record_failure(assignment.home, err, kernel_killed=False)
         pipe.send(None)
     os._exit(0)
 

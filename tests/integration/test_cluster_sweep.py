@@ -1,8 +1,10 @@
 """A sweep on an existing Ray cluster of two nodes, which the test starts and stops by its own pids."""
 
 import os
+import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,13 @@ import psutil
 import pytest
 import yaml
 
+from core.store.durable import read_lines
+from tuning.records import EVENTS_FILE, attempt_folder
 from tuning.run import load_run
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
+TUNE = (sys.executable, "-m", "tuning.cli")
 PORT = 26381  # outside 10002 to 19999, Ray's range for workers
 
 
@@ -46,11 +51,13 @@ def two_nodes(tmp_path: Path, sees_the_runs: bool) -> Iterator[tuple[str, dict[s
     runs = tmp_path / "runs"
     runs.mkdir()
     (tmp_path / "token").write_text("0" * 64, encoding="utf-8")
+    (tmp_path / "scratch").mkdir()
     env = {
         **os.environ,
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token"),
         "RAY_TMPDIR": "/tmp",
+        "UNLEARN_TUNE_SCRATCH": str(tmp_path / "scratch"),
         "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
     }
     host = subprocess.run(
@@ -73,14 +80,20 @@ def two_nodes(tmp_path: Path, sees_the_runs: bool) -> Iterator[tuple[str, dict[s
         env=env,
     )
     assert head.returncode == 0, head.stderr + head.stdout
-    joining = ["start", "--address", f"{host}:{PORT}", "--num-cpus", "1", *store]
-    worker = ray_command(*joining, env=env, hidden=None if sees_the_runs else runs)
-    assert worker.returncode == 0, worker.stderr + worker.stdout
+    join(f"{host}:{PORT}", env, hidden=None if sees_the_runs else runs)
     yield f"{host}:{PORT}", env
     started = _started_with(env["RAY_AUTH_TOKEN_PATH"])
     for process in started:
         process.kill()
     psutil.wait_procs(started, timeout=20)
+
+
+def join(address: str, env: Mapping[str, str], *, hidden: Path | None = None) -> None:
+    """Start a worker node of one CPU."""
+    store = ["--object-store-memory", "100000000"]
+    joining = ["start", "--address", address, "--num-cpus", "1", *store]
+    worker = ray_command(*joining, env=env, hidden=hidden)
+    assert worker.returncode == 0, worker.stderr + worker.stdout
 
 
 def _started_with(token: str) -> list[psutil.Process]:
@@ -97,9 +110,28 @@ def _started_with(token: str) -> list[psutil.Process]:
 
 
 def far_sweep(
-    folder: Path, tiny_model: Path, tiny_data: Mapping[str, Path], *, address: str, env: Any
+    folder: Path,
+    tiny_model: Path,
+    tiny_data: Mapping[str, Path],
+    *options: str,
+    address: str,
+    env: Any,
 ) -> subprocess.CompletedProcess[str]:
     """A small sweep on the cluster, from the command line in ``folder``."""
+    write_sweep(folder, tiny_model, tiny_data)
+    return subprocess.run(
+        [*TUNE, "sweep", "sweep.yaml", "--address", address, *options],
+        cwd=folder,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+
+
+def write_sweep(folder: Path, tiny_model: Path, tiny_data: Mapping[str, Path]) -> None:
+    """The sweep file that ``far_sweep`` runs."""
     data: dict[str, Any] = {r: {"source": str(p), "max_tokens": 64} for r, p in tiny_data.items()}
     values = {
         "schema": 1,
@@ -118,15 +150,6 @@ def far_sweep(
         "budget": {"trials": 2, "max_steps": 2},
     }
     (folder / "sweep.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
-    return subprocess.run(
-        [sys.executable, "-m", "tuning.cli", "sweep", "sweep.yaml", "--address", address],
-        cwd=folder,
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-    )
 
 
 def test_a_sweep_runs_on_the_worker_node_of_an_existing_cluster(
@@ -174,7 +197,7 @@ def test_a_cluster_that_does_not_answer_is_refused_with_the_address(
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="hiding a folder from a node needs root")
 @pytest.mark.parametrize("sees_the_runs", [False])
-def test_a_node_that_does_not_share_the_run_folder_is_named_before_anything_is_tried(
+def test_a_node_that_does_not_share_the_run_folder_is_named_and_needs_none_with_a_storage(
     two_nodes: tuple[str, dict[str, str]],
     tmp_path: Path,
     tiny_model: Path,
@@ -189,3 +212,71 @@ def test_a_node_that_does_not_share_the_run_folder_is_named_before_anything_is_t
     assert "all nodes mount under one path" in done.stderr
     assert "Traceback" not in done.stderr
     assert not list((tmp_path / "runs").iterdir())
+    kept = ("--storage", str(tmp_path / "storage"))
+    done = far_sweep(tmp_path, tiny_model, tiny_data, *kept, address=address, env=env)
+    assert done.returncode == 2, done.stderr
+    assert "storage: no such folder; make it, or mount it" in done.stderr
+    (tmp_path / "storage").mkdir()
+    done = far_sweep(tmp_path, tiny_model, tiny_data, *kept, address=address, env=env)
+    assert done.returncode == 0, done.stderr
+    run = load_run(tmp_path / "runs" / "far")
+    assert [t.state for t in run.trials] == ["COMPLETE", "COMPLETE"]
+    assert all(t.report_metrics is not None for t in run.trials if t.feasible)
+    assert all((run.path / attempt_folder(t.number, 1) / "log.txt").is_file() for t in run.trials)
+    assert not list(Path(env["UNLEARN_TUNE_SCRATCH"]).iterdir())
+
+
+@pytest.mark.storage
+@pytest.mark.timeout(1800)
+@pytest.mark.skipif(os.geteuid() != 0, reason="hiding a folder from a node needs root")
+@pytest.mark.parametrize("sees_the_runs", [False])
+def test_a_driver_lost_with_its_disk_is_replaced_from_the_storage(
+    two_nodes: tuple[str, dict[str, str]],
+    tmp_path: Path,
+    tiny_model: Path,
+    tiny_data: Mapping[str, Path],
+) -> None:
+    """Two worker nodes, each with a scratch of its own and none with the run folder."""
+    address, env = two_nodes
+    (tmp_path / "other-scratch").mkdir()
+    (tmp_path / "storage").mkdir()
+    env = env | {"UNLEARN_TUNE_SCRATCH": str(tmp_path / "other-scratch")}
+    join(address, env, hidden=tmp_path / "runs")
+    write_sweep(tmp_path, tiny_model, tiny_data)
+    run_dir, kept = tmp_path / "runs" / "far", ("--storage", str(tmp_path / "storage"))
+    begin = (*TUNE, "sweep", "sweep.yaml", "--trials", "5", "--address", address, *kept)
+    with (tmp_path / "driver.txt").open("w") as said:
+        driver = subprocess.Popen(begin, cwd=tmp_path, env=env, stdout=said, stderr=said)
+        until = time.monotonic() + 900.0
+        while not acknowledged(run_dir):
+            assert driver.poll() is None, (tmp_path / "driver.txt").read_text(encoding="utf-8")
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        driver.kill()
+        driver.wait()
+    before, told = load_run(run_dir), acknowledged(run_dir)
+    assert len(told) < 5
+    shutil.rmtree(run_dir)
+    done = subprocess.run(
+        [*TUNE, "resume", "runs/far", "--takeover", "--address", address, *kept],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    after = load_run(run_dir)
+    assert [t.state for t in after.trials] == ["COMPLETE"] * 5
+    for number in told:
+        assert after.trials[number].attempt == before.trials[number].attempt == 1
+        assert after.trials[number].metrics == before.trials[number].metrics
+    known = [t for t in before.trials if t.params and t.attempt]
+    assert [after.trials[t.number].params for t in known] == [t.params for t in known]
+
+
+def acknowledged(run_dir: Path) -> list[int]:
+    """Trials of which somebody was told that they ended."""
+    lines = read_lines(run_dir / EVENTS_FILE)
+    return [line["number"] for line in lines if line["event"] == "TrialEnded"]

@@ -170,7 +170,7 @@ def broken(dispatcher: Dispatcher, err: Exception, *, n_probes: int = 0) -> Assi
     assignment, worker = begun(dispatcher)
     for _ in range(n_probes):
         dispatcher.take(assignment.number, next(worker))
-    record_failure(assignment.folder, err, kernel_killed=False)
+    record_failure(assignment.home, err, kernel_killed=False)
     dispatcher.broke(assignment.number)
     return assignment
 

@@ -39,7 +39,7 @@ def test_an_attempt_is_told_where_those_before_it_are(tmp_path: Path) -> None:
         assert assignment is not None
         assert (assignment.number, assignment.attempt) == (0, attempt)
         before = [tmp_path / attempt_folder(0, earlier) for earlier in range(1, attempt)]
-        assert list(assignment.earlier) == [path.resolve() for path in before]
+        assert list(assignment.home.enter().earlier) == [path.resolve() for path in before]
 
 
 def test_checkpoints_go_when_their_trial_is_told_and_stay_while_it_runs(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from tuning.cli.application import (
 )
 from tuning.config import SweepSpec
 from tuning.files import load_sweep
+from tuning.storage.address import below, checked, is_url, split_run
 from tuning.terminal import Shown, terminal
 
 if TYPE_CHECKING:
@@ -75,6 +76,13 @@ def sweep(
     address: Annotated[
         str | None, typer.Option(help="Address of an existing Ray cluster, such as auto.")
     ] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            help="Keep a copy in URL/NAME (s3://, gs:// or a folder), which workers write to.",
+            metavar="URL",
+        ),
+    ] = None,
     ledger: LedgerUrl = None,
     grace: Grace = GRACE_S,
     cluster: Annotated[
@@ -111,6 +119,9 @@ def sweep(
     from tuning.sweep import run_sweep
 
     refuse_existing(loaded, run_dir)
+    if storage is not None:
+        storage = checked(storage)
+        say(f"kept in: {below(storage, run_dir.name)}   which `unlearn-tune resume` takes, too")
     say(f"run folder: {run_dir}   go on after a stop with: unlearn-tune resume {run_dir}")
 
     def go(watcher: "Watcher") -> "Run":
@@ -118,6 +129,7 @@ def sweep(
             address=address,
             grace_s=grace,
             ledger=ledger,
+            storage=storage,
             allows_insecure=allow_insecure_cluster,
         )
         return run_sweep(loaded, run_dir, file=spec, launch=launch, watcher=watcher)
@@ -184,9 +196,15 @@ def init(
     tell(str(out))
 
 
-@app.command(epilog=examples("resume runs/demo", "resume runs/demo --trials 24"))
+@app.command(epilog=examples("resume runs/demo", "resume s3://bucket/runs/demo --trials 24"))
 def resume(
-    run: RunPath,
+    run: Annotated[
+        str,
+        typer.Argument(
+            help="A run folder, such as runs/demo, or where a storage holds one: URL/NAME.",
+            metavar="RUN",
+        ),
+    ],
     trials: Annotated[
         int | None, typer.Option(help="New number of trials of the whole sweep.", min=1)
     ] = None,
@@ -197,6 +215,13 @@ def resume(
         ),
     ] = None,
     address: Address = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            help="Where the run is kept; needed if its folder is lost, or was not kept so far.",
+            metavar="URL",
+        ),
+    ] = None,
     ledger: LedgerUrl = None,
     takeover: Annotated[
         bool,
@@ -209,8 +234,14 @@ def resume(
     """Go on exactly where a sweep stopped; with more trials, extend it."""
     from tuning.extending import asked_trials, remarks
     from tuning.run import load_run
+    from tuning.storage.recovery import bring_if_absent
 
-    found = load_run(run)
+    run_dir = Path(run)
+    if is_url(run):
+        storage, name = split_run(run)
+        run_dir = RUNS / checked_name(name)
+    bring_if_absent(run_dir, storage)
+    found = load_run(run_dir)
     now = load_sweep(spec) if spec else None
     from tuning.plan import Launch
     from tuning.sweep import resume_sweep
@@ -225,13 +256,14 @@ def resume(
             address=address,
             grace_s=grace,
             ledger=ledger,
+            storage=storage,
             allows_insecure=allow_insecure_cluster,
         )
         return resume_sweep(
-            run, trials=trials, spec=now, takeover=takeover, launch=launch, watcher=watcher
+            run_dir, trials=trials, spec=now, takeover=takeover, launch=launch, watcher=watcher
         )
 
-    _drive(go, found.spec, run, target=target, done=done, as_json=as_json)
+    _drive(go, found.spec, run_dir, target=target, done=done, as_json=as_json)
 
 
 @app.command(
