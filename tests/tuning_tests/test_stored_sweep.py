@@ -15,8 +15,8 @@ from small_sweep import WHY
 
 from core.errors import EndedError
 from core.store.durable import commit_yaml, read_lines
-from tuning.bridge import Dispatcher
 from tuning.config import SweepSpec
+from tuning.dispatcher import Dispatcher
 from tuning.driver import kept_run
 from tuning.events import EventLog, Silent
 from tuning.ledger import Ledger
