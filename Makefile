@@ -13,7 +13,7 @@ TEST_PROCESSES ?= 2
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-locked tools hashes audit demo test checkpoints takeover storage cluster-test parity \
+.PHONY: help setup setup-locked tools hashes audit demo test long checkpoints takeover storage cluster-test parity \
 	faults mutations lint format reference clean
 
 help: ## show this list
@@ -72,6 +72,10 @@ demo: setup ## sweep the shipped model, or go on where the demo stopped; then be
 
 test: setup ## run the tests, without the model hub
 	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal
+
+long: setup ## run what the ordinary tests leave out: every combination, and a driver lost with its disk
+	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "matrix or storage" -n $(TEST_PROCESSES) \
+		--dist worksteal --timeout 1800
 
 checkpoints: setup ## interrupt trials of every ZeRO stage, kind, precision and stop rule, and go on with them
 	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/integration/test_checkpoints.py -m matrix -q

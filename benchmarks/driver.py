@@ -38,8 +38,9 @@ import optuna
 
 from core.measuring.selection import Probe
 from core.store.durable import commit_yaml
-from tuning.bridge import SAVED_LAST, Assignment, Dispatcher
+from tuning.concluding import SAVED_LAST
 from tuning.config import SweepSpec
+from tuning.dispatcher import Assignment, Dispatcher
 from tuning.events import EventLog, Silent
 from tuning.files import parse_sweep
 from tuning.ledger import Ledger

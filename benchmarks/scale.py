@@ -31,7 +31,7 @@ import numpy as np
 import sqlalchemy
 from driver import PROBES, fsync_seconds, grow, machine, probes, sweep
 
-from tuning.bridge import Dispatcher
+from tuning.dispatcher import Dispatcher
 from tuning.events import EventLog, Silent
 from tuning.ledger import Ledger
 from tuning.records import LEDGER_FILE

@@ -139,6 +139,7 @@ DOORS: Mapping[str, Door] = {
         "core/model/loading.py",
         "core/training/adapter.py",
         "core/training/lora_format.py",
+        "tuning/cluster/launcher_file.py",
         "tuning/ledger.py",
         "tuning/plan.py",
         tests="doors_tests/test_foreign.py",

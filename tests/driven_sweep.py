@@ -24,8 +24,9 @@ from core.measuring.extent import is_overtaken, reaches_nothing
 from core.measuring.landing import keeps_the_guard, may_land
 from core.measuring.selection import Probe, StoppedBy, drop_at_target
 from core.store.durable import append_line, commit_yaml
-from tuning.bridge import SAVED_LAST, Assignment, Dispatcher, reconcile
+from tuning.concluding import SAVED_LAST, reconcile
 from tuning.config import SweepSpec
+from tuning.dispatcher import Assignment, Dispatcher
 from tuning.events import EventLog, Silent
 from tuning.ledger import Ledger
 from tuning.records import EVENTS_FILE, LEDGER_FILE, SPEC_FILE

@@ -267,6 +267,7 @@ TUNING: Layers = {
         "tuning/finalist_evaluation.py",
         "tuning/finalists.py",
     ),
+    "driver's decisions": ("tuning/concluding.py", "tuning/dispatcher.py"),
     "bridge": ("tuning/bridge.py",),
     "what a sweep stands on": (
         "tuning/driven_run.py",

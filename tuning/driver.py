@@ -14,7 +14,7 @@ from core.errors import EndedError, UserError
 from core.store.locks import try_lock
 from core.text.redaction import Redacting
 from tuning import records
-from tuning.bridge import Dispatcher
+from tuning.dispatcher import Dispatcher
 from tuning.events import Warned, Watcher
 from tuning.plan import Launch
 from tuning.storage.keeping import Keeper

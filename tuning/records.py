@@ -249,7 +249,8 @@ def read_history(run_dir: Path, number: int, attempt: int) -> list[dict[str, Any
     Raises:
         FileError: If the file cannot be read, or is not what a worker writes.
     """
-    return history_lines(inside(run_dir, attempt_folder(number, attempt)))
+    history = inside(run_dir, f"{attempt_folder(number, attempt)}/history.jsonl")
+    return history_lines(history.parent)
 
 
 def history_lines(folder: Path) -> list[dict[str, Any]]:

@@ -16,15 +16,11 @@ from core.store.ballast import Ballast
 from core.store.confinement import refuse_links_out
 from core.store.durable import commit_sealed_yaml
 from tuning import records
-from tuning.bridge import (
-    Dispatcher,
-    InterruptStopper,
-    LedgerScheduler,
-    LedgerSearcher,
-    reconcile,
-)
+from tuning.bridge import InterruptStopper, LedgerScheduler, LedgerSearcher
+from tuning.concluding import reconcile
 from tuning.config import SweepSpec
 from tuning.database import new_place, noted_place
+from tuning.dispatcher import Dispatcher
 from tuning.driven_run import begun_run, opened_ledger, ready_for_ledger, taken_run
 from tuning.driver import Signals, driver_log, held_run, kept_run, signals_taken
 from tuning.events import EventLog, Silent, Warned, Watcher

@@ -21,8 +21,9 @@ from faults.events import KILLED_TRIAL, Tap
 from faults.shim import CallFault, Shim
 from faults.study import SLOTS, reported, sweep
 from faults.trial import LIVED_ON, Measure, TrialProcess, soundly
-from tuning.bridge import Dispatcher, reconcile
+from tuning.concluding import reconcile
 from tuning.config import SweepSpec
+from tuning.dispatcher import Dispatcher
 from tuning.driver import held_run
 from tuning.events import EventLog, Silent
 from tuning.ledger import Ledger

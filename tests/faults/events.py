@@ -11,7 +11,8 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-import tuning.bridge
+import tuning.concluding
+import tuning.dispatcher
 from core.measuring.history import History
 from tuning.events import EventLog
 from tuning.ledger import Ledger
@@ -20,9 +21,9 @@ KILLED_DRIVER, KILLED_TRIAL = "driver", "trial"
 _OF_DRIVER: tuple[tuple[Any, str, str], ...] = (
     (Ledger, "ask", "ask"),
     (Ledger, "begin_attempt", "dispatch"),
-    (tuning.bridge, "commit_yaml", "commit of the trial's file"),
+    (tuning.dispatcher, "commit_yaml", "commit of the trial's file"),
     (Ledger, "report", "report of a probe"),
-    (tuning.bridge, "commit_json", "commit of the result"),
+    (tuning.concluding, "commit_json", "commit of the result"),
     (Ledger, "finish", "tell"),
     (Ledger, "fail", "tell of a failure"),
     (Ledger, "set_report_metrics", "report of a finalist"),

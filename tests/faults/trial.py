@@ -19,7 +19,8 @@ from core.measuring.selection import Probe
 from core.store.durable import commit, commit_json
 from faults.events import Tap
 from faults.study import adapter_bytes, before, measured
-from tuning.bridge import SAVED_LAST, Assignment
+from tuning.concluding import SAVED_LAST
+from tuning.dispatcher import Assignment
 from tuning.trainable import record_failure
 
 Measure = Callable[[Assignment, int], Mapping[str, Any]]

@@ -28,8 +28,8 @@ from core.store.texts import read_json
 from faults.driver import REFUSED, Ended
 from faults.study import SLOTS, adapter_bytes
 from faults.tally import Tally
-from tuning.bridge import SAVED_LAST
 from tuning.committed import committed_probes
+from tuning.concluding import SAVED_LAST
 from tuning.config import SweepSpec
 from tuning.records import EVENTS_FILE, LEDGER_FILE, TrialRecord, attempt_folder, read_ledger
 from tuning.run import Run, load_run

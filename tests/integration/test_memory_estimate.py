@@ -106,7 +106,7 @@ def check(folder: Path, trial: TrialConfig) -> None:
         pytest.param("gpt2", 128, 16, "npo", {}, id="gpt2"),
         pytest.param("large-vocabulary", 64, 8, "undial", {}, id="large-vocabulary"),
         pytest.param("qwen2", 128, 8, "ga", {"kind": "full"}, id="qwen2-all-weights-trained"),
-        pytest.param("0.4B", 64, 4, "ihl", {}, id="0.4B"),
+        pytest.param("0.4B", 64, 4, "ihl", {}, id="0.4B", marks=pytest.mark.matrix),
     ],
 )
 def test_the_estimate_is_what_a_random_model_held(
@@ -116,6 +116,8 @@ def test_the_estimate_is_what_a_random_model_held(
     check(tmp_path, trial_of(tmp_path, model, tokens=tokens, rows=rows, loss=loss, **adapter))
 
 
-@pytest.mark.parametrize(("tokens", "rows"), [(64, 8), (128, 2)])
+@pytest.mark.parametrize(
+    ("tokens", "rows"), [(64, 8), pytest.param(128, 2, marks=pytest.mark.matrix)]
+)
 def test_the_estimate_is_what_smollm2_held(tmp_path: Path, tokens: int, rows: int) -> None:
     check(tmp_path, trial_of(tmp_path, "package:smollm2", tokens=tokens, rows=rows))

@@ -198,10 +198,15 @@ PACKED: Mapping[str, Any] = {
     "engine": {"dtype": "fp32", "device": "cpu", "packing": 3},
     "resources": {"max_concurrent": 3},
 }
-packed_or_not = pytest.mark.parametrize("how", [{}, PACKED], ids=["each-alone", "packed"])
 
 
-@packed_or_not
+@pytest.mark.parametrize(
+    "how",
+    [
+        pytest.param({}, id="each-alone"),
+        pytest.param(PACKED, id="packed", marks=pytest.mark.matrix),
+    ],
+)
 def test_after_kill_9_of_the_driver_resume_loses_nothing_and_finishes_nothing_twice(
     sweeper: Sweeper, how: Mapping[str, Any]
 ) -> None:
@@ -232,8 +237,11 @@ def test_after_kill_9_of_the_driver_resume_loses_nothing_and_finishes_nothing_tw
 
 @pytest.mark.parametrize(
     ("number", "status", "how"),
-    [(signal.SIGTERM, 143, {}), (signal.SIGINT, 130, {}), (signal.SIGTERM, 143, PACKED)],
-    ids=["sigterm", "sigint", "sigterm-packed"],
+    [
+        pytest.param(signal.SIGTERM, 143, {}, id="sigterm"),
+        pytest.param(signal.SIGINT, 130, {}, id="sigint", marks=pytest.mark.matrix),
+        pytest.param(signal.SIGTERM, 143, PACKED, id="sigterm-packed", marks=pytest.mark.matrix),
+    ],
 )
 def test_a_signal_ends_cleanly_and_prints_the_command_that_resumes(
     sweeper: Sweeper, number: signal.Signals, status: int, how: Mapping[str, Any]
@@ -293,6 +301,7 @@ def test_a_trial_whose_process_dies_goes_on_under_its_number_from_its_checkpoint
     assert list(sweeper.folder.glob("runs/tiny/trials/*/*/checkpoints")) == []
 
 
+@pytest.mark.matrix
 def test_a_pack_whose_process_dies_has_all_its_trials_tried_again(sweeper: Sweeper) -> None:
     budget = {"trials": 4, "max_steps": 15, "finalists": 0}
     sweeper.write({**PACKED, "budget": budget, "start_from": [], "pruning": {"retain": None}})
@@ -568,7 +577,11 @@ GRID = {
 
 
 @pytest.mark.parametrize(
-    "ranks", [pytest.param(1, id="one-rank"), pytest.param(2, id="two-ranks-of-zero-3")]
+    "ranks",
+    [
+        pytest.param(1, id="one-rank"),
+        pytest.param(2, id="two-ranks-of-zero-3", marks=pytest.mark.matrix),
+    ],
 )
 def test_a_packed_sweep_concludes_what_an_unpacked_one_does(sweeper: Sweeper, ranks: int) -> None:
     values: dict[str, Any] = {

@@ -127,6 +127,12 @@ def test_a_failing_mutant_is_made_smaller() -> None:
             "start_from.0: run: '~nobody/x' holds no ledger.db", id="runs",
         ),
         pytest.param(
+            "cluster", b"head_node_type: head", b"head_node_type: {head: 1}", "head_node_type: must follow", id="head"
+        ),
+        pytest.param(
+            "cluster", b"type: aws", b"type: local", "must satisfy Ray's validation, got Click", id="click"
+        ),
+        pytest.param(
             "guideline", b"{adapter: {rank: 16}}", b"{budget: much}",
             "budget: a section is expected, got 'much'", id="budget",
         ),

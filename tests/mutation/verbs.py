@@ -10,7 +10,8 @@ from pathlib import Path
 
 from mutation.judging import Ending, as_nobody, of_call, of_command
 
-from tuning.bridge import Dispatcher, reconcile
+from tuning.concluding import reconcile
+from tuning.dispatcher import Dispatcher
 from tuning.events import EventLog, Silent
 from tuning.ledger import Ledger
 from tuning.records import EVENTS_FILE

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import string
+from dataclasses import replace
 from pathlib import Path
 
 import chromium
@@ -102,27 +103,27 @@ def injected(run: Run, texts: list[str]) -> Run:
     ]
     write_samples(run.path, 0, 1, rows)
     with sqlite3.connect(run.path / "ledger.db") as database:
-        query = "SELECT trial_id, value_json FROM trial_user_attributes WHERE key = 'params'"
-        for trial, params in database.execute(query).fetchall():
-            values = json.loads(params) | {"method.adapter_init": text(), text(): text()}
+        query = "SELECT trial_id FROM trial_user_attributes WHERE key = 'reason'"
+        for (trial,) in database.execute(query).fetchall():
             database.execute(
-                "UPDATE trial_user_attributes SET value_json = ? WHERE key = 'params' AND trial_id = ?",
-                (json.dumps(values), trial),
+                "UPDATE trial_user_attributes SET value_json = ? WHERE key = 'reason' AND trial_id = ?",
+                (json.dumps(text()), trial),
             )
-        for key in ("reason", "stopped_by", "proposed_by", "adapter"):
-            found = database.execute(
-                "SELECT trial_id FROM trial_user_attributes WHERE key = ?", (key,)
-            ).fetchall()
-            for (trial,) in found:
-                database.execute(
-                    "UPDATE trial_user_attributes SET value_json = ? WHERE key = ? AND trial_id = ?",
-                    (json.dumps(text()), key, trial),
-                )
     for number in range(len(run.trials)):
         for event in ("TrialBegan", "TrialEnded"):
             line = {"time": now(), "event": event, "number": number, "attempt": 1, "x": text()}
             append_line(run.path / EVENTS_FILE, line, synced=False)
-    return load_run(run.path)
+    read = load_run(run.path)
+    trials = [
+        replace(
+            trial,
+            params=dict(trial.params) | {"method.adapter_init": text(), text(): text()},
+            proposed_by=text(),
+            stopped_by=text(),
+        )
+        for trial in read.trials
+    ]
+    return replace(read, trials=tuple(trials))  # more than a ledger that is read may hold
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from core.errors import DataError, FileError, ModelError, UserError
 from core.model.loading import load_model, load_outline, local_tokenizer
 from core.store import artifacts
 from core.training.adapter import load_adapter
-from tuning.records import read_ledger
+from tuning.records import attempt_folder, read_ledger
 from tuning.run import Run
 
 ENGINE = EngineConfig(dtype="fp32", device="cpu")
@@ -246,12 +246,24 @@ def test_pickles_in_a_run_folder_are_not_read(tune: Command, trap: Trap, sample_
     trap.assert_nothing_ran()
 
 
-@pytest.mark.parametrize("name", ["ledger.db", "spec.yaml", "samples.json", "events.jsonl"])
+@pytest.mark.parametrize("name", ["ledger.db", "spec.yaml"])
 def test_a_pickle_under_the_name_of_a_file_of_the_run_is_refused(
     tune: Command, trap: Trap, sample_run: Run, name: str
 ) -> None:
     trap.plant(sample_run.path / name)
     ends_refused(tune("report", sample_run.path), name)
+    trap.assert_nothing_ran()
+
+
+def test_a_pickle_in_place_of_samples_events_or_a_history_is_left_out(
+    tune: Command, trap: Trap, sample_run: Run
+) -> None:
+    names = ("samples.json", "events.jsonl", f"{attempt_folder(0, 1)}/history.jsonl")
+    for name in names:
+        trap.plant(sample_run.path / name)
+    done = tune("report", sample_run.path)
+    assert done.status == 0, done
+    assert all(name in done.err for name in names)
     trap.assert_nothing_ran()
 
 

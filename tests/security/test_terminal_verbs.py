@@ -111,5 +111,5 @@ def test_every_verb_that_reads_a_run_is_among_them() -> None:
         for name, command in COMMANDS.items()
         if any(p.name in ("run", "runs") for p in command.params)
     }
-    servers_and_sweeps = {"report", "dashboard", "repeat", "resume"}
+    servers_and_sweeps = {"report", "dashboard", "repeat", "resume", "retry", "repair"}
     assert reading - shown <= servers_and_sweeps

@@ -16,8 +16,9 @@ from driven_sweep import conclusions, drive, unsynced, work
 
 from core.measuring.selection import Probe
 from core.store.ballast import BALLAST_BYTES, BALLAST_FILE, Ballast
-from tuning.bridge import Assignment, Dispatcher, reconcile
+from tuning.concluding import reconcile
 from tuning.config import SweepSpec
+from tuning.dispatcher import Assignment, Dispatcher
 from tuning.events import EventLog, Silent
 from tuning.failures import MOST_LOST, read_failure, record_final
 from tuning.ledger import Ledger

@@ -8,7 +8,7 @@ import pytest
 from small_sweep import WHY, problems, spec_of
 
 from core.store.durable import commit_json
-from tuning.bridge import Dispatcher
+from tuning.dispatcher import Dispatcher
 from tuning.events import Event, EventLog, Warned
 from tuning.failures import FAILURE_FILE
 from tuning.ledger import Ledger

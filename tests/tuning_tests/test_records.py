@@ -66,6 +66,7 @@ def test_notes_are_what_the_driver_recorded(sample_run: Run) -> None:
         "scale": "",
         "warnings": [],
         "evaluation": {},
+        "ledger": {},
     }
     assert beside and vars(sample_run.facts) == plain | beside
     assert (sample_run.target, sample_run.name, sample_run.state) == (10, "sample", "done")

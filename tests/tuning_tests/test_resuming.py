@@ -10,7 +10,8 @@ from driven_sweep import drive
 
 from core.store.checkpoints import folder_of
 from core.store.durable import read_lines
-from tuning.bridge import Dispatcher, reconcile
+from tuning.concluding import reconcile
+from tuning.dispatcher import Dispatcher
 from tuning.events import EventLog, Silent
 from tuning.ledger import Ledger
 from tuning.records import LEDGER_FILE, attempt_folder

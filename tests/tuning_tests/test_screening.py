@@ -15,7 +15,8 @@ from optuna.trial import FrozenTrial
 
 from core.measuring.selection import Probe
 from core.store.durable import append_line
-from tuning.bridge import Dispatcher, reconcile
+from tuning.concluding import reconcile
+from tuning.dispatcher import Dispatcher
 from tuning.events import EventLog, Silent
 from tuning.ledger import Ledger
 from tuning.screening import probe_problem

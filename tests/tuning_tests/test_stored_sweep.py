@@ -18,8 +18,9 @@ from small_sweep import WHY
 from core.errors import EndedError, UserError
 from core.store.checkpoints import CHECKPOINTS, folder_of
 from core.store.durable import commit_yaml, read_lines
-from tuning.bridge import Assignment, Dispatcher, reconcile
+from tuning.concluding import reconcile
 from tuning.config import SweepSpec
+from tuning.dispatcher import Assignment, Dispatcher
 from tuning.driver import kept_run
 from tuning.events import EventLog, Silent
 from tuning.ledger import Ledger

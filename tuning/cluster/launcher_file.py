@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from core.errors import ConfigError, foreign, in_a_line
 from core.store.texts import read_text
 from core.text.redaction import secrets_in
 from tuning.cluster.prices import price_problems
@@ -88,23 +89,31 @@ def _shape_problems(config: Mapping[str, Any]) -> list[str]:
 
 def _ray_problems(config: Mapping[str, Any]) -> list[str]:
     """Run Ray's offline validation: its schema, provider defaults and node type rules."""
-    from jsonschema import ValidationError
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     try:
         # Ray prints its advice to stdout, which belongs to our results.
-        with contextlib.redirect_stdout(io.StringIO()):
+        with foreign(_refused_by_ray), contextlib.redirect_stdout(io.StringIO()):
             validate_config(prepare_config(copy.deepcopy(dict(config))))
-    except ValidationError as err:
-        key = ".".join(str(part) for part in err.absolute_path) or "top level"
-        return [f"{key}: must follow Ray's cluster schema, got {err.message}, correct it"]
-    except KeyError as err:
-        return [f"{err.args[0]}: must be given, got nothing, add the key"]
-    except NotImplementedError as err:
-        return [f"provider.type: must be a provider that Ray knows, got {err}, correct the name"]
-    except (ValueError, TypeError, AttributeError, AssertionError, RuntimeError, OSError) as err:
-        return [f"top level: must satisfy Ray's validation, got {err}, correct it"]
+    except ConfigError as err:
+        return list(err.problems)
     return []
+
+
+def _refused_by_ray(err: Exception) -> ConfigError:
+    """What Ray says of a file in our words; its providers raise what their own libraries raise."""
+    from jsonschema import ValidationError
+
+    if isinstance(err, ValidationError):
+        key = ".".join(str(part) for part in err.absolute_path) or "top level"
+        said = f"{key}: must follow Ray's cluster schema, got {err.message}, correct it"
+    elif isinstance(err, KeyError):
+        said = f"{err.args[0]}: must be given, got nothing, add the key"
+    elif isinstance(err, NotImplementedError):
+        said = f"provider.type: must be a provider that Ray knows, got {err}, correct the name"
+    else:
+        said = f"top level: must satisfy Ray's validation, got {in_a_line(err)}, correct it"
+    return ConfigError("cluster file", [said])
 
 
 def _start_problems(config: Mapping[str, Any]) -> list[str]:
@@ -210,7 +219,9 @@ def _head_problems(config: Mapping[str, Any]) -> list[str]:
     """Require a head that runs no trials and that the provider does not take away."""
     name = config.get("head_node_type")
     node_types = config.get("available_node_types")
-    head = node_types.get(name) if isinstance(node_types, dict) else None
+    if not isinstance(node_types, dict) or not isinstance(name, str):
+        return []  # for Ray to refuse
+    head = node_types.get(name)
     if not isinstance(head, dict):
         return []
     key = f"available_node_types.{name}"

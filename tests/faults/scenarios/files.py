@@ -11,7 +11,7 @@ from faults.driver import REFUSED, Life
 from faults.shim import CallFault, Mode
 from faults.study import sweep
 from faults.tally import Tally
-from tuning.bridge import SAVED_LAST
+from tuning.concluding import SAVED_LAST
 from tuning.config import SweepSpec
 from tuning.records import LEDGER_FILE, SPEC_FILE, attempt_folder
 

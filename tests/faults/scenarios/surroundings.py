@@ -15,7 +15,7 @@ from faults.driver import REFUSED, Life
 from faults.study import sweep
 from faults.tally import Tally
 from faults.trial import soundly
-from tuning.bridge import Assignment
+from tuning.dispatcher import Assignment
 
 _HOUR = 3600
 _ROOM_KIB = (4, 40, 150, 200, 260, 400)

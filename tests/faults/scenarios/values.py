@@ -11,7 +11,7 @@ from faults.driver import Life
 from faults.study import sweep
 from faults.tally import Tally
 from faults.trial import soundly
-from tuning.bridge import Assignment
+from tuning.dispatcher import Assignment
 
 _LACKING = object()
 _BAD: Mapping[str, tuple[str, Any]] = {
