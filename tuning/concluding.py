@@ -124,7 +124,9 @@ def reconcile(
         try:
             seen, verdict, unfit = _replayed(ledger, run_dir, number, attempt, trial)
         except FileError as err:
-            log.emit(Warned(text=f"trial {number} runs again: {err}"))
+            log.emit(
+                Warned(text=f"trial {number} runs again, nothing of this attempt is taken: {err}")
+            )
             continue
         if unfit is not None:
             ledger.fail(number, unfit)
