@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 import pytest
 from local_head import local_cluster
+from s3_server import CREDENTIALS
 from three_nodes import Nodes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -125,6 +126,7 @@ def nodes(
         "budget": {"trials": 2, "max_steps": 20, "probe_every": 4, "finalists": 0},
     }
     with local_cluster(cpus=0) as cluster:
+        cluster.environment.update(CREDENTIALS)  # of a storage, for whoever runs on a worker
         for _ in range(2):
             cluster.start_worker(cpus=1)
         yield Nodes(cluster=cluster, work=work, sweep=sweep)
