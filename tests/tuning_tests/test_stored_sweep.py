@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,19 @@ from core.store.durable import commit_yaml, read_lines
 from tuning.concluding import reconcile
 from tuning.config import SweepSpec
 from tuning.dispatcher import Assignment, Dispatcher
+from tuning.driven_run import taken_run
 from tuning.driver import kept_run
 from tuning.events import EventLog, Silent
 from tuning.ledger import Ledger
 from tuning.plan import Launch
-from tuning.records import EVENTS_FILE, LEDGER_FILE, SPEC_FILE, attempt_folder, read_ledger
+from tuning.records import (
+    EVENTS_FILE,
+    LEASES_TABLE,
+    LEDGER_FILE,
+    SPEC_FILE,
+    attempt_folder,
+    read_ledger,
+)
 from tuning.storage import recovery
 
 SPACE = {
@@ -133,6 +143,31 @@ def test_a_lost_attempt_is_gone_on_with_from_its_checkpoint_which_goes_with_the_
     assert [t.attempt for t in read_ledger(run_dir / LEDGER_FILE)[0]] == [3]
     assert not [path for path in kept(storage) if CHECKPOINTS in path]
     assert not [path for path in storage.rglob("state.json*") if path.is_file()]
+
+
+@pytest.mark.parametrize("takeover", [False, True])
+def test_a_driver_whose_folder_is_behind_writes_into_the_ledger_that_it_takes_from_the_storage(
+    tmp_path: Path, takeover: bool
+) -> None:
+    """It holds the lease of its own ledger first, and of the other one then."""
+    storage, behind = tmp_path / "storage", tmp_path / "here" / "demo"
+    storage.mkdir()
+    with unsynced():
+        drive(sweep(1), behind, storage=storage)
+        drive(sweep(2), tmp_path / "there" / "demo", storage=storage)
+        with (
+            taken_run(behind, None, takeover=takeover, tell=str) as lease,
+            kept_run(behind, Launch(), Silent(), takeover=takeover) as keeper,
+        ):
+            lease.take()
+            ledger = Ledger(behind, sweep(2), create=False, lease=lease)
+            ledger.set_note("target", 2)
+            ledger.close()
+            keeper.secure()
+            with closing(sqlite3.connect(behind / LEDGER_FILE)) as database:
+                ((pid, token),) = database.execute(f"SELECT pid, token FROM {LEASES_TABLE}")
+            assert pid == os.getpid() and token
+    assert conclusions(behind) == conclusions(tmp_path / "there" / "demo")
 
 
 @contextmanager
