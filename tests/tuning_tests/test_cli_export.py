@@ -135,7 +135,7 @@ def test_a_whole_model_has_no_rank(tune: Command, exportable: Run) -> None:
     [
         pytest.param("1", "exceeds the hard limit", id="pruned"),
         pytest.param("5", "CUDA out of memory", id="failed"),
-        pytest.param("8", "RUNNING", id="running"),
+        pytest.param("8", "INTERRUPTED", id="interrupted"),
     ],
 )
 def test_a_trial_without_an_adapter_is_not_exported(

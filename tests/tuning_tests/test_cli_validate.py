@@ -112,7 +112,7 @@ def test_dry_run_as_json(tune: Command, tiny_sweep: dict[str, Any]) -> None:
     assert (done.status, list(shown)) == (
         0,
         [
-            *("run", "space", "samples", "estimate", "limits", "spec"),
+            *("run", "space", "samples", "estimate", "cost", "limits", "spec"),
             *("data_counts", "rows", "wording"),
         ],
     )
