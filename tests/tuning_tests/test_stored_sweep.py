@@ -156,7 +156,7 @@ def test_a_driver_whose_folder_is_behind_writes_into_the_ledger_that_it_takes_fr
         drive(sweep(1), behind, storage=storage)
         drive(sweep(2), tmp_path / "there" / "demo", storage=storage)
         with (
-            taken_run(behind, None, takeover=takeover, tell=str) as lease,
+            taken_run(behind, None, takeover=takeover, tell=print) as lease,
             kept_run(behind, Launch(), Silent(), takeover=takeover) as keeper,
         ):
             lease.take()
