@@ -118,7 +118,7 @@ def test_an_adapter_that_is_not_what_the_trial_saved_is_not_exported(
     weights = sample_run.path / record.adapter / "adapter_model.safetensors"
     weights.parent.mkdir(parents=True)
     weights.write_bytes(b"saved")
-    line = {"step": 6, "metrics": {}, "adapter_sha256": checksum(weights)}
+    line = {"step": 7, "metrics": {}, "adapter_sha256": checksum(weights)}
     append_line(sample_run.path / attempt_folder(0, 1) / "history.jsonl", line)
     weights.write_bytes(b"sawed")
     done = tune("export", sample_run.path, "--trial", "0", "--out", "out")
