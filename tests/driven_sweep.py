@@ -78,7 +78,8 @@ def drive(
     with suppress(UserError):  # none is there yet
         bring_if_absent(run_dir, address)
     with keeping(run_dir, address, takeover=True) as keeper:
-        commit_yaml(run_dir / SPEC_FILE, {"sweep": spec.plain()})
+        if not (run_dir / SPEC_FILE).exists():
+            commit_yaml(run_dir / SPEC_FILE, {"sweep": spec.plain()})
         ledger = ledger or Ledger(run_dir, spec, create=not (run_dir / LEDGER_FILE).exists())
         keeper.promise(SPEC_FILE)
         return _drive(

@@ -126,7 +126,7 @@ def test_a_ledger_that_cannot_be_used_is_refused_before_anything_begins(
     is_refused(other, "--ledger: PostgreSQL is the only", after_it_began=True)
     away = tune("sweep", file, "--ledger", "postgresql://u:canary@127.0.0.1:1/d")
     is_refused(
-        away, "postgresql://u@127.0.0.1:1/d: the ledger cannot be opened", after_it_began=True
+        away, "postgresql://***@127.0.0.1:1/d: the ledger cannot be opened", after_it_began=True
     )
     assert "canary" not in away.err + other.err
     assert not Path("runs").exists() or list(Path("runs").iterdir()) == []
