@@ -16,8 +16,17 @@ from typing import Any
 
 import postgres as server
 import pytest
+from hypothesis import HealthCheck, settings
 
 from core.config import TrialConfig, parse_trial
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """No property depends on how busy the machine is: examples take as long as they take."""
+    settings.register_profile(
+        "patient", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    )
+    settings.load_profile("patient")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
