@@ -77,7 +77,8 @@ def page(rows: Sequence[Row], before: str = "") -> str:
         "",
         "What `make cluster-test` found. It starts three Ray nodes with token authentication on one machine (a head",
         "without CPUs and two workers with one each) and goes through what happens to sweeps on clusters, with a model",
-        "of two layers. What it cannot show is a network between machines, and GPUs.",
+        "of two layers. What it cannot show is a network between machines, and GPUs. A row is of the last run of its",
+        "scenario: not all of them need be of one run.",
         "",
         f"{os.cpu_count()} CPU cores, {memory:.0f} GiB, {platform.system()}; Python {platform.python_version()}, Ray "
         f"{version('ray')}, torch {version('torch')}.",
