@@ -107,6 +107,7 @@ def test_half_of_a_pass_fits_and_the_step_stays_the_same(
     assert any("ran out of memory: half as many rows" in str(e.get("text")) for e in events)
 
 
+@pytest.mark.matrix
 def test_a_second_time_is_the_last_and_says_what_was_estimated(
     tmp_path: Path, wide_model: Path, tiny_data: Mapping[str, Path]
 ) -> None:

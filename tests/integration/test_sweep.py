@@ -348,6 +348,7 @@ def test_a_packed_trial_that_breaks_leaves_the_others_alone(sweeper: Sweeper) ->
     assert all(t.state in ("COMPLETE", "PRUNED") for t in trials if t not in broken)
 
 
+@pytest.mark.matrix
 def test_auto_packing_says_what_it_measured_and_took(sweeper: Sweeper) -> None:
     engine = {"dtype": "fp32", "device": "cpu", "packing": "auto"}
     budget = {"trials": 4, "max_steps": 2, "finalists": 0}
