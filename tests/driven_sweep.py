@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -241,14 +242,21 @@ class Kills:
         self._n_commits += 1
 
     def copy(self) -> None:
-        """Keep the folder as it is, unless nothing that a driver reads has changed since the last time."""
+        """Keep the folder as it is, unless nothing that a driver reads has changed since the last time.
+
+        Only between two writes of the driver itself: the thread beside it, which backs the ledger up, has files of
+        its own there, which nobody reads after a kill.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            return
         files = [p for p in self.run_dir.rglob("*") if p.is_file() and p.name != "events.jsonl"]
         sizes = {p: p.stat().st_size for p in files if not p.name.startswith((".", LEDGER_FILE))}
         state = (self._n_commits, (self.run_dir / LEDGER_FILE).exists(), sizes)
         if state != self._seen:
             self._seen = state
             target = self.copies / f"{len(self.taken):04d}"
-            shutil.copytree(self.run_dir, target)
+            beside = shutil.ignore_patterns(f".{LEDGER_FILE}.backup*")
+            shutil.copytree(self.run_dir, target, ignore=beside)
             self.taken.append(target)
 
 

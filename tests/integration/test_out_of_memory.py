@@ -113,7 +113,7 @@ def test_a_second_time_is_the_last_and_says_what_was_estimated(
 ) -> None:
     run, events = swept(tmp_path, wide_model, tiny_data, more_mib=100)
     assert run.trials[0].state == "FAIL"
-    attempts = sorted(p.name for p in (run.path / "trials/0000").iterdir())
+    attempts = sorted(p.name for p in (run.path / "trials/0000").glob("attempt-*"))
     assert attempts == ["attempt-1", "attempt-2"]  # budget.max_attempts is 3
     assert batch_of(run, 2)["micro_batch_size"] == 4
     last = [e for e in events if e["event"] == "TrialBroke"][-1]

@@ -167,7 +167,7 @@ def test_markdown_and_page_agree(sample_run: Run) -> None:
     for phrase in shared:
         assert phrase in page
         assert phrase in text
-    rows = re.findall(r"^\| (\d+)(\\\*)? \| (?:COMPLETE|PRUNED|FAIL|RUNNING) ", text, re.M)
+    rows = re.findall(r"^\| (\d+)(\\\*)? \| (?:COMPLETE|PRUNED|FAIL|INTERRUPTED) ", text, re.M)
     assert [int(n) for n, _ in rows] == [0, 3, 7, 2, 6, 1, 4, 5, 8]
     assert [int(n) for n, star in rows if star] == [0, 3, 7]
     html = path.read_text(encoding="utf-8")

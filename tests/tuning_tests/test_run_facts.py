@@ -46,6 +46,7 @@ def test_the_names_in_spec_yaml_are_kept() -> None:
         "scale",
         "warnings",
         "evaluation",
+        "ledger",
     ]
     assert [field.name for field in fields(RunFacts)] == names
 
