@@ -231,6 +231,7 @@ TUNING: Layers = {
         "tuning/foresight.py",
         "tuning/initial.py",
         "tuning/live.py",
+        "tuning/loopback.py",
         "tuning/prepare.py",
         "tuning/reduced.py",
         "tuning/train.py",

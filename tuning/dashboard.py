@@ -5,7 +5,6 @@ machine only, under this machine's own names, and nothing but requests to read.
 """
 
 import tempfile
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http import HTTPStatus
@@ -15,10 +14,10 @@ from typing import Any, Final
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from core.errors import UserError
+from tuning.loopback import LOOPBACK, listening, own_names
 from tuning.records import LEDGER_FILE, copy_ledger
 from tuning.run import load_run
 
-LOOPBACK: Final = "127.0.0.1"
 EXTRA: Final = 'pip install -e ".[dashboard]"'
 _READING: Final = ("GET", "HEAD")
 
@@ -52,7 +51,7 @@ def dashboard(run_dir: Path, *, port: int = 0) -> Iterator[tuple[str, Callable[[
             copy_ledger(run_dir / LEDGER_FILE, copied)
 
         update()
-        with _listening(port) as server:
+        with listening(lambda: _server(port), port=port) as server:
             server.set_app(_guarded(wsgi(f"sqlite:///{copied}"), port=server.server_port))
             yield f"http://{LOOPBACK}:{server.server_port}/dashboard/", update
 
@@ -66,25 +65,13 @@ class _Quiet(WSGIRequestHandler):
         """Say nothing of each request."""
 
 
-@contextmanager
-def _listening(port: int) -> Iterator[WSGIServer]:
-    try:
-        server = make_server(LOOPBACK, port, _refused, server_class=_Server, handler_class=_Quiet)
-    except OSError as err:
-        raise UserError(
-            f"--port {port}: cannot be listened at: {err.strerror}; give another, or leave it out"
-        ) from err
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
+def _server(port: int) -> WSGIServer:
+    return make_server(LOOPBACK, port, _refused, server_class=_Server, handler_class=_Quiet)
 
 
 def _guarded(application: Any, *, port: int) -> _Application:
     """The application for whoever reads, and asks under this machine's own names (DNS rebinding)."""
-    names = {f"{host}:{port}" for host in (LOOPBACK, "localhost")}
+    names = own_names(port)
 
     def answer(environ: dict[str, Any], start: Callable[..., Any]) -> Any:
         if environ.get("HTTP_HOST") not in names:

@@ -66,7 +66,7 @@ def remarks(run: Run, *, trials: int | None, spec: SweepSpec | None) -> list[str
             f"{run.path}: goes on to {run.target} trials, not to the {other} that budget.trials of the sweep file is "
             f"now; for these give --trials {other}"
         )
-    n_ended = sum(t.state in ("COMPLETE", "PRUNED", "FAIL") for t in run.trials)
+    n_ended = sum(t.has_ended for t in run.trials)
     if n_ended >= run.target:
         found.append(
             f"{run.path}: all {run.target} trials have ended, so no more are tried; for more give --trials K"

@@ -17,12 +17,11 @@ from typing import Any, Final
 from core.errors import UserError
 from core.store.durable import finite
 from tuning.config import RUN_NAME
+from tuning.loopback import LOOPBACK, listening, own_names
 from tuning.records import LEDGER_FILE, SPEC_FILE
 from tuning.report import index_page, live_page
 from tuning.results import status_json
 from tuning.run import Run, load_run
-
-LOOPBACK: Final = "127.0.0.1"
 
 _PAGE = re.compile(rf"/runs/({RUN_NAME[1:-1]})/(state\.json)?")
 _CHANGING: Final = ("elapsed_s", "eta_s")
@@ -46,19 +45,8 @@ def serving(run_dir: Path, *, port: int = 0) -> Iterator[str]:
     folder = run_dir.resolve()
     if not re.fullmatch(RUN_NAME, folder.name):
         raise UserError(f"{run_dir}: {folder.name!r} is no name of a run; rename the folder")
-    try:
-        server = _Server(folder.parent, port)
-    except OSError as err:
-        raise UserError(
-            f"--port {port}: cannot be listened at: {err.strerror}; give another, or leave it out"
-        ) from err
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
+    with listening(lambda: _Server(folder.parent, port), port=port) as server:
         yield f"http://{LOOPBACK}:{server.server_port}/runs/{folder.name}/"
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 class _Server(ThreadingHTTPServer):
@@ -71,10 +59,6 @@ class _Server(ThreadingHTTPServer):
         self._runs = runs
         self._drawing = threading.Lock()
         self._pages: dict[str, tuple[str, str]] = {}
-
-    def names(self) -> frozenset[str]:
-        """Hosts under which it may be asked."""
-        return frozenset(f"{host}:{self.server_port}" for host in (LOOPBACK, "localhost"))
 
     def run(self, name: str) -> Run | None:
         """A run of the folder."""
@@ -109,7 +93,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Answer with a page, a state, or why there is none."""
-        if self.headers.get("Host", "") not in self.server.names():
+        if self.headers.get("Host", "") not in own_names(self.server.server_port):
             self._answer(HTTPStatus.MISDIRECTED_REQUEST, "text/plain", "asked under another name")
             return
         try:

@@ -46,6 +46,8 @@ OWN_FILES = (
 
 TrialState = Literal["COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING", "INTERRUPTED"]
 """Optuna's, and INTERRUPTED: begun, not ended, and nobody drives the run."""
+ENDED: Sequence[TrialState] = ("COMPLETE", "PRUNED", "FAIL")
+"""States of a trial that was told how it ended."""
 Ending = Literal["done", "no_feasible", "failed"]
 """How a sweep that reached its end ended."""
 RunState = Literal["running", "interrupted", Ending]
@@ -107,6 +109,11 @@ class TrialRecord:
     evaluation: Mapping[str, float] = field(default_factory=dict)
     evaluation_violations: Mapping[str, float] = field(default_factory=dict)
     retry_of: int | None = None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it was told how it ended."""
+        return self.state in ENDED
 
     @property
     def merit(self) -> float:

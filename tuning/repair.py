@@ -24,6 +24,7 @@ from tuning.failures import FAILURE_FILE, Failure, n_counted, read_failure
 from tuning.files import read_yaml
 from tuning.ledger import Ledger, copied
 from tuning.records import (
+    ENDED,
     LEDGER_FILE,
     LOCK_FILE,
     SPEC_FILE,
@@ -40,7 +41,6 @@ JOURNAL_FILE = f"{LEDGER_FILE}-journal"
 Found = Literal["whole", "damaged", "unreadable", "missing"]
 """How the ledger was found. A damaged one can be read, and is copied row by row."""
 Kind = TypeVar("Kind")
-_ENDED = ("COMPLETE", "PRUNED", "FAIL")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,7 +231,7 @@ def _mend(
         made.steps += _mended(spec, ledger, number, _Committed.read(spec, folder))
     after = ledger.states()
     for number, state in sorted(before.items()):
-        if state in _ENDED and after.get(number) != state:
+        if state in ENDED and after.get(number) != state:
             said = (
                 f"was {state}, and neither its row nor its result can be read: it is asked for anew"
             )
@@ -355,7 +355,7 @@ def _proposed(dimension: Dimension, name: str, values: Mapping[str, Any], path: 
 def _mended(spec: SweepSpec, ledger: Ledger, number: int, files: _Committed) -> Iterator[Step]:
     """Bring one trial of the ledger to what its files say."""
     state = ledger.states().get(number)
-    if state in _ENDED:
+    if state in ENDED:
         if files.result is not None and files.result[1].outcome.state != state:
             said = f"left as it is, {state}; its result.json says {files.result[1].outcome.state}"
             yield Step(trial=number, did=said, is_lost=True)

@@ -28,6 +28,13 @@ RUNS = Path("runs")
 REFUSED, NO_FEASIBLE, FAILED = 2, 3, 4
 """Exit statuses; 0 is done, and 128 plus its number a signal's."""
 
+AsJson = Annotated[bool, typer.Option("--json", help="For scripts.")]
+EndsAsJson = Annotated[bool, typer.Option("--json", help="End with the result as JSON.")]
+Address = Annotated[str | None, typer.Option(help="Address of an existing Ray cluster.")]
+NewName = Annotated[
+    str | None, typer.Option(help="Run folder below runs/; the sweep's name if absent.")
+]
+Trials = Annotated[int | None, typer.Option(help="Trials instead of budget.trials.", min=1)]
 InsecureFlag = Annotated[
     bool, typer.Option("--allow-insecure-cluster", help="Also join one that asks for no token.")
 ]

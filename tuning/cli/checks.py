@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tuning.cli.application import REFUSED, RUNS, app, examples, group, tell
+from tuning.cli.application import REFUSED, RUNS, AsJson, app, examples, group, tell
 
 
 @app.command(epilog=examples("validate search_spaces/demo.yaml", "validate cluster.yaml"))
@@ -26,7 +26,7 @@ def validate(
 
 @app.command(epilog=examples("doctor", "doctor --json"))
 def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Check versions, devices, disk, cache and model presence, with a fix for each problem."""
     from tuning.doctor import examine

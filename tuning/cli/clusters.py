@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from core.errors import ConfigError, UserError
-from tuning.cli.application import RUNS, checked_name, examples, group, overrides_of, say, tell
+from tuning.cli.application import (
+    RUNS,
+    AsJson,
+    NewName,
+    Trials,
+    checked_name,
+    examples,
+    group,
+    overrides_of,
+    say,
+    tell,
+)
 from tuning.files import load_sweep
 
 if TYPE_CHECKING:
@@ -34,7 +45,6 @@ Program = Annotated[
     str | None, typer.Option(help="unlearn-tune on the head; metadata.program if absent.")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the commands; run none.")]
-AsJson = Annotated[bool, typer.Option("--json", help="For scripts.")]
 
 
 @cluster.command(
@@ -79,12 +89,8 @@ def submit(
         Path | None,
         typer.Option("--cluster", help="Cluster file of Ray's launcher; cluster.yaml if absent."),
     ] = None,
-    name: Annotated[
-        str | None, typer.Option(help="Run folder below runs/; the sweep's name if absent.")
-    ] = None,
-    trials: Annotated[
-        int | None, typer.Option(help="Trials instead of budget.trials.", min=1)
-    ] = None,
+    name: NewName = None,
+    trials: Trials = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Fix a value: key=value, dotted key.")
     ] = None,

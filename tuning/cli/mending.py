@@ -5,14 +5,14 @@ from typing import Annotated
 
 import typer
 
-from tuning.cli.application import RunPath, app, examples, tell
+from tuning.cli.application import AsJson, RunPath, app, examples, tell
 
 
 @app.command(epilog=examples("repair runs/demo --dry-run", "repair runs/demo --json"))
 def repair(
     run: RunPath,
     dry_run: Annotated[bool, typer.Option(help="Say what would be done; change nothing.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Mend the ledger of a run from what its trials committed; the old one is kept beside."""
     from tuning.repair import repair as mended

@@ -8,7 +8,7 @@ import typer
 
 from core.errors import UserError
 from core.store.durable import commit_json, finite
-from tuning.cli.application import NO_FEASIBLE, app, examples, overrides_of, say, tell
+from tuning.cli.application import NO_FEASIBLE, EndsAsJson, app, examples, overrides_of, say, tell
 from tuning.files import read_yaml, set_dotted
 from tuning.terminal import Shown, terminal
 
@@ -31,7 +31,7 @@ def prepare(
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Replace a value: key=value, dotted key.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="End with the result as JSON.")] = False,
+    as_json: EndsAsJson = False,
 ) -> None:
     """Fine-tune a target model (forget and retain rows) and a retain-only model; cached by content."""
     from tuning.prepare import load_preparation, prepare_models
@@ -67,7 +67,7 @@ def train(
             "--resume", help="Go on with a trial that was interrupted in this folder, or begin it."
         ),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="End with the result as JSON.")] = False,
+    as_json: EndsAsJson = False,
 ) -> None:
     """Run one configuration without a sweep; stops and selects as it did in the sweep."""
     from core.config import parse_trial

@@ -6,7 +6,16 @@ from typing import Annotated, Literal
 
 import typer
 
-from tuning.cli.application import RUNS, InsecureFlag, app, examples, overrides_of, say, tell
+from tuning.cli.application import (
+    RUNS,
+    Address,
+    InsecureFlag,
+    app,
+    examples,
+    overrides_of,
+    say,
+    tell,
+)
 
 GUIDELINES = Path("docs/guidelines")
 """Where `reproduce` keeps what it measured, unless told otherwise."""
@@ -29,7 +38,7 @@ def reproduce(
         list[str] | None,
         typer.Option("--set", help="Replace a fixed value of every sweep: key=value, dotted key."),
     ] = None,
-    address: Annotated[str | None, typer.Option(help="Address of an existing Ray cluster.")] = None,
+    address: Address = None,
     allow_insecure_cluster: InsecureFlag = False,
     as_json: Annotated[bool, typer.Option("--json", help="The list, for scripts.")] = False,
 ) -> None:

@@ -9,7 +9,7 @@ import yaml
 
 from core.errors import UserError
 from core.store.durable import commit_yaml, finite
-from tuning.cli.application import RunPath, app, examples, say, tell
+from tuning.cli.application import AsJson, RunPath, app, examples, say, tell
 from tuning.terminal import Shown, terminal
 
 _MOST_INDENTED = 100
@@ -23,7 +23,7 @@ _ANEW_S = 10
 @app.command(epilog=examples("status runs/demo", "status runs/demo --json"))
 def status(
     run: RunPath,
-    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+    as_json: AsJson = False,
     watch: Annotated[
         bool, typer.Option(help="Show it anew every two seconds until the run ends.")
     ] = False,
@@ -85,7 +85,7 @@ def best(
 def show(
     run: RunPath,
     trial: Annotated[str, typer.Argument(help="Number of a trial, or best.", metavar="TRIAL")],
-    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show a trial: parameters, curves, why it ended, how to run it again."""
     from tuning.ranking import trial_rows
@@ -217,7 +217,7 @@ def advise(
     out: Annotated[
         Path | None, typer.Option(help="Write the next sweep here, ready to launch.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Say what the trials show of each parameter, and make the next sweep."""
     from tuning.advice import advise as advise_on
@@ -244,7 +244,7 @@ def advise(
 )
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Run folders.", metavar="RUN RUN...")],
-    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show runs side by side: what each found, what cannot be told apart, and what differs."""
     from tuning.comparison import compared, comparison_text

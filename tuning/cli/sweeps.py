@@ -13,8 +13,12 @@ from tuning.cli.application import (
     FAILED,
     NO_FEASIBLE,
     RUNS,
+    Address,
+    AsJson,
     InsecureFlag,
+    NewName,
     RunPath,
+    Trials,
     app,
     checked_name,
     examples,
@@ -40,7 +44,7 @@ LedgerUrl = Annotated[
 ]
 
 
-Address = Annotated[str | None, typer.Option(help="Address of an existing Ray cluster.")]
+BestAsJson = Annotated[bool, typer.Option("--json", help="End with `best` as JSON.")]
 GRACE_S = 20.0
 """Less than clouds and schedulers give before they kill: 30 s on GCP, Kubernetes and Slurm, 120 s on AWS."""
 Grace = Annotated[
@@ -60,12 +64,8 @@ Grace = Annotated[
 )
 def sweep(
     spec: Annotated[Path, typer.Argument(help="Sweep file.", metavar="SPEC")],
-    name: Annotated[
-        str | None, typer.Option(help="Run folder below runs/; the sweep's name if absent.")
-    ] = None,
-    trials: Annotated[
-        int | None, typer.Option(help="Trials instead of budget.trials.", min=1)
-    ] = None,
+    name: NewName = None,
+    trials: Trials = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", help="Fix a value, also of a searched field: key=value, dotted key."),
@@ -90,7 +90,7 @@ def sweep(
         typer.Option(help="With --dry-run: a cluster's file, for its size and its prices."),
     ] = None,
     allow_insecure_cluster: InsecureFlag = False,
-    as_json: Annotated[bool, typer.Option("--json", help="End with `best` as JSON.")] = False,
+    as_json: BestAsJson = False,
 ) -> None:
     """Start a sweep in runs/NAME."""
     from tuning.validate import refuse_missing
@@ -229,7 +229,7 @@ def resume(
     ] = False,
     grace: Grace = GRACE_S,
     allow_insecure_cluster: InsecureFlag = False,
-    as_json: Annotated[bool, typer.Option("--json", help="End with `best` as JSON.")] = False,
+    as_json: BestAsJson = False,
 ) -> None:
     """Go on exactly where a sweep stopped; with more trials, extend it."""
     from tuning.extending import asked_trials, remarks
@@ -246,7 +246,7 @@ def resume(
     from tuning.plan import Launch
     from tuning.sweep import resume_sweep
 
-    done = sum(t.state in ("COMPLETE", "PRUNED", "FAIL") for t in found.trials)
+    done = sum(t.has_ended for t in found.trials)
     target = asked_trials(found, trials=trials, spec=now) or found.target
     for line in remarks(found, trials=trials, spec=now):
         say(line)
@@ -280,7 +280,7 @@ def retry(
     address: Address = None,
     grace: Grace = GRACE_S,
     allow_insecure_cluster: InsecureFlag = False,
-    as_json: Annotated[bool, typer.Option("--json", help="End with `best` as JSON.")] = False,
+    as_json: BestAsJson = False,
 ) -> None:
     """Repeat failed trials as new ones with the same parameters, then go on with the sweep."""
     from tuning.extending import to_retry
@@ -297,7 +297,7 @@ def retry(
     from tuning.sweep import resume_sweep
 
     say(f"{run}: repeats {', '.join(f'trial {n}' for n in numbers)} as new trials")
-    done = sum(t.state in ("COMPLETE", "PRUNED", "FAIL") for t in found.trials)
+    done = sum(t.has_ended for t in found.trials)
     target = max(found.target, len(found.trials)) + len(numbers)
 
     def go(watcher: "Watcher") -> "Run":
@@ -320,7 +320,7 @@ def repeat(
     address: Address = None,
     grace: Grace = GRACE_S,
     allow_insecure_cluster: InsecureFlag = False,
-    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Run the best trials again over seeds: mean, spread and paired differences; goes on where it stopped."""
     from tuning.records import LEDGER_FILE
@@ -336,7 +336,7 @@ def repeat(
     launch = Launch(address=address, grace_s=grace, allows_insecure=allow_insecure_cluster)
     if (run_dir / LEDGER_FILE).exists():
         before = load_run(run_dir)
-        done = sum(t.state in ("COMPLETE", "PRUNED", "FAIL") for t in before.trials)
+        done = sum(t.has_ended for t in before.trials)
 
         def go(watcher: "Watcher") -> "Run":
             return resume_sweep(run_dir, spec=spec, launch=launch, watcher=watcher)

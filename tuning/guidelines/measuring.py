@@ -94,7 +94,7 @@ def finished(spec: SweepSpec, run_dir: Path, *, launch: Launch, say: Callable[[s
     is_there = (run_dir / LEDGER_FILE).is_file()
     if is_there:
         run = load_run(run_dir)
-        done = sum(t.state in ("COMPLETE", "PRUNED", "FAIL") for t in run.trials)
+        done = sum(t.has_ended for t in run.trials)
         if run.state == "running":
             raise UserError(f"{run_dir}: a driver is at work on it; wait for it, then call again")
         if run.state in ("done", "no_feasible") and done >= spec.budget.trials:

@@ -9,8 +9,6 @@ from tuning.config import SweepSpec
 from tuning.ranking import in_order, is_candidate
 from tuning.records import TrialRecord
 
-_ENDED = ("COMPLETE", "PRUNED", "FAIL")
-
 
 @dataclass(frozen=True, kw_only=True)
 class ChoiceRow:
@@ -42,7 +40,7 @@ def choice_tables(
 
     A trial without the field, because of ``when``, is in no row of it.
     """
-    ended = [t for t in trials if t.state in _ENDED]
+    ended = [t for t in trials if t.has_ended]
     tables = {
         name: [
             _row(choice, of)

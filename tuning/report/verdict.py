@@ -9,7 +9,7 @@ from tuning.wording import measured, number, with_interval
 def verdict(run: Run) -> str:
     """The result in one sentence."""
     first, order = best(run.trials), ranked(run.trials)
-    n_finished = sum(t.state in ("COMPLETE", "PRUNED", "FAIL") for t in run.trials)
+    n_finished = sum(t.has_ended for t in run.trials)
     if n_finished == 0:
         return "No trial has finished yet."
     finished = f"{n_finished} finished trial{'' if n_finished == 1 else 's'}"
