@@ -34,6 +34,22 @@ BASE: Mapping[str, Any] = {
     "budget": {"trials": 4, "max_steps": 6},
 }
 WHY = {"why": "it matters"}
+
+
+def tiny_values(model: Path, data: Mapping[str, Path]) -> dict[str, Any]:
+    """A sweep over a tiny model and its data, on a CPU in float32; its space and budget are given."""
+    roles: dict[str, Any] = {role: {"source": str(p), "max_tokens": 64} for role, p in data.items()}
+    return {
+        "schema": 1,
+        "name": "tiny",
+        "model": {"source": str(model)},
+        "data": roles | {"probe_rows": 6, "report_rows": 6},
+        "method": {"forget_loss": "ihl"},
+        "batch": {"global_batch_size": 4},
+        "engine": {"dtype": "fp32", "device": "cpu"},
+    }
+
+
 ABSENT = object()
 """As a change, it removes the key."""
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_sweep import tiny_values
 
 from faults.local_cluster import LocalCluster, child
 from faults.real_sweep import RealSweep, judged
@@ -44,25 +45,22 @@ Sweeping = Callable[..., RealSweep]
 @pytest.fixture(scope="session")
 def values(tiny_model: Path, tiny_data: Mapping[str, Path]) -> Values:
     """A grid of six points over the tiny model, some of which the guard stops."""
-    data: dict[str, Any] = {r: {"source": str(p), "max_tokens": 64} for r, p in tiny_data.items()}
 
     def made(**changes: Any) -> dict[str, Any]:
-        return {
-            "schema": 1,
-            "name": "tiny",
-            "model": {"source": str(tiny_model)},
-            "data": data | {"probe_rows": 6, "report_rows": 6},
-            "method": {"forget_loss": "ihl", "retain_loss": "nll"},
-            "batch": {"global_batch_size": 4},
-            "engine": {"dtype": "fp32", "device": "cpu"},
-            "space": {
-                "optimizer.learning_rate": {"categorical": [1.0e-3, 3.0e-3, 3.0e-2]} | WHY,
-                "adapter.rank": {"categorical": [2, 4]} | WHY,
-            },
-            "sampler": {"name": "grid", "seed": 0},
-            "budget": {"trials": 6, "max_steps": 8, "finalists": 1, "max_attempts": 8},
-            "resources": {"max_concurrent": 2},
-        } | changes
+        return (
+            tiny_values(tiny_model, tiny_data)
+            | {
+                "method": {"forget_loss": "ihl", "retain_loss": "nll"},
+                "space": {
+                    "optimizer.learning_rate": {"categorical": [1.0e-3, 3.0e-3, 3.0e-2]} | WHY,
+                    "adapter.rank": {"categorical": [2, 4]} | WHY,
+                },
+                "sampler": {"name": "grid", "seed": 0},
+                "budget": {"trials": 6, "max_steps": 8, "finalists": 1, "max_attempts": 8},
+                "resources": {"max_concurrent": 2},
+            }
+            | changes
+        )
 
     return made
 

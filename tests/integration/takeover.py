@@ -19,16 +19,14 @@ import psutil
 import pytest
 import yaml
 from postgres import PASSWORD, Postgres
+from small_sweep import tiny_values
 
 from tuning.run import load_run
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 SWEEP: Mapping[str, Any] = {
-    "schema": 1,
-    "name": "tiny",
     "method": {"forget_loss": "ihl", "retain_loss": "nll"},
-    "batch": {"global_batch_size": 4},
     "engine": {"dtype": "fp32", "device": "cpu", "packing": 1},
     "optimizer": {"learning_rate": 1.0e-3},
     "space": {"adapter.rank": {"categorical": [2, 3, 4], "why": "small"}},
@@ -60,9 +58,7 @@ def events(folder: Path) -> list[dict[str, Any]]:
 def test_who_takes_over_goes_on_and_the_driver_before_ends_without_a_loss(
     tmp_path: Path, tiny_model: Path, tiny_data: Mapping[str, Path], postgres: Postgres
 ) -> None:
-    data = {role: {"source": str(path), "max_tokens": 64} for role, path in tiny_data.items()}
-    data |= {"probe_rows": 6, "report_rows": 6}  # type: ignore[dict-item]
-    text = yaml.safe_dump({**SWEEP, "model": {"source": str(tiny_model)}, "data": data})
+    text = yaml.safe_dump(tiny_values(tiny_model, tiny_data) | dict(SWEEP))
     (tmp_path / "sweep.yaml").write_text(text, encoding="utf-8")
     url = postgres.url(postgres.database(), password=None)
     first = started(tmp_path, "sweep", "sweep.yaml", "--ledger", url)

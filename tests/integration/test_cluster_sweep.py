@@ -12,6 +12,8 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+from local_head import free_ports
+from small_sweep import tiny_values
 
 from core.store.durable import read_lines
 from tuning.records import EVENTS_FILE, attempt_folder
@@ -20,7 +22,6 @@ from tuning.run import load_run
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 TUNE = (sys.executable, "-m", "tuning.cli")
-PORT = 26381  # outside 10002 to 19999, Ray's range for workers
 
 
 def ray_command(
@@ -66,12 +67,13 @@ def two_nodes(tmp_path: Path, sees_the_runs: bool) -> Iterator[tuple[str, dict[s
         text=True,
         check=True,
     ).stdout.split()[0]
+    (port,) = free_ports(1)
     store = ["--object-store-memory", "100000000"]
     head = ray_command(
         "start",
         "--head",
         "--port",
-        str(PORT),
+        str(port),
         "--num-cpus",
         "0",
         "--include-dashboard",
@@ -80,8 +82,9 @@ def two_nodes(tmp_path: Path, sees_the_runs: bool) -> Iterator[tuple[str, dict[s
         env=env,
     )
     assert head.returncode == 0, head.stderr + head.stdout
-    join(f"{host}:{PORT}", env, hidden=None if sees_the_runs else runs)
-    yield f"{host}:{PORT}", env
+    address = f"{host}:{port}"
+    join(address, env, hidden=None if sees_the_runs else runs)
+    yield address, env
     started = _started_with(env["RAY_AUTH_TOKEN_PATH"])
     for process in started:
         process.kill()
@@ -132,15 +135,8 @@ def far_sweep(
 
 def write_sweep(folder: Path, tiny_model: Path, tiny_data: Mapping[str, Path]) -> None:
     """The sweep file that ``far_sweep`` runs."""
-    data: dict[str, Any] = {r: {"source": str(p), "max_tokens": 64} for r, p in tiny_data.items()}
-    values = {
-        "schema": 1,
+    values = tiny_values(tiny_model, tiny_data) | {
         "name": "far",
-        "model": {"source": str(tiny_model)},
-        "data": data | {"probe_rows": 6, "report_rows": 6},
-        "method": {"forget_loss": "ihl"},
-        "batch": {"global_batch_size": 4},
-        "engine": {"dtype": "fp32", "device": "cpu"},
         "space": {
             "optimizer.learning_rate": {
                 "float": {"low": 1.0e-4, "high": 1.0e-3, "log": True},

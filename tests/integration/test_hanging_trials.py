@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+from small_sweep import tiny_values
 
 from core.store.durable import read_lines
 from tuning.run import Run, load_run
@@ -45,16 +46,10 @@ class Driven:
     """A sweep of long trials over the tiny model, in a process of its own."""
 
     def __init__(self, folder: Path, model: Path, data: Mapping[str, Path]) -> None:
-        roles: dict[str, Any] = {r: {"source": str(p), "max_tokens": 64} for r, p in data.items()}
         self.folder = folder
-        self.values: dict[str, Any] = {
-            "schema": 1,
+        self.values = tiny_values(model, data) | {
             "name": "long",
-            "model": {"source": str(model)},
-            "data": roles | {"probe_rows": 6, "report_rows": 6},
             "method": {"forget_loss": "ihl", "retain_loss": "nll"},
-            "batch": {"global_batch_size": 4},
-            "engine": {"dtype": "fp32", "device": "cpu"},
             "pruning": {"retain": None},
             "stop": {"past_target": None, "no_effect": None},
             "space": {

@@ -18,6 +18,7 @@ import pytest
 import torch
 import transformers
 import yaml
+from small_sweep import tiny_values
 
 from core.config import ModelConfig
 from core.model.source import model_identity
@@ -98,17 +99,8 @@ class Sweeper:
 @pytest.fixture
 def sweeper(tmp_path: Path, tiny_model: Path, tiny_data: Mapping[str, Path]) -> Sweeper:
     """A small sweep over a tiny model that has memorised its forget set."""
-    data: dict[str, Any] = {
-        role: {"source": str(path), "max_tokens": 64} for role, path in tiny_data.items()
-    }
-    values = {
-        "schema": 1,
-        "name": "tiny",
-        "model": {"source": str(tiny_model)},
-        "data": data | {"probe_rows": 6, "report_rows": 6},
+    values = tiny_values(tiny_model, tiny_data) | {
         "method": {"forget_loss": "ihl", "retain_loss": "nll"},
-        "batch": {"global_batch_size": 4},
-        "engine": {"dtype": "fp32", "device": "cpu"},
         "space": SPACE,
         "start_from": [{"source": "a test", "values": {"optimizer.learning_rate": 3.0e-2}}],
         "budget": {"trials": 6, "max_steps": 6},

@@ -15,12 +15,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import grpc
 import psutil
 import pytest
 import yaml
+from small_sweep import tiny_values
 
 from tuning import cli
 from tuning.run import load_run
@@ -84,15 +84,7 @@ def swept(
     folder = tmp_path_factory.mktemp("canaries")
     (folder / "breaks").mkdir()
     (folder / "breaks" / "sitecustomize.py").write_text(BREAKS, encoding="utf-8")
-    data: dict[str, Any] = {r: {"source": str(p), "max_tokens": 64} for r, p in tiny_data.items()}
-    values = {
-        "schema": 1,
-        "name": "tiny",
-        "model": {"source": str(tiny_model)},
-        "data": data | {"probe_rows": 6, "report_rows": 6},
-        "method": {"forget_loss": "ihl"},
-        "batch": {"global_batch_size": 4},
-        "engine": {"dtype": "fp32", "device": "cpu"},
+    values = tiny_values(tiny_model, tiny_data) | {
         "space": {
             "optimizer.learning_rate": {"float": {"low": 1e-3, "high": 2e-3}, "why": "it matters"}
         },
