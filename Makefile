@@ -92,7 +92,7 @@ storage: setup ## kill a driver on a cluster of three nodes, disk and all, and g
 parity: setup ## compare with the numbers of published code, and print the table
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests -k golden --parity -q
 
-faults: setup ## break everything that can break, once at every place, and print the table (25 minutes)
+faults: setup ## break everything that can break, once at every place, and print the table
 	@mkdir -p runs
 	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR):$(CURDIR)/tests \
 		$(BIN)/python -m faults --ray --processes $(TEST_PROCESSES) --json runs/faults.json
