@@ -358,3 +358,28 @@ def open_file(path: Path) -> optuna.storages.RDBStorage:
         raise said from err
     sqlalchemy.event.listen(storage.engine, "handle_error", _raise_as_system)
     return storage
+
+
+@contextmanager
+def released(storage: optuna.storages.RDBStorage) -> Iterator[optuna.storages.RDBStorage]:
+    """Within the context a database is used; then, whatever happened, it is let go of."""
+    try:
+        yield storage
+    finally:
+        let_go(storage)
+
+
+@contextmanager
+def released_if_refused(storage: optuna.storages.RDBStorage) -> Iterator[None]:
+    """Within the context a database is looked at; it is let go of if that fails."""
+    try:
+        yield
+    except BaseException:
+        let_go(storage)
+        raise
+
+
+def let_go(storage: optuna.storages.RDBStorage) -> None:
+    """Close all connections; the next use would open new ones."""
+    storage.remove_session()
+    storage.engine.dispose()

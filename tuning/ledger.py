@@ -26,7 +26,16 @@ from core.text.redaction import redacted
 from tuning.committed import Proposal
 from tuning.config import Choice, SweepSpec
 from tuning.copies import Forms, Shown, study_in_memory
-from tuning.database import Place, at_once, open_file, open_server, reopen_server
+from tuning.database import (
+    Place,
+    at_once,
+    let_go,
+    open_file,
+    open_server,
+    released,
+    released_if_refused,
+    reopen_server,
+)
 from tuning.lease import Lease
 from tuning.ledger_copy import LedgerCopy, refuse_copy
 from tuning.objective import Outcome
@@ -118,29 +127,28 @@ class Ledger:
             create_study(run_dir, spec, place=None)
         with foreign(partial(_unopened, self._path)) if server is None else nullcontext():
             self._open(open_server)
-            self._trials = self._study.get_trials(deepcopy=False)
-            refuse_damaged_study(self._study, self._trials, spec)
-        self._copy = None if server is None else self._copied(server.place)
+            with released_if_refused(self._storage):
+                self._trials = self._study.get_trials(deepcopy=False)
+                refuse_damaged_study(self._study, self._trials, spec)
+                self._copy = None if server is None else self._copied(server.place)
         self._n_begun = sum(map(is_born, self._trials))
 
     def _open(self, connect: Callable[[Place], RDBStorage]) -> None:
         """A connection, and nothing that was remembered from another one."""
         self._handles: dict[int, Trial] = {}
         place = None if self._server is None else self._server.place
-        if place is None:
-            self._storage = open_file(self._path)
-            refuse_copy(self._storage, self._path)
-        else:
-            self._storage = connect(place)
-        self._study = _loaded(self._storage, place, pruner=self._pruner)
+        self._storage = open_file(self._path) if place is None else connect(place)
+        with released_if_refused(self._storage):
+            if place is None:
+                refuse_copy(self._storage, self._path)
+            self._study = _loaded(self._storage, place, pruner=self._pruner)
 
     def _copied(self, place: Place) -> LedgerCopy:
         return LedgerCopy(place, self._storage, self._study._study_id, self._path)
 
     def close(self) -> None:
         """Let go of the database."""
-        self._storage.remove_session()
-        self._storage.engine.dispose()
+        let_go(self._storage)
         if self._copy is not None:
             self._copy.close()
 
@@ -533,9 +541,10 @@ def _is_whole(trials: Iterable[FrozenTrial]) -> bool:
 def copied(damaged: Path, path: Path, spec: SweepSpec, *, name: str) -> bool:
     """Copy all trials and notes of a ledger that SQLite calls damaged to a new one; whether all could be read."""
     try:
-        study = optuna.load_study(study_name=None, storage=open_file(damaged))
-        trials, notes = study.get_trials(deepcopy=False), study.user_attrs
-        noted = study._storage.get_study_system_attrs(study._study_id)
+        with released(open_file(damaged)) as old:
+            study = optuna.load_study(study_name=None, storage=old)
+            trials, notes = study.get_trials(deepcopy=False), study.user_attrs
+            noted = old.get_study_system_attrs(study._study_id)
     except (
         optuna.exceptions.OptunaError,
         *DATABASE_ERRORS,
@@ -547,15 +556,15 @@ def copied(damaged: Path, path: Path, spec: SweepSpec, *, name: str) -> bool:
         return False
     if not _is_whole(trials):
         return False
-    storage = open_file(path)
-    new = optuna.create_study(study_name=name, storage=storage, direction=spec.objective.direction)
-    new.add_trials(trials)
-    for key, value in notes.items():
-        new.set_user_attr(key, value)
-    for key, value in noted.items():
-        storage.set_study_system_attr(new._study_id, key, value)
-    storage.remove_session()
-    storage.engine.dispose()
+    with released(open_file(path)) as storage:
+        new = optuna.create_study(
+            study_name=name, storage=storage, direction=spec.objective.direction
+        )
+        new.add_trials(trials)
+        for key, value in notes.items():
+            new.set_user_attr(key, value)
+        for key, value in noted.items():
+            storage.set_study_system_attr(new._study_id, key, value)
     return True
 
 
@@ -598,9 +607,8 @@ def create_study(run_dir: Path, spec: SweepSpec, *, place: Place | None) -> None
 
 
 def _make(storage: RDBStorage, spec: SweepSpec, *, name: str) -> None:
-    with at_once(storage):
+    with released(storage), at_once(storage):
         study = optuna.create_study(
             study_name=name, storage=storage, direction=spec.objective.direction
         )
         study.add_trials(starting_points(spec))
-    storage.engine.dispose()

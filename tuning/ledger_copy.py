@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Table
 
 from core.errors import UserError
 from core.store.durable import commit
-from tuning.database import Place, open_file
+from tuning.database import Place, let_go, open_file, released
 
 _TABLES = BaseModel.metadata.sorted_tables
 _OF_TRIALS: Sequence[Table] = [t for t in _TABLES if "trial_id" in t.columns]
@@ -46,7 +46,10 @@ class LedgerCopy:
         self._file = open_file(path)
 
     def _make(self, path: Path, place: Place, server: RDBStorage) -> None:
-        storage = open_file(path)
+        with released(open_file(path)) as storage:
+            self._fill(storage, place, server)
+
+    def _fill(self, storage: RDBStorage, place: Place, server: RDBStorage) -> None:
         trials = BaseModel.metadata.tables["trials"]
         own = sqlalchemy.select(trials.c.trial_id).where(trials.c.study_id == self._study_id)
         at_a_moment = server.engine.execution_options(isolation_level="REPEATABLE READ")
@@ -60,13 +63,10 @@ class LedgerCopy:
                 _insert(made, table, found.execute(sqlalchemy.select(table).where(is_own)))
             _MARK.create(made)
             made.execute(sqlalchemy.insert(_MARK).values(place.plain()))
-        storage.remove_session()
-        storage.engine.dispose()
 
     def close(self) -> None:
         """Let go of the file."""
-        self._file.remove_session()
-        self._file.engine.dispose()
+        let_go(self._file)
 
     def bring_trial(self, server: RDBStorage, trial_id: int) -> None:
         """Copy a trial as it is now."""

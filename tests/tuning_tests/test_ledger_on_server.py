@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sqlite3
 import subprocess
 import sys
@@ -56,10 +57,12 @@ def sweep() -> SweepSpec:
 
 
 @pytest.fixture
-def place(postgres: Postgres) -> Place:
+def place(postgres: Postgres) -> Iterator[Place]:
+    """An empty database; a connection that a test leaves open fails that test, not a later one."""
     found = new_place(postgres.url(postgres.database()), "x")
     assert found is not None
-    return found
+    yield found
+    gc.collect()
 
 
 @pytest.fixture
