@@ -238,7 +238,7 @@ TUNING: Layers = {
         "tuning/validate.py",
     ),
     "failures": ("tuning/failures.py", "tuning/limits.py"),
-    "mending": ("tuning/repair.py",),
+    "mending": ("tuning/mended.py", "tuning/repair.py"),
     "storage": (
         "tuning/storage/__init__.py",
         "tuning/storage/address.py",

@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from moto.server import ThreadedMotoServer
 
 BUCKET = "runs"
+_LOOPBACK = "127.0.0.1"
 CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "canary-key-id",
     "AWS_SECRET_ACCESS_KEY": "canary-secret",
@@ -19,16 +20,36 @@ CREDENTIALS = {
 """Of the environment, for whoever speaks to it."""
 
 
+class S3:
+    """A server that can be away for a while: what it holds, and its port, are the same afterwards."""
+
+    def __init__(self) -> None:
+        """Started, with a bucket."""
+        self._port = 0
+        self.start()
+        made = urllib.request.Request(f"http://{_LOOPBACK}:{self._port}/{BUCKET}", method="PUT")
+        urllib.request.urlopen(made).close()
+
+    @property
+    def address(self) -> str:
+        """Of a storage in its bucket."""
+        return address(_LOOPBACK, self._port)
+
+    def start(self) -> None:
+        self._server = ThreadedMotoServer(ip_address=_LOOPBACK, port=self._port, verbose=False)
+        self._server.start()
+        _, self._port = self._server.get_host_and_port()
+
+    def stop(self) -> None:
+        self._server.stop()
+
+
 @contextmanager
 def s3() -> Iterator[str]:
     """Address of a storage in a bucket that is there."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
+    server = S3()
     try:
-        host, port = server.get_host_and_port()
-        made = urllib.request.Request(f"http://{host}:{port}/{BUCKET}", method="PUT")
-        urllib.request.urlopen(made).close()
-        yield address(host, port)
+        yield server.address
     finally:
         server.stop()
 

@@ -10,7 +10,7 @@ import re
 import secrets
 import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -225,6 +225,19 @@ def study_id(engine: sqlalchemy.Engine, place: Place | None) -> int:
     return number
 
 
+def has_study(place: Place) -> bool:
+    """Whether a place's database has its study; nothing is made there.
+
+    Raises:
+        UserError: If the server cannot be reached.
+    """
+    query = text("SELECT 1 FROM studies WHERE study_name = :name")
+    with _opening(place), single_connections(place).connect() as connection:
+        if not sqlalchemy.inspect(connection).has_table("studies"):
+            return False
+        return connection.execute(query, {"name": place.study}).scalar() is not None
+
+
 def reopen_server(place: Place) -> optuna.storages.RDBStorage:
     """The database of a server that was opened before; an outage is the database's own error."""
     return _server_storage(place.url, is_known=True)
@@ -372,11 +385,10 @@ def released(storage: optuna.storages.RDBStorage) -> Iterator[optuna.storages.RD
 @contextmanager
 def released_if_refused(storage: optuna.storages.RDBStorage) -> Iterator[None]:
     """Within the context a database is looked at; it is let go of if that fails."""
-    try:
+    with ExitStack() as stack:
+        stack.callback(let_go, storage)
         yield
-    except BaseException:
-        let_go(storage)
-        raise
+        stack.pop_all()
 
 
 def let_go(storage: optuna.storages.RDBStorage) -> None:

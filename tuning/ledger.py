@@ -538,13 +538,28 @@ def _is_whole(trials: Iterable[FrozenTrial]) -> bool:
     return all(is_born(trial) for trial in trials if trial.state.is_finished())
 
 
-def copied(damaged: Path, path: Path, spec: SweepSpec, *, name: str) -> bool:
-    """Copy all trials and notes of a ledger that SQLite calls damaged to a new one; whether all could be read."""
+def copied(
+    source: Callable[[], RDBStorage],
+    target: Callable[[], RDBStorage],
+    spec: SweepSpec,
+    *,
+    name: str,
+    study: str | None = None,
+) -> bool:
+    """Copy all trials and notes of a study to a new one, whole or not at all; whether all could be read.
+
+    Args:
+        source: Opens the database that has it, which SQLite may call damaged.
+        target: Opens the one that gets it.
+        spec: The sweep.
+        name: Of the new study.
+        study: Of the old one; the only one of its database if absent.
+    """
     try:
-        with released(open_file(damaged)) as old:
-            study = optuna.load_study(study_name=None, storage=old)
-            trials, notes = study.get_trials(deepcopy=False), study.user_attrs
-            noted = old.get_study_system_attrs(study._study_id)
+        with released(source()) as storage:
+            old = optuna.load_study(study_name=study, storage=storage)
+            trials, notes = old.get_trials(deepcopy=False), old.user_attrs
+            noted = storage.get_study_system_attrs(old._study_id)
     except (
         optuna.exceptions.OptunaError,
         *DATABASE_ERRORS,
@@ -556,7 +571,7 @@ def copied(damaged: Path, path: Path, spec: SweepSpec, *, name: str) -> bool:
         return False
     if not _is_whole(trials):
         return False
-    with released(open_file(path)) as storage:
+    with released(target()) as storage, at_once(storage):
         new = optuna.create_study(
             study_name=name, storage=storage, direction=spec.objective.direction
         )
@@ -593,9 +608,9 @@ def create_study(run_dir: Path, spec: SweepSpec, *, place: Place | None) -> None
         UserError: If the server cannot be reached, or has a study of the name.
     """
     path = (run_dir / LEDGER_FILE).resolve()
-    if path.exists():
-        raise FileExistsError(f"{path}: the ledger exists already")
     if place is None:
+        if path.exists():
+            raise FileExistsError(f"{path}: the ledger exists already")
         commit(path, lambda new: _make(open_file(new), spec, name=run_dir.name))
         return
     try:

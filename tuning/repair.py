@@ -1,30 +1,35 @@
 """A ledger mended from what trials committed to the run folder: rows that are missing, results that were not told.
 
-All is done on a copy, which takes the ledger's place at the end. What the ledger says of a trial that ended is never
-changed.
+A file is mended on a copy, which takes its place at the end. A study on a server is mended where it is, under the lease
+of a driver; one that is gone there is made again from the copy in the run folder.
 """
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any, Literal, TypeVar
 
-from core.errors import FileError, UserError
-from core.measuring.selection import Probe
+from core.errors import UserError
 from core.store.durable import commit
 from core.store.locks import try_lock
-from tuning.committed import Proposal, Result, committed_probes, read_proposal, read_result
-from tuning.config import Choice, Dimension, SweepSpec
-from tuning.failures import FAILURE_FILE, Failure, n_counted, read_failure
-from tuning.files import read_yaml
-from tuning.ledger import Ledger, copied
+from tuning.config import SweepSpec
+from tuning.database import (
+    Place,
+    has_study,
+    noted_place,
+    open_file,
+    open_server,
+    single_connections,
+    study_id,
+)
+from tuning.lease import Lease
+from tuning.ledger import Ledger, Server, copied, create_study
+from tuning.mended import Found, Repair, mend
+from tuning.outage import Outages
 from tuning.records import (
-    ENDED,
     LEDGER_FILE,
     LOCK_FILE,
     SPEC_FILE,
@@ -33,97 +38,24 @@ from tuning.records import (
     readable_states,
 )
 from tuning.run import read_spec
-from tuning.space import is_active, ordered_dimensions
 
 JOURNAL_FILE = f"{LEDGER_FILE}-journal"
 """SQLite's, of a write that a kill cut off; it belongs to the ledger."""
 
-Found = Literal["whole", "damaged", "unreadable", "missing"]
-"""How the ledger was found. A damaged one can be read, and is copied row by row."""
-Kind = TypeVar("Kind")
 
-
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """Something that a repair did about a trial, or could not do.
-
-    Attributes:
-        trial: Its number.
-        did: What, in words.
-        is_lost: Something of the trial cannot be recovered.
-    """
-
-    trial: int
-    did: str
-    is_lost: bool = False
-
-
-@dataclass(kw_only=True)
-class Repair:
-    """What a repair found and did.
-
-    Attributes:
-        run: The run folder.
-        ledger: How its ledger was found.
-        problem: What is wrong with the ledger; empty if it is whole.
-        copied_to: Where it was copied before anything was changed; ``None`` if it was not changed, or not there.
-        steps: What was done, trial by trial.
-        notes: What holds of the run as a whole.
-        is_dry: Nothing was changed.
-    """
-
-    run: Path
-    ledger: Found
-    problem: str
-    copied_to: Path | None = None
-    steps: list[Step] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    is_dry: bool = False
-
-    @property
-    def is_needed(self) -> bool:
-        """Whether the ledger that was made differs from the one that was found."""
-        return self.ledger != "whole" or any(not step.is_lost for step in self.steps)
-
-    def plain(self) -> dict[str, Any]:
-        """As JSON has it."""
-        return {
-            "run": str(self.run),
-            "ledger": self.ledger,
-            "problem": self.problem,
-            "copied_to": None if self.copied_to is None else str(self.copied_to),
-            "steps": [asdict(step) for step in self.steps],
-            "notes": list(self.notes),
-            "dry_run": self.is_dry,
-        }
-
-    def lines(self) -> Iterator[str]:
-        """As a person reads it."""
-        name = self.run / LEDGER_FILE
-        yield f"{name}: {self.ledger}" + (f": {self.problem}" if self.problem else "")
-        if self.copied_to is not None:
-            yield f"{name}: copied to {self.copied_to} before anything was changed"
-        for step in self.steps:
-            yield f"trial {step.trial}: {step.did}"
-        yield from self.notes
-        if not self.is_needed:
-            yield "nothing to repair"
-        elif self.is_dry:
-            yield f"nothing was changed; do it with: unlearn-tune repair {self.run}"
-        else:
-            yield f"go on with: unlearn-tune resume {self.run}"
-
-
-def repair(run_dir: Path, *, is_dry: bool = False) -> Repair:
+def repair(run_dir: Path, *, is_dry: bool = False, ledger: str | None = None) -> Repair:
     """Mend the ledger of a run.
 
     Args:
         run_dir: The run folder.
         is_dry: Change nothing.
+        ledger: URL of the database that has the ledger, to log in anew, or where it was moved; if absent, that of the
+            environment or of the run folder.
 
     Raises:
-        UserError: If there is no run, a driver holds it, or its ``spec.yaml`` cannot be read: without it nothing says
-            what its trials are.
+        UserError: If there is no run, a driver holds it, its database cannot be used, or its ``spec.yaml`` cannot be
+            read: without it nothing says what its trials are.
+        TakenOverError: If a driver took the run over meanwhile.
     """
     path = run_dir / SPEC_FILE
     if not path.is_file():
@@ -131,28 +63,97 @@ def repair(run_dir: Path, *, is_dry: bool = False) -> Repair:
             f"{run_dir}: no run is there to repair ({SPEC_FILE} is expected, which says what its trials are); give "
             "the folder of a sweep, or restore the file from a copy"
         )
-    spec, _ = read_spec(path)
+    spec, facts = read_spec(path)
+    place = noted_place(facts.ledger, ledger, where=str(run_dir))
     with _held(run_dir), tempfile.TemporaryDirectory(prefix="unlearn-tune-") as folder:
-        copy = Path(folder) / run_dir.resolve().name  # a study is named after its folder
-        copy.mkdir()
-        for name in (LEDGER_FILE, JOURNAL_FILE):
-            if (run_dir / name).is_file():
-                shutil.copyfile(run_dir / name, copy / name)
-        made, before = _opened(run_dir, copy, spec)
+        shadow = Path(folder) / run_dir.resolve().name  # a study is named after its folder
+        shadow.mkdir()
+        if place is None:
+            return _file_mended(run_dir, shadow, spec, is_dry=is_dry)
+        made = _study_mended_dry(run_dir, shadow, spec, place)
         made.is_dry = is_dry
-        ledger = Ledger(copy, spec, create=not (copy / LEDGER_FILE).exists())
-        _mend(run_dir, spec, ledger, made, before)
-        ledger.close()
         if made.is_needed and not is_dry:
-            made.copied_to = _put(copy / LEDGER_FILE, run_dir)
+            made = _study_mended(run_dir, spec, place)
+    if place.shown != facts.ledger["url"]:
+        made.notes.append(f"give `resume` its database, too: --ledger {place.shown}")
     return made
+
+
+def _file_mended(run_dir: Path, copy: Path, spec: SweepSpec, *, is_dry: bool) -> Repair:
+    for name in (LEDGER_FILE, JOURNAL_FILE):
+        if (run_dir / name).is_file():
+            shutil.copyfile(run_dir / name, copy / name)
+    made, before = _opened(run_dir, copy, spec)
+    made.is_dry = is_dry
+    is_new = not (copy / LEDGER_FILE).exists()
+    with closing(Ledger(copy, spec, create=is_new)) as ledger:
+        mend(spec, ledger, made, before, is_new=is_new)
+    if made.is_needed and not is_dry:
+        made.copied_to = _put(copy / LEDGER_FILE, run_dir)
+    return made
+
+
+def _study_mended(run_dir: Path, spec: SweepSpec, place: Place) -> Repair:
+    made, before = _found(run_dir, place)
+    if (run_dir / LEDGER_FILE).is_file():
+        made.copied_to = _copied_aside(run_dir / LEDGER_FILE, run_dir / JOURNAL_FILE)
+    is_new = False
+    if made.ledger == "missing":
+        is_new = not _copied_back(run_dir, spec, place, made)
+        if is_new:
+            create_study(run_dir, spec, place=place)
+    engine = single_connections(place)
+    lease = Lease(engine, study_id(engine, place), where=str(run_dir))
+    lease.take()
+    server = Server(place=place, outages=Outages(where=str(run_dir), database=place.shown))
+    with (
+        lease.held(lambda: None),  # if it is lost, the next write is refused
+        closing(Ledger(run_dir, spec, create=False, lease=lease, server=server)) as ledger,
+    ):
+        mend(spec, ledger, made, before, is_new=is_new)
+    return made
+
+
+def _study_mended_dry(run_dir: Path, shadow: Path, spec: SweepSpec, place: Place) -> Repair:
+    """On a copy in a file, which is thrown away."""
+    made, before = _found(run_dir, place)
+    if made.ledger == "missing":
+        is_new = not _copied_back(run_dir, spec, shadow / LEDGER_FILE, made)
+    else:
+        into = partial(open_file, shadow / LEDGER_FILE)
+        source = partial(open_server, place)
+        is_new = not copied(source, into, spec, name=shadow.name, study=place.study)
+    with closing(Ledger(shadow, spec, create=is_new)) as ledger:
+        mend(spec, ledger, made, before, is_new=is_new)
+    return made
+
+
+def _found(run_dir: Path, place: Place) -> tuple[Repair, dict[int, str]]:
+    """Whether the server has the study, and the states of its trials as the run folder knows them."""
+    copy, shown = run_dir / LEDGER_FILE, f"{place.study} at {place.shown}"
+    is_there = has_study(place)
+    problem = "" if is_there else "the database has no such study"
+    found: Found = "whole" if is_there else "missing"
+    made = Repair(run=run_dir, place=shown, ledger=found, problem=problem)
+    return made, readable_states(copy) if copy.is_file() else {}
+
+
+def _copied_back(run_dir: Path, spec: SweepSpec, to: Place | Path, made: Repair) -> bool:
+    """Make a study that is gone again from the copy in the run folder; whether that could be read."""
+    copy = run_dir / LEDGER_FILE
+    into = partial(open_server, to) if isinstance(to, Place) else partial(open_file, to)
+    name = to.study if isinstance(to, Place) else to.parent.name
+    if not copy.is_file() or not copied(partial(open_file, copy), into, spec, name=name):
+        return False
+    made.notes.append(f"the study is made again from {copy}, its copy after the last change")
+    return True
 
 
 def _opened(run_dir: Path, copy: Path, spec: SweepSpec) -> tuple[Repair, dict[int, str]]:
     """What is wrong with the copied ledger, which is then whole, or gone; and the states that could be read of it."""
-    path = copy / LEDGER_FILE
+    path, shown = copy / LEDGER_FILE, str(run_dir / LEDGER_FILE)
     if not path.exists():
-        return Repair(run=run_dir, ledger="missing", problem="no such file"), {}
+        return Repair(run=run_dir, place=shown, ledger="missing", problem="no such file"), {}
     problem, before = integrity_problem(path), readable_states(path)
     if problem is None:
         try:
@@ -160,7 +161,7 @@ def _opened(run_dir: Path, copy: Path, spec: SweepSpec) -> tuple[Repair, dict[in
             opened = Ledger(copy, spec, create=False)
             opened.close()
             if opened.is_whole:
-                return Repair(run=run_dir, ledger="whole", problem=""), before
+                return Repair(run=run_dir, place=shown, ledger="whole", problem=""), before
             problem = "trials that ended have lost what was tried"
         except UserError as err:
             problem = str(err.__cause__ or err)
@@ -169,10 +170,12 @@ def _opened(run_dir: Path, copy: Path, spec: SweepSpec) -> tuple[Repair, dict[in
     damaged = path.rename(path.with_name("damaged.db"))
     if (copy / JOURNAL_FILE).exists():
         (copy / JOURNAL_FILE).rename(copy / "damaged.db-journal")
-    if copied(damaged, path, spec, name=copy.name) and _reads(copy, spec):
-        return Repair(run=run_dir, ledger="damaged", problem=problem), before
+    if copied(
+        partial(open_file, damaged), partial(open_file, path), spec, name=copy.name
+    ) and _reads(copy, spec):
+        return Repair(run=run_dir, place=shown, ledger="damaged", problem=problem), before
     path.unlink(missing_ok=True)
-    return Repair(run=run_dir, ledger="unreadable", problem=problem), before
+    return Repair(run=run_dir, place=shown, ledger="unreadable", problem=problem), before
 
 
 def _reads(copy: Path, spec: SweepSpec) -> bool:
@@ -216,189 +219,3 @@ def _copied_aside(old: Path, journal: Path) -> Path:
         commit(kept.with_name(f"{kept.name}-journal"), partial(shutil.copyfile, journal))
         journal.unlink()  # it would be played back into the new one
     return kept
-
-
-def _mend(
-    run_dir: Path, spec: SweepSpec, ledger: Ledger, made: Repair, before: Mapping[int, str]
-) -> None:
-    """Bring the ledger to what the trials' folders say."""
-    folders = {
-        int(p.name): p
-        for p in (run_dir / "trials").glob("[0-9]*")
-        if p.name.isdecimal() and p.is_dir()
-    }
-    for number, folder in sorted(folders.items()):
-        made.steps += _mended(spec, ledger, number, _Committed.read(spec, folder))
-    after = ledger.states()
-    for number, state in sorted(before.items()):
-        if state in ENDED and after.get(number) != state:
-            said = (
-                f"was {state}, and neither its row nor its result can be read: it is asked for anew"
-            )
-            made.steps.append(Step(trial=number, did=said, is_lost=True))
-    if made.ledger in ("unreadable", "missing"):
-        _note_the_rest(spec, ledger, made)
-
-
-def _note_the_rest(spec: SweepSpec, ledger: Ledger, made: Repair) -> None:
-    n_begun = ledger.n_begun()
-    target = max(spec.budget.trials, n_begun)
-    ledger.set_note("target", target)
-    made.notes += [
-        f"the sweep goes on to {target} trials; if it had been extended, give `resume --trials K`",
-        "not recovered, and measured again by `resume`: finalists on the reporting split",
-        "not recovered: how long earlier drivers have worked",
-    ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Committed:
-    """What the folder of a trial holds.
-
-    Attributes:
-        attempts: Folders by attempt, in order.
-        proposal: What it was born with; ``None`` if no file says it.
-        result: What was told of it, and after which attempt.
-        probes: That each attempt committed.
-        failures: Of its attempts.
-        problems: Files that cannot be read.
-    """
-
-    attempts: Mapping[int, Path]
-    proposal: Proposal | None
-    result: tuple[int, Result] | None
-    probes: Mapping[int, list[Probe]]
-    failures: Mapping[int, Failure]
-    problems: tuple[str, ...]
-
-    @classmethod
-    def read(cls, spec: SweepSpec, folder: Path) -> "_Committed":
-        """Read them; a file that cannot be read is one of the problems, and counts as absent."""
-        problems: list[str] = []
-
-        def found(read: Callable[[], Kind]) -> Kind | None:
-            try:
-                return read()
-            except UserError as err:
-                problems.append(str(err))
-            return None
-
-        numbers = {p: p.name.removeprefix("attempt-") for p in folder.glob("attempt-*")}
-        attempts = {int(n): p for p, n in numbers.items() if n.isdecimal() and p.is_dir()}
-        attempts = dict(sorted(attempts.items()))
-        proposal = found(partial(read_proposal, folder))
-        results, failures = dict[int, Result](), dict[int, Failure]()
-        for attempt, path in attempts.items():
-            if proposal is None:
-                proposal = found(partial(_from_trial, spec, path))
-            result = found(partial(read_result, path))
-            if result is not None:
-                results[attempt] = result
-            failure = found(partial(_failure, path))
-            if failure is not None:
-                failures[attempt] = failure
-        return cls(
-            attempts=attempts,
-            proposal=proposal,
-            result=max(results.items(), default=None, key=lambda item: item[0]),
-            probes={n: found(partial(committed_probes, p)) or [] for n, p in attempts.items()},
-            failures=failures,
-            problems=tuple(problems),
-        )
-
-    def given_up(self, max_attempts: int) -> str | None:
-        """Why the trial was given up; ``None`` if another attempt would be made."""
-        last = self.failures.get(max(self.attempts, default=0))
-        if last is None:
-            return None
-        is_final = last.is_final or last.is_user_error
-        is_final = is_final or n_counted(list(self.failures.values())) >= max_attempts
-        return last.reason if is_final else None
-
-
-def _failure(attempt: Path) -> Failure | None:
-    path = attempt / FAILURE_FILE
-    if not path.is_file():
-        return None
-    try:
-        return read_failure(attempt)
-    except (KeyError, TypeError, AttributeError) as err:
-        raise FileError(str(path), f"is not what a sweep wrote ({type(err).__name__})") from err
-
-
-def _from_trial(spec: SweepSpec, attempt: Path) -> Proposal | None:
-    """The proposal of a run of an earlier release: the searched fields of the attempt's configuration."""
-    path = attempt / "trial.yaml"
-    if not path.is_file():
-        return None
-    values, params = read_yaml(path), dict[str, Choice]()
-    for name, dimension in ordered_dimensions(spec).items():
-        if is_active(dimension, params):
-            params[name] = _proposed(dimension, name, values, path)
-    return Proposal(params=params, user_attrs={"proposed_by": "unknown"}, system_attrs={})
-
-
-def _proposed(dimension: Dimension, name: str, values: Mapping[str, Any], path: Path) -> Choice:
-    """The value of a field, as its dimension has it."""
-    found: Any = values
-    for part in name.split("."):
-        found = found.get(part) if isinstance(found, Mapping) else None
-    if dimension.categorical is not None:
-        equal = [choice for choice in dimension.categorical if choice == found]
-        if equal:
-            return equal[0]
-    elif isinstance(found, int | float):
-        return int(found) if dimension.int_range is not None else float(found)
-    raise FileError(str(path), f"{name}: a value of the sweep's range is expected, got {found!r}")
-
-
-def _mended(spec: SweepSpec, ledger: Ledger, number: int, files: _Committed) -> Iterator[Step]:
-    """Bring one trial of the ledger to what its files say."""
-    state = ledger.states().get(number)
-    if state in ENDED:
-        if files.result is not None and files.result[1].outcome.state != state:
-            said = f"left as it is, {state}; its result.json says {files.result[1].outcome.state}"
-            yield Step(trial=number, did=said, is_lost=True)
-        return
-    for problem in files.problems:
-        yield Step(trial=number, did=problem, is_lost=True)
-    told, proposal = files.result, files.proposal
-    if state is None:
-        if proposal is None:
-            if files.attempts:
-                said = (
-                    "no file says what was tried: it is asked for anew, under its number and seed"
-                )
-                yield Step(trial=number, did=said, is_lost=True)
-            return
-        ledger.restore(number, proposal, {} if told is None else told[1].decisions)
-    up_to = told[0] if told is not None else max(files.attempts, default=0)
-    n_probes = _replayed(ledger, number, files, up_to)
-    given_up = files.given_up(spec.budget.max_attempts)
-    if told is not None:
-        result = told[1]
-        ledger.finish(number, result.outcome, adapter=result.adapter, duration_s=result.duration_s)
-        ended = f"{result.outcome.state}, as its committed result says"
-    elif given_up is not None:
-        ledger.fail(number, given_up)
-        ended = f"FAIL, as its attempts say: {given_up}"
-    elif state is None:
-        ended = f"interrupted, with {n_probes} committed probes: `resume` goes on with it"
-    else:
-        return  # it was RUNNING and is
-    yield Step(trial=number, did=("restored, " if state is None else "") + ended)
-
-
-def _replayed(ledger: Ledger, number: int, files: _Committed, up_to: int) -> int:
-    """Report the probes that attempts committed, in order; how many the last one has."""
-    attempt = {n: k for n, _, k in ledger.running()}[number]
-    n_probes = 0
-    for known, probes in files.probes.items():
-        if known > up_to or known < attempt:
-            continue
-        while attempt < known:
-            attempt = ledger.begin_attempt(number)
-        n_probes = len(probes)
-        for n in range(1, n_probes + 1):
-            ledger.report(number, attempt, probes[:n])
-    return n_probes

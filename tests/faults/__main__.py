@@ -14,7 +14,8 @@ from pathlib import Path
 from faults import shim
 from faults.tally import Tally, table
 
-ON_RAY = Path(__file__).with_name("on_ray.py")
+ON_RAY = sorted(Path(__file__).with_name("on_ray").glob("[a-z]*s.py"))
+"""Scenarios of real sweeps."""
 MOST_SHOWN = 20
 """Problems of a scenario that are shown; the file has all."""
 
@@ -71,7 +72,16 @@ def _on_ray(only: Sequence[str]) -> list[Tally]:
         found.touch()
         chosen = ["-k", " or ".join(only)] if only else []
         subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(ON_RAY), *chosen],
+            [
+                sys.executable,
+                "-m",
+                "pytest",
+                "-q",
+                "-p",
+                "no:cacheprovider",
+                *map(str, ON_RAY),
+                *chosen,
+            ],
             env=os.environ | {"FAULTS_FOUND": str(found)},
             stdout=sys.stderr,
             check=False,

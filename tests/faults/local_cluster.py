@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 
 _STARTS_S = 120.0
+_RAY = (sys.executable, "-m", "ray.scripts.scripts")
 _STORE = ("--object-store-memory", "100000000", "--disable-usage-stats", "--block")
 _NOTICES: Mapping[str, str] = {
     "RAY_health_check_initial_delay_ms": "1000",
@@ -48,8 +49,20 @@ class LocalCluster:
         node = self._start("--address", self.address, "--num-cpus", "1", until="raylet")
         return child(node, "raylet")
 
+    def give_notice(self, raylet: psutil.Process, *, seconds: int) -> None:
+        """Say of a node that it is taken away soon, as a cloud's notice does; whoever calls this takes it away."""
+        (node,) = (a.partition("=")[2] for a in raylet.cmdline() if a.startswith("--node_id="))
+        said = ("--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot")
+        drain = ("drain-node", "--address", self.address, "--node-id", node, *said)
+        subprocess.run(
+            [*_RAY, *drain, "--deadline-remaining-seconds", str(seconds)],
+            env=self.environment,
+            check=True,
+            capture_output=True,
+        )
+
     def _start(self, *arguments: str, until: str) -> psutil.Process:
-        command = [sys.executable, "-m", "ray.scripts.scripts", "start", *arguments, *_STORE]
+        command = [*_RAY, "start", *arguments, *_STORE]
         process = psutil.Popen(
             command, env=self.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )

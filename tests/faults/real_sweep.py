@@ -111,11 +111,12 @@ class RealSweep:
                 self.tally.problems.append(f"trial {number}: {told.get(number)} was {record}")
         self._told |= told
 
-    def judge(self, control: Sequence[Mapping[str, Any]]) -> Run:
-        """At the end: the trials are those of the control, each told once; its record, for what else is asked."""
+    def judge(self, control: Sequence[Mapping[str, Any]] | None = None) -> Run:
+        """At the end: the trials are those of a control, each told once; its record, for what else is asked."""
         self.look()
         run, tally = load_run(self.run_dir), self.tally
         found = judged(run)
+        control = found if control is None else control
         for expected in control:
             if expected not in found:
                 tally.lost += 1
@@ -126,10 +127,17 @@ class RealSweep:
             )
         ends = Counter(e["number"] for e in self.events() if e["event"] == "TrialEnded")
         tally.twice += sum(count > 1 for count in ends.values())
+        went_on = {
+            (e["number"], e["attempt"]): e["step"]
+            for e in self.events()
+            if e["event"] == "TrialResumed"
+        }
         for trial in run.trials:
             for attempt in range(1, trial.attempt):
                 lines = read_history(self.run_dir, trial.number, attempt)
-                tally.repeated_steps += max((line["step"] for line in lines), default=0)
+                reached = max((line["step"] for line in lines), default=0)
+                kept = went_on.get((trial.number, attempt + 1), 0)
+                tally.repeated_steps += max(reached - kept, 0)
             folder = attempt_folder(trial.number, trial.attempt)
             if trial.adapter is not None and trial.adapter != f"{folder}/adapter":
                 tally.problems.append(f"trial {trial.number} counts with {trial.adapter}")
@@ -139,3 +147,10 @@ class RealSweep:
 def judged(run: Run) -> list[dict[str, Any]]:
     """What is the same of a run's trials whatever was killed."""
     return [{name: getattr(trial, name) for name in _JUDGED} for trial in run.trials]
+
+
+def resumed(sweep: RealSweep) -> None:
+    """Go on with a sweep to its end; another end is a problem of its scenario."""
+    status, said = sweep.ended(sweep.start("resume", "runs/tiny"))
+    if status not in (0, 3):
+        sweep.tally.problems.append(f"resume ended with {status}: {said[-800:]}")

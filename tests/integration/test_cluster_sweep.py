@@ -191,6 +191,7 @@ def test_a_cluster_that_does_not_answer_is_refused_with_the_address(
     assert not (tmp_path / "runs" / "nobody").exists()
 
 
+@pytest.mark.storage
 @pytest.mark.skipif(os.geteuid() != 0, reason="hiding a folder from a node needs root")
 @pytest.mark.parametrize("sees_the_runs", [False])
 def test_a_node_that_does_not_share_the_run_folder_is_named_and_needs_none_with_a_storage(

@@ -116,8 +116,7 @@ def test_the_estimate_is_what_a_random_model_held(
     check(tmp_path, trial_of(tmp_path, model, tokens=tokens, rows=rows, loss=loss, **adapter))
 
 
-@pytest.mark.parametrize(
-    ("tokens", "rows"), [(64, 8), pytest.param(128, 2, marks=pytest.mark.matrix)]
-)
+@pytest.mark.matrix
+@pytest.mark.parametrize(("tokens", "rows"), [(64, 8), (128, 2)])
 def test_the_estimate_is_what_smollm2_held(tmp_path: Path, tokens: int, rows: int) -> None:
     check(tmp_path, trial_of(tmp_path, "package:smollm2", tokens=tokens, rows=rows))

@@ -482,6 +482,7 @@ def test_a_sweep_over_losses_trains_all_weights_and_compares_at_equal_utility(
     assert (sweeper.folder / "runs/losses/report/index.html").is_file()
 
 
+@pytest.mark.matrix
 def test_auto_is_resolved_once_by_the_baseline_and_recorded(sweeper: Sweeper) -> None:
     sweeper.write(
         {

@@ -1,16 +1,25 @@
 """A run folder with a real ledger and hand-made probes (every way in which a trial can end); the command line."""
 
+import gc
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from command_line import Command, Done, WriteSpec, invoked
+from postgres import Postgres
 from scripted_runs import NOTES, TrialScript, write_run
+from served_study import Opened
 
 from core.store.place import CACHE_VARIABLE
+from tuning.config import SweepSpec
+from tuning.database import Place, new_place, single_connections, study_id
+from tuning.lease import Lease
+from tuning.ledger import Ledger, Server
+from tuning.outage import Outages
 from tuning.run import Run, load_run
 
 RunBuilder = Callable[..., Run]
@@ -112,3 +121,29 @@ def write_spec(tmp_path: Path) -> WriteSpec:
         return path
 
     return file
+
+
+@pytest.fixture
+def place(postgres: Postgres) -> Iterator[Place]:
+    """An empty database; a connection that a test leaves open fails that test, not a later one."""
+    found = new_place(postgres.url(postgres.database()), "x")
+    assert found is not None
+    yield found
+    gc.collect()
+
+
+@pytest.fixture
+def opened(place: Place) -> Iterator[Opened]:
+    """Opens ledgers at the place, under a lease, as a driver does."""
+    with ExitStack() as open_ledgers:
+
+        def open_one(run_dir: Path, spec: SweepSpec, at: Place = place, **outages: Any) -> Ledger:
+            engine = single_connections(at)
+            lease = Lease(engine, study_id(engine, at), where=str(run_dir))
+            lease.take(takeover=True)
+            met = Outages(where=str(run_dir), database=at.shown, **outages)
+            server = Server(place=at, outages=met)
+            ledger = Ledger(run_dir, spec, create=False, lease=lease, server=server)
+            return open_ledgers.enter_context(closing(ledger))
+
+        yield open_one

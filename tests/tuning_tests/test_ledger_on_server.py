@@ -2,42 +2,37 @@
 
 from __future__ import annotations
 
-import gc
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-import optuna
 import pytest
 import sqlalchemy
 from analytic_study import run_trial, spec_of, study_in
 from driven_sweep import conclusions, drive
 from postgres import PASSWORD, Postgres
+from served_study import Opened, begun, on_server, told
 
 from core.errors import UserError
-from core.store.durable import commit_yaml
 from tuning.config import SweepSpec
 from tuning.database import (
     Place,
     new_place,
     noted_place,
     open_server,
+    released,
     single_connections,
     study_id,
 )
-from tuning.lease import Lease
-from tuning.ledger import Ledger, Server, create_study
-from tuning.outage import LostLedgerError, Outages
-from tuning.records import LEDGER_FILE, SPEC_FILE, RunFacts, read_ledger
+from tuning.ledger import Ledger, create_study
+from tuning.outage import LostLedgerError
+from tuning.records import LEDGER_FILE, read_ledger
 from tuning.run import load_run
 from tuning.surroundings import LEDGER_VARIABLE
-
-Opened = Callable[..., Ledger]
 
 
 def sweep() -> SweepSpec:
@@ -54,65 +49,6 @@ def sweep() -> SweepSpec:
         pruning=pruning,
         budget={"trials": 4, "max_steps": 3},
     )
-
-
-@pytest.fixture
-def place(postgres: Postgres) -> Iterator[Place]:
-    """An empty database; a connection that a test leaves open fails that test, not a later one."""
-    found = new_place(postgres.url(postgres.database()), "x")
-    assert found is not None
-    yield found
-    gc.collect()
-
-
-@pytest.fixture
-def opened(place: Place) -> Iterator[Opened]:
-    """Opens ledgers at the place, under a lease, as a driver does."""
-    with ExitStack() as open_ledgers:
-
-        def open_one(run_dir: Path, spec: SweepSpec, at: Place = place, **outages: Any) -> Ledger:
-            engine = single_connections(at)
-            lease = Lease(engine, study_id(engine, at), where=str(run_dir))
-            lease.take(takeover=True)
-            met = Outages(where=str(run_dir), database=at.shown, **outages)
-            server = Server(place=at, outages=met)
-            ledger = Ledger(run_dir, spec, create=False, lease=lease, server=server)
-            return open_ledgers.enter_context(closing(ledger))
-
-        yield open_one
-
-
-def begun(run_dir: Path, spec: SweepSpec, place: Place) -> Path:
-    """A run folder as a driver leaves it when it has made the study."""
-    run_dir.mkdir(exist_ok=True)
-    facts = RunFacts(ledger=place.plain())
-    commit_yaml(run_dir / SPEC_FILE, {"sweep": spec.plain(), **asdict(facts)})
-    create_study(run_dir, spec, place=place)
-    return run_dir
-
-
-def on_server(place: Place) -> list[tuple[object, ...]]:
-    """What is told, as Optuna itself reads it there."""
-    with closing_storage(place) as storage:
-        study = optuna.load_study(study_name=place.study, storage=storage)
-        return [told(t) for t in study.trials]
-
-
-def told(trial: optuna.trial.FrozenTrial) -> tuple[object, ...]:
-    return (
-        *(trial.number, trial.state, trial.params, trial.values, trial.intermediate_values),
-        *(trial.user_attrs, trial.system_attrs),
-    )
-
-
-@contextmanager
-def closing_storage(place: Place) -> Iterator[optuna.storages.RDBStorage]:
-    storage = open_server(place)
-    try:
-        yield storage
-    finally:
-        storage.remove_session()
-        storage.engine.dispose()
 
 
 # The same as in a file
@@ -402,13 +338,13 @@ def test_a_password_comes_from_the_environment(
     with pytest.raises(UserError, match="the ledger cannot be opened: .*no password supplied"):
         open_server(without)
     monkeypatch.setenv("PGPASSWORD", PASSWORD)
-    with closing_storage(without):
+    with released(open_server(without)):
         pass
     monkeypatch.delenv("PGPASSWORD")
     monkeypatch.setenv(LEDGER_VARIABLE, postgres.url(database))
     noted = noted_place(without.plain(), None, where="runs/x")
     assert noted is not None and noted.study == without.study
-    with closing_storage(noted):
+    with released(open_server(noted)):
         pass
     monkeypatch.setenv(LEDGER_VARIABLE, postgres.url("another"))
     other = noted_place(without.plain(), None, where="runs/x")
@@ -435,7 +371,7 @@ def test_a_server_that_cannot_be_used_is_one_error_without_the_password(
 
 def test_a_study_that_the_database_has_not_is_named(place: Place) -> None:
     with (
-        closing_storage(place),
+        released(open_server(place)),
         pytest.raises(UserError, match=f"no study {place.study}, which the run folder names"),
     ):
         study_id(single_connections(place), place)

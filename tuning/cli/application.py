@@ -31,6 +31,13 @@ REFUSED, NO_FEASIBLE, FAILED = 2, 3, 4
 AsJson = Annotated[bool, typer.Option("--json", help="For scripts.")]
 EndsAsJson = Annotated[bool, typer.Option("--json", help="End with the result as JSON.")]
 Address = Annotated[str | None, typer.Option(help="Address of an existing Ray cluster.")]
+LedgerUrl = Annotated[
+    str | None,
+    typer.Option(
+        help="PostgreSQL database of the ledger; UNLEARN_TUNE_LEDGER, or a file of the run folder, if absent.",
+        metavar="URL",
+    ),
+]
 NewName = Annotated[
     str | None, typer.Option(help="Run folder below runs/; the sweep's name if absent.")
 ]

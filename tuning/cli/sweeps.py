@@ -16,6 +16,7 @@ from tuning.cli.application import (
     Address,
     AsJson,
     InsecureFlag,
+    LedgerUrl,
     NewName,
     RunPath,
     Trials,
@@ -34,15 +35,6 @@ from tuning.terminal import Shown, terminal
 if TYPE_CHECKING:
     from tuning.events import Watcher
     from tuning.run import Run
-
-LedgerUrl = Annotated[
-    str | None,
-    typer.Option(
-        help="PostgreSQL database of the ledger; UNLEARN_TUNE_LEDGER, or a file of the run folder, if absent.",
-        metavar="URL",
-    ),
-]
-
 
 BestAsJson = Annotated[bool, typer.Option("--json", help="End with `best` as JSON.")]
 GRACE_S = 20.0
@@ -279,6 +271,7 @@ def retry(
     ] = None,
     address: Address = None,
     grace: Grace = GRACE_S,
+    ledger: LedgerUrl = None,
     allow_insecure_cluster: InsecureFlag = False,
     as_json: BestAsJson = False,
 ) -> None:
@@ -301,7 +294,9 @@ def retry(
     target = max(found.target, len(found.trials)) + len(numbers)
 
     def go(watcher: "Watcher") -> "Run":
-        launch = Launch(address=address, grace_s=grace, allows_insecure=allow_insecure_cluster)
+        launch = Launch(
+            address=address, grace_s=grace, ledger=ledger, allows_insecure=allow_insecure_cluster
+        )
         return resume_sweep(run, retry=numbers, launch=launch, watcher=watcher)
 
     _drive(go, found.spec, run, target=target, done=done, as_json=as_json)

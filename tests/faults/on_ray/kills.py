@@ -1,34 +1,21 @@
-"""Kills of the processes of real sweeps: driver, ranks, packs, nodes, head; and signals.
-
-Not collected by name: ``python -m faults`` gives this file to pytest, with the file for what is found in
-``FAULTS_FOUND``. Each test is a scenario and adds its row, whether or not it holds.
-"""
+"""Kills of the processes of real sweeps: driver, ranks, packs, nodes, head; and signals."""
 
 from __future__ import annotations
 
-import itertools
-import json
-import os
 import re
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
-from small_sweep import tiny_values
 
 from faults.local_cluster import LocalCluster, child
-from faults.real_sweep import RealSweep, judged
+from faults.real_sweep import RealSweep, resumed
 from faults.tally import Tally
-from tuning.run import load_run
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]
 
-FOUND = "FAULTS_FOUND"
-"""Environment variable: the file to which each scenario adds its tally."""
-WHY = {"why": "small"}
 PACKED: Mapping[str, Any] = {
     "engine": {"dtype": "fp32", "device": "cpu", "packing": 4},
     "resources": {"max_concurrent": 4},
@@ -36,76 +23,8 @@ PACKED: Mapping[str, Any] = {
 EVENTS = (2, 10, 19, 28, 37, 46)
 """Of a driver, at which it is killed: after it asked, dispatched, took a probe, committed a result, told a trial."""
 NODE_KILLS = 5
-PORT = 26391  # outside 10002 to 19999, Ray's range for workers
 
-Values = Callable[..., dict[str, Any]]
 Sweeping = Callable[..., RealSweep]
-
-
-@pytest.fixture(scope="session")
-def values(tiny_model: Path, tiny_data: Mapping[str, Path]) -> Values:
-    """A grid of six points over the tiny model, some of which the guard stops."""
-
-    def made(**changes: Any) -> dict[str, Any]:
-        return (
-            tiny_values(tiny_model, tiny_data)
-            | {
-                "method": {"forget_loss": "ihl", "retain_loss": "nll"},
-                "space": {
-                    "optimizer.learning_rate": {"categorical": [1.0e-3, 3.0e-3, 3.0e-2]} | WHY,
-                    "adapter.rank": {"categorical": [2, 4]} | WHY,
-                },
-                "sampler": {"name": "grid", "seed": 0},
-                "budget": {"trials": 6, "max_steps": 8, "finalists": 1, "max_attempts": 8},
-                "resources": {"max_concurrent": 2},
-            }
-            | changes
-        )
-
-    return made
-
-
-@pytest.fixture
-def tally(request: pytest.FixtureRequest) -> Iterator[Tally]:
-    """The scenario's, which is added to what was found; what the test raises is a problem of it."""
-    said = str(request.function.__doc__)
-    tally = Tally(scenario=f"Ray: {said.partition(':')[0].lower()}", what=said)
-    try:
-        yield tally
-    finally:
-        if FOUND in os.environ:
-            with Path(os.environ[FOUND]).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(tally.plain()) + "\n")
-
-
-@pytest.fixture
-def sweeping(tmp_path: Path, values: Values, tally: Tally) -> Iterator[Sweeping]:
-    """Make a sweep, in a folder of its own: ``sweeping(engine=...)``."""
-    numbers = itertools.count()
-
-    def made(*, environment: Mapping[str, str] | None = None, **changes: Any) -> RealSweep:
-        folder = tmp_path / f"sweep-{next(numbers)}"
-        folder.mkdir()
-        return RealSweep(folder, values(**changes), tally, environment=environment)
-
-    yield made
-
-
-@pytest.fixture(scope="session")
-def control(
-    tmp_path_factory: pytest.TempPathFactory, values: Values
-) -> Sequence[Mapping[str, Any]]:
-    """What the sweep concludes without faults."""
-    sweep = RealSweep(tmp_path_factory.mktemp("control"), values(), Tally(scenario="control"))
-    status, said = sweep.ended(sweep.start("sweep", "sweep.yaml"))
-    assert status == 0, said
-    return judged(load_run(sweep.run_dir))
-
-
-def resume(sweep: RealSweep) -> None:
-    status, said = sweep.ended(sweep.start("resume", "runs/tiny"))
-    if status not in (0, 3):
-        sweep.tally.problems.append(f"resume ended with {status}: {said[-800:]}")
 
 
 def test_driver(sweeping: Sweeping, control: Any, tally: Tally) -> None:
@@ -120,7 +39,7 @@ def test_driver(sweeping: Sweeping, control: Any, tally: Tally) -> None:
         status, said = sweep.ended(sweep.start(*verb, killed_at=k))
         assert status == -signal.SIGKILL, said
         tally.driver_kills += 1
-    resume(sweep)
+    resumed(sweep)
     sweep.judge(control)
     assert tally.holds, tally.problems
 
@@ -139,7 +58,7 @@ def test_ranks(sweeping: Sweeping, tally: Tally) -> None:
     assert status in (0, 3), said
     broke = [e for e in sweep.events() if e["event"] == "TrialBroke"]
     assert [e["is_final"] for e in broke] == [False, False]
-    run = sweep.judge(judged(load_run(sweep.run_dir)))
+    run = sweep.judge()
     assert sum(t.attempt for t in run.trials) == len(run.trials) + len(broke)
     assert tally.holds, tally.problems
 
@@ -159,16 +78,6 @@ def test_pack(sweeping: Sweeping, control: Any, tally: Tally) -> None:
     assert {run.trials[number].attempt for number in finished} == {1}
     assert any(trial.attempt == 2 for trial in run.trials)
     assert tally.holds, tally.problems
-
-
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[LocalCluster]:
-    """A cluster that has no node for trials yet."""
-    found = LocalCluster(tmp_path, port=PORT)
-    try:
-        yield found
-    finally:
-        found.close()
 
 
 def test_nodes(cluster: LocalCluster, sweeping: Sweeping, control: Any, tally: Tally) -> None:
