@@ -103,6 +103,11 @@ class Started:
     record: Path
     said: Path
 
+    @property
+    def is_living(self) -> bool:
+        """Whether it has not ended yet."""
+        return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+
 
 class Drivers:
     """Starts drivers of runs, one after the other."""

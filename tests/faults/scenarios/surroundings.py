@@ -90,7 +90,7 @@ def second_driver(bench: Bench, tally: Tally) -> None:
             sign.unlink(missing_ok=True)
 
         def measure(assignment: Assignment, step: int, number: int = number) -> Mapping[str, Any]:
-            while assignment.number == number and step == 2 and not gate.exists():
+            while assignment.number == number and step == 1 and not gate.exists():
                 waits.touch()
                 time.sleep(0.01)
             return soundly(assignment, step)
@@ -98,6 +98,7 @@ def second_driver(bench: Bench, tally: Tally) -> None:
         with bench.case(spec, tally, f"at trial {number}") as case:
             first = case.drivers.start(spec, case.run_dir, Life(measure=measure))
             while not waits.exists():
+                assert first.is_living, case.drivers.wait(first)
                 time.sleep(0.01)
             ended = case.drivers.beside(scratch).live(spec, case.run_dir)
             expected = f"another driver holds this run (pid {first.pid} "
