@@ -9,9 +9,9 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from core.config.evaluation import EvaluationData, parse_data
 from core.errors import ConfigError, UserError
 from core.store.texts import read_json
-from core.suites.evaluation_rows import EvaluationData, parse_data
 from tuning.data_words import count_words, read_counts
 from tuning.files import anchored, read_yaml
 from tuning.records import SPEC_FILE

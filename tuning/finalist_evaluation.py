@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from core.config import EngineConfig, TrialConfig
+from core.config.evaluation import parse_data
 from core.errors import ConfigError
-from core.suites.evaluation_rows import parse_data
 from tuning.apart import CallForEach, a_rank
 from tuning.config import SweepSpec
 from tuning.evaluation_limits import EvaluationSpec

@@ -12,12 +12,14 @@ from core.config import (
     TrialConfig,
     parse_trial,
 )
+from core.config.evaluation import EvaluationData
 from core.data.inspection import inspect_sources, size_problems
 from core.data.sources import source_problem
 from core.errors import ConfigError
 from core.model.source import missing_package, problem, tokenizer_problem
 from tuning.cluster import described, is_cluster_file, is_script, validate_cluster_file
 from tuning.config import SweepSpec
+from tuning.evaluate import read_data
 from tuning.files import load_sweep, read_yaml
 from tuning.prepare import load_preparation
 from tuning.space import bind, corner_proposals, describe
@@ -40,6 +42,8 @@ def validate_file(path: Path) -> str:
         return _validate_guideline(path, values)
     if "space" in values or "schema" in values:
         return _validate_sweep(path)
+    if values.keys() == {"data"} or (values.keys() & EvaluationData.model_fields.keys()):
+        return _validate_evaluation(path)
     trial = parse_trial(values, where=str(path))
     if trial.selection.horizon_problem:
         raise ConfigError(str(path), [f"selection.past_target: {trial.selection.horizon_problem}"])
@@ -92,6 +96,16 @@ def _validate_preparation(path: Path) -> str:
         raise ConfigError(str(path), found.problems)
     said = f"{path}: a valid preparation of {config.training.epochs} epochs"
     return "\n".join([said, *found.notes])
+
+
+def _validate_evaluation(path: Path) -> str:
+    sources = read_data(path).sources
+    found = [inspect_sources({role: source}) for role, source in sources.items()]
+    problems = [problem for one in found for problem in one.problems]
+    if problems:
+        raise ConfigError(str(path), problems)
+    said = f"{path}: valid data for evaluate: {', '.join(sources)}"
+    return "\n".join([said, *(note for one in found for note in one.notes)])
 
 
 def late_guard(selection: SelectionConfig) -> str | None:

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from core.config.evaluation import EvaluationData, parse_data
 from core.suites.audits import paraphrase, quantisation, relearning
-from core.suites.evaluation_rows import EvaluationData, EvaluationRows, Example, parse_data
+from core.suites.evaluation_rows import EvaluationRows, Example
 from core.suites.fluency_suite import fluency
 from core.suites.memorization_suite import memorization
 from core.suites.mia_suite import mia

@@ -12,7 +12,7 @@ from command_line import Command, is_refused
 from small_sweep import spec_of, values
 
 from core.config import SourceConfig, TrialConfig, with_numbers
-from core.suites.evaluation_rows import EvaluationData
+from core.config.evaluation import EvaluationData
 from tuning.files import read_yaml
 from tuning.strict_yaml import MOST_VALUES, load
 

@@ -157,3 +157,22 @@ def test_a_dry_run_looks_ahead_where_no_gpu_is(tune: Command, tiny_sweep: dict[s
     assert shown.status == 0
     assert "warning: not on this machine: resources: a trial needs 64 CPUs and 1 GPUs" in shown.out
     is_refused(tune("sweep", file), "a trial needs 64 CPUs and 1 GPUs", after_it_began=True)
+
+
+def test_validate_knows_the_data_of_an_evaluation(
+    tune: Command, tiny_sweep: dict[str, Any]
+) -> None:
+    shipped = tune("validate", ROOT / "examples" / "evaluate_authors.yaml")
+    assert shipped.out.endswith(
+        "data for evaluate: forget, retain, holdout, real_authors, world_facts\n"
+    )
+    data = {role: tiny_sweep["data"][role] for role in ("forget", "retain")}
+    assert tune("validate", write({"data": data})).out.endswith("evaluate: forget, retain\n")
+    is_refused(
+        tune("validate", write({"forget": data["forget"], "retian": data["retain"]})),
+        "retian: unknown key; did you mean 'retain'?",
+    )
+    absent = {role: source | {"source": f"{role}.jsonl"} for role, source in data.items()}
+    is_refused(
+        tune("validate", write(absent)), "2 problems", "forget.jsonl", "retain.jsonl", "not exist"
+    )
