@@ -22,6 +22,7 @@ from core.metrics.probes import Levels
 from core.model.source import public_name
 from core.store import artifacts
 from core.store.place import cache_root
+from core.store.told import refuse_told
 from core.training.adapter import load_adapter, scaled
 from core.training.full_parameters import FullParameters, is_model_folder
 from core.training.initialisation import initial_factors
@@ -253,6 +254,8 @@ def _probed(
             landed = measure.on_target(network, trained.scaled, history.probes)
         if landed is not None:
             probe = history.land(group.agree(landed))
+    if folder is not None and group.is_first:
+        refuse_told(folder)
     if history.best is not None and history.is_best(probe):
         tensors = trained.exported(place.full_value)  # every rank takes part
         if folder is not None and group.is_first:

@@ -19,6 +19,7 @@ CORE: Layers = {
         "core/store/place.py",
         "core/store/refusal.py",
         "core/store/texts.py",
+        "core/store/told.py",
         "core/store/upkeep.py",
     ),
     "configuration": ("core/config/*.py",),

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-from ray.tune import Stopper
+from ray.tune import PlacementGroupFactory, Stopper
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
@@ -98,10 +98,32 @@ class LedgerSearcher(Searcher):
 class LedgerScheduler(FIFOScheduler):
     """Reports each probe to the ledger and obeys it."""
 
-    def __init__(self, dispatcher: Dispatcher) -> None:
-        """Report to ``dispatcher``."""
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        place: Callable[..., PlacementGroupFactory],
+        *,
+        leaving: Callable[[], Collection[str]] = tuple,
+    ) -> None:
+        """Report to a dispatcher.
+
+        Args:
+            dispatcher: Judges probes.
+            place: Makes what a trial occupies, with a ``name`` of its own.
+            leaving: Says which machines are about to be taken away.
+        """
         super().__init__()  # type: ignore[no-untyped-call]
-        self._dispatcher = dispatcher
+        self._dispatcher, self._place, self._leaving = dispatcher, place, leaving
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        """While machines are leaving, give a trial a place of its own, which Ray makes on another one.
+
+        Tune hands the process of a trial that ended to the next one that asks for an equal place; there it may be
+        on such a machine.
+        """
+        super().on_trial_add(tune_controller, trial)
+        if self._leaving():
+            trial.update_resources(self._place(name=trial.trial_id))
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Stop when the pruner says so, or the trial ended by its own rules."""

@@ -13,13 +13,12 @@ from core.errors import FileError
 from core.measuring.selection import Probe, probe_of
 from core.store.durable import commit_json, finite
 from core.store.texts import read_json
+from core.store.told import RESULT_FILE
 from tuning.objective import Outcome
 from tuning.records import as_numbers, history_lines
 
 PROPOSAL_FILE = "proposal.json"
 """In the folder of a trial: what it was born with."""
-RESULT_FILE = "result.json"
-"""In the folder of an attempt: what was told of the trial."""
 DECISIONS = "decisions"
 """Key in a result: what was decided about each probe, by attempt and step."""
 

@@ -8,9 +8,9 @@ from core.config import TrialConfig
 from core.errors import FileError
 from core.measuring.selection import GuardVerdict, Probe
 from core.store.durable import commit_json, finite
+from core.store.told import RESULT_FILE
 from tuning.committed import (
     DECISIONS,
-    RESULT_FILE,
     committed_probes,
 )
 from tuning.config import SweepSpec

@@ -328,6 +328,14 @@ def _system_error_under(err: BaseException) -> OSError | None:
     return below
 
 
+def _said_under(err: BaseException, place: str) -> OSError | None:
+    """What the system said in SQLite's words, under what Optuna makes of it."""
+    below: BaseException | None = err
+    while below is not None and not isinstance(below, sqlite3.Error):
+        below = below.__context__
+    return _as_system(below, place)
+
+
 _SYSTEM_ERRORS: Mapping[int, int] = {
     sqlite3.SQLITE_FULL: errno.ENOSPC,
     sqlite3.SQLITE_READONLY: errno.EROFS,
@@ -364,8 +372,8 @@ def open_file(path: Path) -> optuna.storages.RDBStorage:
         storage = optuna.storages.RDBStorage(
             f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": _BUSY_S}}
         )
-    except sqlalchemy.exc.DBAPIError as err:
-        said = _as_system(err.orig, str(path))
+    except (sqlalchemy.exc.DBAPIError, optuna.exceptions.StorageInternalError) as err:
+        said = _said_under(err, str(path))
         if said is None:
             raise
         raise said from err

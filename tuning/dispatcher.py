@@ -3,7 +3,7 @@
 import errno
 import math
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
@@ -14,9 +14,9 @@ from core.errors import ConfigError, EndedError, UserError
 from core.measuring.selection import GuardVerdict, Probe
 from core.store.ballast import Ballast, is_full
 from core.store.durable import commit_yaml
+from core.store.told import RESULT_FILE
 from tuning.committed import (
     PROPOSAL_FILE,
-    RESULT_FILE,
     commit_proposal,
 )
 from tuning.concluding import LostAdapterError, conclude_attempt
@@ -34,6 +34,7 @@ from tuning.failures import (
     FAILURE_FILE,
     TIMED_OUT,
     Failure,
+    Machines,
     choose_remedy,
     halved,
     n_counted,
@@ -65,7 +66,7 @@ class Assignment:
 
     Attributes:
         home: Where it is written and kept, and the attempts before it, whose checkpoints it may go on from.
-        nodes: Machines of the cluster when it began.
+        machines: Of the cluster, when it began.
     """
 
     number: int
@@ -76,7 +77,7 @@ class Assignment:
     verdict: GuardVerdict | None = None
     unfit: str | None = None
     began: float = field(default_factory=time.monotonic)
-    nodes: Collection[str] = ()
+    machines: Machines = field(default_factory=Machines)
 
     @property
     def has_ended(self) -> bool:
@@ -114,7 +115,7 @@ class Dispatcher:
         concurrent: int = 1,
         needs: str = "",
         ballast: Ballast | None = None,
-        nodes: Callable[[], Collection[str]] = tuple,
+        machines: Callable[[], Machines] = Machines,
         grace_s: float = 0.0,
         keeper: Keeper | None = None,
     ) -> None:
@@ -129,7 +130,7 @@ class Dispatcher:
             concurrent: Trials at the same time, until memory is not enough for them.
             needs: What a rank was estimated to need, for messages about memory.
             ballast: Room for the last results where the disk is full; none is kept if absent.
-            nodes: Says which machines there are that nobody is about to take away.
+            machines: Says which there are in the cluster.
             grace_s: How long running trials may take to come to their next probe when the sweep is to end.
             keeper: Keeps the run, so that nothing acknowledged is lost; in its folder alone if absent.
         """
@@ -143,7 +144,7 @@ class Dispatcher:
         self._lowered = -math.inf
         self._halves_batches = "micro_batch" in done
         self._needs = needs
-        self._ballast, self._nodes, self._grace_s = ballast, nodes, grace_s
+        self._ballast, self._machines, self._grace_s = ballast, machines, grace_s
         self._error: Exception | None = None
         self._winds_down_until: float | None = None
         self._is_announced = False
@@ -401,7 +402,7 @@ class Dispatcher:
         failure = self._kept(lambda: read_failure(folder))
         if failure.is_user_error or failure.exhausted is not None or failure.kind == TIMED_OUT:
             return failure
-        gone = sorted(set(assignment.nodes) - set(self._nodes()))
+        gone = assignment.machines.lost(self._machines())
         if is_full(self._error or Exception()):  # it may not have been able to say so itself
             self._kept(lambda: record_lack_of_room(folder))
         elif gone:
@@ -445,7 +446,7 @@ class Dispatcher:
         if not self._keeper.secure(*files, unless=lambda: self._is_ending):
             return None
         assignment = Assignment(
-            number=number, attempt=attempt, trial=trial, home=home, nodes=self._nodes()
+            number=number, attempt=attempt, trial=trial, home=home, machines=self._machines()
         )
         self._assigned[number] = assignment
         self._log.emit(TrialBegan(number=number, attempt=attempt, params=dict(params)))

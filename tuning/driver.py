@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 
 from core.errors import EndedError, UserError
+from core.store.durable import written
 from core.store.locks import try_lock
 from core.text.redaction import Redacting
 from tuning import records
@@ -67,9 +68,10 @@ def held_run(run_dir: Path, *, ending_s: float = 0.0) -> Iterator[None]:
                 f"{run_dir}: another driver holds this run ({holder}); wait for it, or stop it; to go on here instead: "
                 f"unlearn-tune resume {run_dir} --takeover"
             )
-        file.truncate(0)
-        file.write(f"pid {os.getpid()} on {platform.node()} since {records.now()}\n")
-        file.flush()
+        with written(run_dir / records.LOCK_FILE):
+            file.truncate(0)
+            file.write(f"pid {os.getpid()} on {platform.node()} since {records.now()}\n")
+            file.flush()
         yield
 
 

@@ -19,6 +19,24 @@ Exhausted = Literal["gpu", "machine", "disk"]
 """What was not enough: memory of a GPU, memory of the machine, or room on a disk."""
 Remedy = Literal["micro_batch", "concurrency"]
 
+
+@dataclass(frozen=True, kw_only=True)
+class Machines:
+    """Machines of a cluster at a moment, as it calls them.
+
+    Attributes:
+        living: All that answer.
+        leaving: Those of them that are about to be taken away.
+    """
+
+    living: frozenset[str] = frozenset()
+    leaving: frozenset[str] = frozenset()
+
+    def lost(self, now: "Machines") -> list[str]:
+        """Those that are no longer there, or will not be; also what was leaving then already."""
+        return sorted(self.living - (now.living - now.leaving))
+
+
 FAILURE_FILE = "failure.json"
 TIMED_OUT = TrialTimeoutError.__name__
 """Class of the error of an attempt that took longer than ``budget.trial_timeout_s``."""

@@ -2,14 +2,15 @@
 
 import ray
 
-
-def staying_nodes() -> frozenset[str]:
-    """Nodes that live, and are not about to be taken away."""
-    return frozenset(n["NodeID"] for n in ray.nodes() if n["Alive"]) - leaving_nodes()
+from tuning.failures import Machines
 
 
-def leaving_nodes() -> frozenset[str]:
-    """Nodes that are drained, as Ray's autoscaler and clouds' notices of the end of a spot machine have it."""
+def machines() -> Machines:
+    """Those that live now.
+
+    Leaving are nodes that are drained, as Ray's autoscaler and clouds' notices of the end of a spot machine have it.
+    """
     from ray._private.state import state
 
-    return frozenset(state.get_draining_nodes())
+    living = frozenset(str(n["NodeID"]) for n in ray.nodes() if n["Alive"])
+    return Machines(living=living, leaving=frozenset(state.get_draining_nodes()))

@@ -10,7 +10,7 @@ from collections.abc import Collection
 
 from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
 
-from tuning.nodes import leaving_nodes
+from tuning.nodes import machines
 
 _EVERYBODY = "everybody"
 _LOOK_EVERY_S = 1.0
@@ -32,10 +32,14 @@ class Notice:
         if to_everybody:
             said |= {_EVERYBODY}
         elif now - self._asked >= _ASK_EVERY_S:
-            said, self._asked = leaving_nodes(), now
+            said, self._asked = machines().leaving, now
         if said != self._said:
             self._said = said
             _internal_kv_put(self.key, "\n".join(sorted(said)))
+
+    def leaving(self) -> frozenset[str]:
+        """Machines that were said to be taken away."""
+        return self._said - {_EVERYBODY}
 
     def withdraw(self) -> None:
         """Say nothing any more."""

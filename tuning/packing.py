@@ -449,6 +449,6 @@ def end_packs(packs: Mapping[str, Any]) -> None:
             remove_placement_group(get_placement_group(name))
 
 
-def packed_placement() -> tune.PlacementGroupFactory:
-    """A packed trial's place: next to nothing, for the pack has its own."""
-    return tune.PlacementGroupFactory([{"memory": float(_SMALLEST)}])
+def packed_placement(*, name: str = "") -> tune.PlacementGroupFactory:
+    """A packed trial's place: next to nothing, for the pack has its own; ``name`` as in other trials' places."""
+    return tune.PlacementGroupFactory([{"memory": float(_SMALLEST)}], name=name)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 from ray import tune
@@ -30,7 +31,7 @@ from tuning.finalists import finish
 from tuning.handing_out import HandedOut, PreparedFiles, hand_out
 from tuning.ledger import Ledger, create_study
 from tuning.limits import Limits
-from tuning.nodes import staying_nodes
+from tuning.nodes import machines
 from tuning.notice import Notice
 from tuning.packing import (
     PackedTrial,
@@ -233,7 +234,7 @@ def _drive(
             concurrent=plan.running.trials,
             needs=plan.needs_in_words,
             ballast=ballast,
-            nodes=staying_nodes,
+            machines=machines,
             grace_s=plan.grace_s,
             keeper=keeper,
         )
@@ -293,9 +294,9 @@ def _execute(
 
         trainable: type[tune.Trainable] = PackedTrial if packs else UnlearningTrial
         resources = plan.spec.resources
-        place = packed_placement() if packs else placement(resources)
+        place = packed_placement if packs else partial(placement, resources)
         tuner = tune.Tuner(
-            tune.with_resources(trainable, place),
+            tune.with_resources(trainable, place()),
             tune_config=tune.TuneConfig(
                 search_alg=LedgerSearcher(
                     dispatcher,
@@ -305,7 +306,7 @@ def _execute(
                     notice=notice.key,
                     packs=packs,
                 ),
-                scheduler=LedgerScheduler(dispatcher),
+                scheduler=LedgerScheduler(dispatcher, place, leaving=notice.leaving),
                 num_samples=-1,  # the searcher says when it is over
                 max_concurrent_trials=plan.running.trials,
                 reuse_actors=True,

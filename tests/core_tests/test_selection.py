@@ -197,9 +197,13 @@ def test_a_probe_without_a_finite_objective_is_infeasible(bad: float) -> None:
     assert not is_feasible(probe(1, bad).metrics, selection())
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_probe_without_a_finite_constraint_is_infeasible(bad: float) -> None:
-    assert not is_feasible(probe(1, 0.5, retain=bad).metrics, selection())
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("metric", ["retain_drop", "forget_nll"])
+def test_a_diverged_model_is_infeasible_and_scored_as_the_worst(metric: str, bad: float) -> None:
+    """A drop of minus infinity is no improvement, and a closure beside a cross-entropy that is NaN no success."""
+    metrics = dict(probe(1, 0.5).metrics) | {metric: bad}
+    assert not is_feasible(metrics, selection())
+    assert penalised_score(metrics, selection()) == -1 - WORST_EXCESS
 
 
 def test_the_best_feasible_probe_counts() -> None:

@@ -17,6 +17,7 @@ from core.measuring.history import History
 from core.measuring.probing import Measurement
 from core.measuring.selection import Probe
 from core.store.durable import commit, commit_json
+from core.store.told import ToldError, refuse_told
 from faults.events import Tap
 from faults.study import adapter_bytes, before, measured
 from tuning.concluding import SAVED_LAST
@@ -129,6 +130,7 @@ def _steps(assignment: Assignment, tap: Tap, measure: Measure) -> Iterator[Probe
         metrics = measure(assignment, step)
         found = Measurement(metrics=metrics, intervals={}, n_rows={}, sums={})
         probe = history.judge(step, found, is_last=step == config.selection.max_steps)
+        refuse_told(folder)
         if history.best is not None and history.is_best(probe):
             tap.at("before commit of the adapter")
             _save(folder / "adapter", adapter_bytes(config, step))
@@ -150,11 +152,17 @@ def _save(folder: Path, weights: bytes) -> None:
 
 
 def _live_on(folder: Path, steps: Iterator[Probe], record: Path) -> None:
-    """Commit what is left of an attempt when its trial has a later one, or was told: nobody asked for it."""
+    """Commit what is left of an attempt when its trial has a later one, or was told: nobody asked for it.
+
+    Beside a later attempt it may, and does not count; what was told it leaves alone, as the worker does.
+    """
     deadline = time.monotonic() + _HANGS_S
     while not _is_over(folder) and time.monotonic() < deadline:
         time.sleep(0.002)
-    n_committed = sum(1 for _ in steps)
+    n_committed = 0
+    with suppress(ToldError):
+        for _ in steps:
+            n_committed += 1
     with record.open("a", encoding="utf-8") as file:
         file.write(f"{folder}\t{n_committed}\n")
 

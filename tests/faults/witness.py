@@ -179,8 +179,7 @@ class Witness:
                 self.problem(f"trial {number} is not that of the control: {now} != {expected}")
         if len(found) > len(self._control.concluded):
             self.problem(f"{len(found)} trials, {len(self._control.concluded)} in the control")
-        if finalists_of(run.trials) != self._control.finalists:
-            self.problem("the finalists are not those of the control")
+        self._compare_finalists(finalists_of(run.trials))
         told = Counter(
             line["number"]
             for line in read_lines(self._run_dir / EVENTS_FILE)
@@ -190,6 +189,15 @@ class Witness:
             if times > 1:
                 self._tally.twice += 1
                 self.problem(f"trial {number} was told {times} times")
+
+    def _compare_finalists(self, found: dict[int, Any]) -> None:
+        """With those of the control; where a spoiled trial was among them, another one took its place."""
+        expected = self._control.finalists
+        if not self._spoiled.keys().isdisjoint(expected):
+            expected = {n: expected[n] for n in expected.keys() - self._spoiled.keys()}
+            found = {n: found[n] for n in found.keys() & expected.keys()}
+        if found != expected:
+            self.problem(f"the finalists are not those of the control: {found} != {expected}")
 
     def _judge_spoiled(self, trial: TrialRecord, is_as_ever: bool) -> None:
         """A trial that could not go as that of the control."""

@@ -20,7 +20,7 @@ from tuning.concluding import reconcile
 from tuning.config import SweepSpec
 from tuning.dispatcher import Assignment, Dispatcher
 from tuning.events import EventLog, Silent
-from tuning.failures import MOST_LOST, read_failure, record_final
+from tuning.failures import MOST_LOST, Machines, read_failure, record_final
 from tuning.ledger import Ledger
 from tuning.limits import HungRankError, TrialTimeoutError
 from tuning.records import LEDGER_FILE, read_ledger
@@ -195,7 +195,7 @@ def test_a_workers_full_disk_ends_the_sweep_and_costs_no_attempt(tmp_path: Path)
 
 def test_an_attempt_lost_with_its_machine_counts_from_the_eleventh_on(tmp_path: Path) -> None:
     there = {"head", "spot-0"}
-    dispatcher, _ = opened(tmp_path / "run", nodes=lambda: frozenset(there))
+    dispatcher, _ = opened(tmp_path / "run", machines=lambda: Machines(living=frozenset(there)))
     for n in range(MOST_LOST + SPEC.budget.max_attempts):
         assert states(tmp_path / "run") in ([], ["RUNNING"])
         assignment, _ = begun(dispatcher)
@@ -208,8 +208,21 @@ def test_an_attempt_lost_with_its_machine_counts_from_the_eleventh_on(tmp_path: 
     assert states(tmp_path / "run") == ["FAIL"]
 
 
+def test_an_attempt_that_began_on_a_machine_that_was_leaving_is_lost_with_it(
+    tmp_path: Path,
+) -> None:
+    both = frozenset({"head", "spot"})
+    there = [Machines(living=both, leaving=frozenset({"spot"}))]
+    dispatcher, _ = opened(tmp_path / "run", machines=lambda: there[0])
+    assignment, _ = begun(dispatcher)
+    there[0] = Machines(living=frozenset({"head"}))
+    shutil.rmtree(assignment.folder / "adapter", ignore_errors=True)
+    dispatcher.broke(0)
+    assert read_failure(assignment.folder).lost_node == "spot"
+
+
 def test_a_process_that_dies_on_a_machine_that_stays_counts(tmp_path: Path) -> None:
-    dispatcher, _ = opened(tmp_path / "run", nodes=lambda: frozenset({"head"}))
+    dispatcher, _ = opened(tmp_path / "run", machines=lambda: Machines(living=frozenset({"head"})))
     for _ in range(SPEC.budget.max_attempts):
         broken(dispatcher, HungRankError("rank 1 of 2 made no step within 5 s"))
     record = read_ledger(tmp_path / "run" / LEDGER_FILE)[0][0]
