@@ -182,7 +182,8 @@ class Dispatcher:
             self._is_announced = True
             text = (
                 f"the sweep stops: {len(self._assigned)} running trials have up to {left:.0f} s to come to a "
-                "checkpoint or their next probe (--grace); a second signal ends at once, and loses nothing finished"
+                "checkpoint or their next probe (--grace); a second signal ends at once, and loses nothing finished; "
+                f"then go on with: unlearn-tune resume {self._run_dir}"
             )
             with self._own_errors():
                 self._log.emit(Warned(text=text))

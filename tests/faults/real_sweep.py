@@ -27,6 +27,18 @@ _JUDGED = ("state", "params", "stopped_by", "step", "steps", "feasible")
 """What a trial has in common with that of the control; its metrics differ in their last digits beside others."""
 
 
+LONGER: Mapping[str, Any] = {
+    "pruning": {"retain": None},
+    "stop": {"past_target": None, "no_effect": None},
+    "budget": {
+        **{"trials": 6, "max_steps": 400, "probe_every": 20, "skip_probes": False},
+        **{"finalists": 1, "max_attempts": 8},
+    },
+    "resources": {"max_concurrent": 1},
+}
+"""Changes to a sweep: nothing stops its trials, so that each has twenty probes."""
+
+
 class RealSweep:
     """A sweep in a folder of its own."""
 

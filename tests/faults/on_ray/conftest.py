@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import pytest
 from small_sweep import tiny_values
 
 from faults.local_cluster import LocalCluster
-from faults.real_sweep import RealSweep, judged
+from faults.real_sweep import LONGER, RealSweep, judged
 from faults.tally import Tally
 from tuning.run import load_run
 
@@ -26,6 +26,7 @@ FOUND = "FAULTS_FOUND"
 WHY = {"why": "small"}
 PORT = 26391  # outside 10002 to 19999, Ray's range for workers
 
+Judged = Sequence[Mapping[str, Any]]
 Values = Callable[..., dict[str, Any]]
 Sweeping = Callable[..., RealSweep]
 
@@ -53,9 +54,21 @@ def values(tiny_model: Path, tiny_data: Mapping[str, Path]) -> Values:
     return made
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Whatever a scenario raises is one of its problems."""
+    report = yield
+    tally = getattr(item, "funcargs", {}).get("tally")
+    if report.failed and report.when in ("setup", "call") and isinstance(tally, Tally):
+        tally.problems.append(f"{item.name}: {str(report.longrepr)[-3000:]}")
+    return report
+
+
 @pytest.fixture
 def tally(request: pytest.FixtureRequest) -> Iterator[Tally]:
-    """The scenario's, which is added to what was found; what the test raises is a problem of it."""
+    """The scenario's, which is added to what was found."""
     said = str(request.function.__doc__)
     tally = Tally(scenario=f"Ray: {said.partition(':')[0].lower()}", what=said)
     try:
@@ -80,13 +93,21 @@ def sweeping(tmp_path: Path, values: Values, tally: Tally) -> Iterator[Sweeping]
 
 
 @pytest.fixture(scope="session")
-def control(
-    tmp_path_factory: pytest.TempPathFactory, values: Values
-) -> Sequence[Mapping[str, Any]]:
+def control(tmp_path_factory: pytest.TempPathFactory, values: Values) -> Judged:
     """What the sweep concludes without faults."""
-    sweep = RealSweep(tmp_path_factory.mktemp("control"), values(), Tally(scenario="control"))
+    return concluded(tmp_path_factory.mktemp("control"), values())
+
+
+@pytest.fixture(scope="session")
+def long_control(tmp_path_factory: pytest.TempPathFactory, values: Values) -> Judged:
+    """What one of longer trials concludes."""
+    return concluded(tmp_path_factory.mktemp("long-control"), values(**LONGER))
+
+
+def concluded(folder: Path, values: dict[str, Any]) -> Judged:
+    sweep = RealSweep(folder, values, Tally(scenario="control"))
     status, said = sweep.ended(sweep.start("sweep", "sweep.yaml"))
-    assert status == 0, said
+    assert status in (0, 3), said
     return judged(load_run(sweep.run_dir))
 
 

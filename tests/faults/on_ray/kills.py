@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from faults.local_cluster import LocalCluster, child
-from faults.real_sweep import RealSweep, resumed
+from faults.real_sweep import LONGER, RealSweep, resumed
 from faults.tally import Tally
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]
@@ -47,7 +47,7 @@ def test_driver(sweeping: Sweeping, control: Any, tally: Tally) -> None:
 def test_ranks(sweeping: Sweeping, tally: Tally) -> None:
     """Rank of two killed in a step: one of the two ranks of a trial; it is tried again under its number."""
     two = {"ranks_per_trial": 2, "max_concurrent": 1}
-    sweep = sweeping(resources=two)
+    sweep = sweeping(**{**LONGER, "resources": two})
     process = sweep.start("sweep", "sweep.yaml", "--trials", "2")
     for n_kills in (1, 2):
         sweep.wait_for("TrialProbed", 3 * n_kills, process)
@@ -80,9 +80,9 @@ def test_pack(sweeping: Sweeping, control: Any, tally: Tally) -> None:
     assert tally.holds, tally.problems
 
 
-def test_nodes(cluster: LocalCluster, sweeping: Sweeping, control: Any, tally: Tally) -> None:
+def test_nodes(cluster: LocalCluster, sweeping: Sweeping, long_control: Any, tally: Tally) -> None:
     """Node killed under its trials: another one has joined before, and takes them over."""
-    sweep = sweeping(environment=cluster.environment, resources={"max_concurrent": 1})
+    sweep = sweeping(environment=cluster.environment, **LONGER)
     node = cluster.add_node()
     process = sweep.start("sweep", "sweep.yaml", "--address", cluster.address)
     for n_kills in range(1, NODE_KILLS + 1):
@@ -93,8 +93,8 @@ def test_nodes(cluster: LocalCluster, sweeping: Sweeping, control: Any, tally: T
         sweep.wait_for("TrialBroke", n_kills, process)
         node = following
     status, said = sweep.ended(process)
-    assert status == 0, said
-    sweep.judge(control)
+    assert status in (0, 3), said
+    sweep.judge(long_control)
     assert tally.holds, tally.problems
 
 
