@@ -130,6 +130,7 @@ def test_every_guideline_is_tested_by_real_trials(guideline: Guideline, trainer:
     assert all(set(effect) == {"seed 0"} for effect in found.effects.values())
 
 
+@pytest.mark.matrix
 @pytest.mark.usefixtures("tiny_bases")
 def test_a_guideline_goes_on_with_a_sweep_that_was_begun_and_reuses_one_that_ended(
     tmp_path: Path,

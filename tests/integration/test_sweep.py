@@ -522,6 +522,7 @@ def test_auto_is_resolved_once_by_the_baseline_and_recorded(sweeper: Sweeper) ->
     assert sweeper.run("tiny").spec == run.spec
 
 
+@pytest.mark.matrix
 def test_another_model_or_other_rows_are_refused_before_anything_is_prepared(
     sweeper: Sweeper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
