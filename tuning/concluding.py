@@ -22,7 +22,7 @@ from tuning.events import (
 )
 from tuning.failures import (
     FAILURE_FILE,
-    read_failure,
+    known_failures,
 )
 from tuning.ledger import Ledger
 from tuning.objective import Outcome, conclude
@@ -114,7 +114,8 @@ def reconcile(
         keeper.collect(number, attempt)
         name = attempt_folder(number, attempt)
         folder = run_dir / name
-        if (folder / FAILURE_FILE).is_file() and (failure := read_failure(folder)).is_final:
+        failure = next(known_failures([folder]), None)
+        if failure is not None and failure.is_final:
             ledger.fail(number, failure.reason)  # its driver died before it could
             keeper.secure(f"{name}/{FAILURE_FILE}")
             log.emit(

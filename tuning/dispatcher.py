@@ -37,6 +37,7 @@ from tuning.failures import (
     Machines,
     choose_remedy,
     halved,
+    known_failures,
     n_counted,
     read_failure,
     record_final,
@@ -404,6 +405,8 @@ class Dispatcher:
         if failure.is_user_error or failure.exhausted is not None or failure.kind == TIMED_OUT:
             return failure
         gone = assignment.machines.lost(self._machines())
+        if failure.nodes:  # else nobody lived to say which were its own
+            gone = [node for node in gone if node in failure.nodes]
         if is_full(self._error or Exception()):  # it may not have been able to say so itself
             self._kept(lambda: record_lack_of_room(folder))
         elif gone:
@@ -469,8 +472,4 @@ def _out_of_time(spec: SweepSpec, last: Probe) -> GuardVerdict:
 def _earlier_failures(assignment: Assignment) -> list[Failure]:
     """Failures of the trial's attempts before this one."""
     folders = sorted(assignment.folder.parent.glob("attempt-*"))
-    return [
-        read_failure(folder)
-        for folder in folders
-        if folder != assignment.folder and (folder / FAILURE_FILE).is_file()
-    ]
+    return list(known_failures(folder for folder in folders if folder != assignment.folder))

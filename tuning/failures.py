@@ -5,12 +5,14 @@ that was taken away, up to :data:`MOST_LOST` times.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from core.config import BatchConfig, TrialConfig
+from core.errors import FileError, UserError
 from core.store.durable import commit_json
 from core.store.texts import read_json
 from tuning.limits import TrialTimeoutError
@@ -82,6 +84,7 @@ class Failure:
         exhausted: Whose memory, or room, was not enough, if that is why.
         remedy: What the next attempt does otherwise.
         place: File that could not be written, where the error names one.
+        nodes: The machines that its ranks were on; empty if nobody said.
         lost_node: The machine that was taken away meanwhile, if one was.
         is_final: The trial was given up with it.
     """
@@ -92,6 +95,7 @@ class Failure:
     exhausted: Exhausted | None
     remedy: Remedy | None
     place: str | None = None
+    nodes: tuple[str, ...] = ()
     lost_node: str | None = None
     is_final: bool = False
 
@@ -102,22 +106,41 @@ class Failure:
 
 
 def read_failure(folder: Path) -> Failure:
-    """The failure of an attempt; one that left no word died."""
+    """The failure of an attempt; one that left no word died.
+
+    Raises:
+        FileError: If the file is damaged.
+    """
     path = folder / FAILURE_FILE
     if not path.is_file():
         message = "its process died without a word (killed, or out of memory)"
         commit_json(path, {"kind": "Died", "message": message, "is_user_error": False})
     record: dict[str, Any] = read_json(path)
-    return Failure(
-        kind=str(record["kind"]),
-        reason=record.get("reason") or f"{record['kind']}: {record['message']}",
-        is_user_error=bool(record["is_user_error"]),
-        exhausted=record.get("exhausted"),
-        remedy=record.get("remedy"),
-        place=record.get("place"),
-        lost_node=record.get("lost_node"),
-        is_final=bool(record.get("is_final", False)),
-    )
+    try:
+        return Failure(
+            kind=str(record["kind"]),
+            reason=record.get("reason") or f"{record['kind']}: {record['message']}",
+            is_user_error=bool(record["is_user_error"]),
+            exhausted=record.get("exhausted"),
+            remedy=record.get("remedy"),
+            place=record.get("place"),
+            lost_node=record.get("lost_node"),
+            nodes=tuple(map(str, record.get("nodes", ()))),
+            is_final=bool(record.get("is_final", False)),
+        )
+    except (KeyError, TypeError, AttributeError) as err:
+        raise FileError(
+            str(path),
+            f"is not what a sweep wrote ({type(err).__name__}: {err}); restore it from a copy, or delete it",
+        ) from err
+
+
+def known_failures(attempts: Iterable[Path]) -> Iterator[Failure]:
+    """What is known of attempts in these folders that broke; a damaged word is none."""
+    for folder in attempts:
+        if (folder / FAILURE_FILE).is_file():
+            with suppress(UserError):
+                yield read_failure(folder)
 
 
 def n_counted(failures: Sequence[Failure]) -> int:
@@ -164,7 +187,7 @@ def record_remedy(folder: Path, remedy: Remedy) -> None:
 
 def remedies(attempts: Iterable[Path]) -> set[Remedy]:
     """What was done otherwise after attempts in these folders."""
-    found = (read_failure(p).remedy for p in attempts if (p / FAILURE_FILE).is_file())
+    found = (failure.remedy for failure in known_failures(attempts))
     return {remedy for remedy in found if remedy is not None}
 
 

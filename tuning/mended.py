@@ -4,6 +4,7 @@ What the ledger says of a trial that ended is never changed.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -11,12 +12,21 @@ from typing import Any, Literal, TypeVar
 
 from core.errors import FileError, UserError
 from core.measuring.selection import Probe
-from tuning.committed import Proposal, Result, committed_probes, read_proposal, read_result
+from core.store.told import RESULT_FILE
+from tuning.attributes import refuse_damaged_decisions
+from tuning.committed import (
+    PROPOSAL_FILE,
+    Proposal,
+    Result,
+    committed_probes,
+    read_proposal,
+    read_result,
+)
 from tuning.config import Choice, Dimension, SweepSpec
 from tuning.failures import FAILURE_FILE, Failure, n_counted, read_failure
 from tuning.files import read_yaml
-from tuning.ledger import Ledger
-from tuning.records import ENDED, LEDGER_FILE
+from tuning.ledger import Ledger, refuse_unfit
+from tuning.records import ENDED, LEDGER_FILE, attempt_folder, is_adapter_damaged
 from tuning.space import is_active, ordered_dimensions
 
 Found = Literal["whole", "damaged", "unreadable", "missing"]
@@ -172,12 +182,13 @@ class _Committed:
         numbers = {p: p.name.removeprefix("attempt-") for p in folder.glob("attempt-*")}
         attempts = {int(n): p for p, n in numbers.items() if n.isdecimal() and p.is_dir()}
         attempts = dict(sorted(attempts.items()))
-        proposal = found(partial(read_proposal, folder))
+        run_dir, number = folder.parents[1], int(folder.name)
+        proposal = found(partial(_proposal, spec, folder))
         results, failures = dict[int, Result](), dict[int, Failure]()
         for attempt, path in attempts.items():
             if proposal is None:
                 proposal = found(partial(_from_trial, spec, path))
-            result = found(partial(read_result, path))
+            result = found(partial(_result, run_dir, number, attempt))
             if result is not None:
                 results[attempt] = result
             failure = found(partial(_failure, path))
@@ -203,13 +214,55 @@ class _Committed:
 
 
 def _failure(attempt: Path) -> Failure | None:
-    path = attempt / FAILURE_FILE
-    if not path.is_file():
+    return read_failure(attempt) if (attempt / FAILURE_FILE).is_file() else None
+
+
+def _result(run_dir: Path, number: int, attempt: int) -> Result | None:
+    """What was told after an attempt, if it can be told again.
+
+    Raises:
+        FileError: If it cannot, or its adapter is not the one that it saved.
+    """
+    folder = run_dir / attempt_folder(number, attempt)
+    found = read_result(folder)
+    if found is None:
         return None
     try:
-        return read_failure(attempt)
-    except (KeyError, TypeError, AttributeError) as err:
-        raise FileError(str(path), f"is not what a sweep wrote ({type(err).__name__})") from err
+        if found.outcome.state not in ("COMPLETE", "PRUNED"):
+            raise ValueError(f"state: COMPLETE or PRUNED is expected, got {found.outcome.state!r}")
+        refuse_unfit(found.outcome)
+        refuse_damaged_decisions(number, found.decisions)
+    except ValueError as err:
+        raise FileError(str(folder / RESULT_FILE), f"is not what a sweep wrote ({err})") from err
+    if found.adapter is not None and _is_other(run_dir, number, attempt):
+        raise FileError(str(folder / "adapter"), "is not what the attempt saved")
+    return found
+
+
+def _is_other(run_dir: Path, number: int, attempt: int) -> bool:
+    """Whether an adapter is surely another one; of a damaged history nobody knows."""
+    with suppress(FileError):
+        return is_adapter_damaged(run_dir, number, attempt)
+    return False
+
+
+def _proposal(spec: SweepSpec, folder: Path) -> Proposal | None:
+    """What a trial was born with, if the sweep could propose it.
+
+    Raises:
+        FileError: If it could not.
+    """
+    found = read_proposal(folder)
+    if found is None:
+        return None
+    path, params = folder / PROPOSAL_FILE, dict[str, Choice]()
+    for name, dimension in ordered_dimensions(spec).items():
+        if is_active(dimension, params):
+            params[name] = _chosen(dimension, name, found.params.get(name), path)
+    if params != found.params:
+        other = sorted(found.params.keys() ^ params.keys()) or sorted(params)
+        raise FileError(str(path), f"{other[0]}: is no value of the sweep; restore it from a copy")
+    return found
 
 
 def _from_trial(spec: SweepSpec, attempt: Path) -> Proposal | None:
@@ -229,11 +282,20 @@ def _proposed(dimension: Dimension, name: str, values: Mapping[str, Any], path: 
     found: Any = values
     for part in name.split("."):
         found = found.get(part) if isinstance(found, Mapping) else None
+    return _chosen(dimension, name, found, path)
+
+
+def _chosen(dimension: Dimension, name: str, found: Any, path: Path) -> Choice:
+    """A value, as its dimension has it.
+
+    Raises:
+        FileError: If it is none.
+    """
     if dimension.categorical is not None:
         equal = [choice for choice in dimension.categorical if choice == found]
         if equal:
             return equal[0]
-    elif isinstance(found, int | float):
+    elif isinstance(found, int | float) and not isinstance(found, bool):
         return int(found) if dimension.int_range is not None else float(found)
     raise FileError(str(path), f"{name}: a value of the sweep's range is expected, got {found!r}")
 

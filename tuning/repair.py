@@ -13,7 +13,7 @@ from itertools import count
 from pathlib import Path
 
 from core.errors import UserError
-from core.store.durable import commit
+from core.store.durable import commit, sync
 from core.store.locks import try_lock
 from tuning.config import SweepSpec
 from tuning.database import (
@@ -204,10 +204,20 @@ def _held(run_dir: Path) -> Iterator[None]:
 
 
 def _put(made: Path, run_dir: Path) -> Path | None:
-    """Let the ledger that was made take the place of the run's, of which a copy is kept."""
-    old = run_dir / LEDGER_FILE
-    kept = _copied_aside(old, run_dir / JOURNAL_FILE) if old.is_file() else None
-    commit(old, partial(shutil.copyfile, made))
+    """Let the ledger that was made take the place of the run's, of which a copy is kept.
+
+    The old one's journal goes right before: it would be played back into the new one, and without it the old one may be
+    half a transaction. So what needs room on the disk is done by then.
+    """
+    old, journal = run_dir / LEDGER_FILE, run_dir / JOURNAL_FILE
+    kept = _copied_aside(old, journal) if old.is_file() else None
+
+    def replace(new: Path) -> None:
+        shutil.copyfile(made, new)
+        sync(new)
+        journal.unlink(missing_ok=True)
+
+    commit(old, replace)
     return kept
 
 
@@ -217,5 +227,4 @@ def _copied_aside(old: Path, journal: Path) -> Path:
     commit(kept, partial(shutil.copyfile, old))
     if journal.is_file():
         commit(kept.with_name(f"{kept.name}-journal"), partial(shutil.copyfile, journal))
-        journal.unlink()  # it would be played back into the new one
     return kept

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -332,16 +332,20 @@ class UnlearningTrial(ProbedTrial):
         self._within(joined, "load")
 
     def _record_failure(self, err: Exception) -> None:
-        record_failure(self._home, err, kernel_killed=oom_kills() > self._kills_before)
+        killed = oom_kills() > self._kills_before
+        record_failure(self._home, err, kernel_killed=killed, nodes=self._nodes)
 
 
-def record_failure(home: Home, err: Exception, *, kernel_killed: bool) -> None:
+def record_failure(
+    home: Home, err: Exception, *, kernel_killed: bool, nodes: Sequence[str] = ()
+) -> None:
     """Commit why an attempt broke, while its error is handled.
 
     Args:
         home: The attempt's.
         err: As Ray gives it.
         kernel_killed: The kernel has killed a process for want of memory since the attempt began.
+        nodes: The machines that its ranks are on, if it had any.
     """
     cause = getattr(err, "cause", None) or err
     kind, place = type(cause).__name__, getattr(cause, "filename", None)
@@ -352,6 +356,7 @@ def record_failure(home: Home, err: Exception, *, kernel_killed: bool) -> None:
         "is_user_error": isinstance(cause, UserError),
         "exhausted": exhausted(kind, str(cause), kernel_killed=kernel_killed),
         "place": None if place is None else str(place),
+        "nodes": list(nodes),
         "traceback": redacted(traceback.format_exc()),
     }
     try:

@@ -52,7 +52,7 @@ def commit(path: Path, write: Callable[[Path], None]) -> None:
                 shutil.rmtree(temporary)
             else:
                 temporary.unlink(missing_ok=True)
-        _sync(path.parent)
+        sync(path.parent)
 
 
 def commit_folder(path: Path, write: Callable[[Path], None]) -> None:
@@ -130,7 +130,7 @@ def rename_folder(temporary: Path, path: Path) -> None:
     with written(path):
         _sync_all(temporary)
         temporary.rename(path)
-        _sync(path.parent)
+        sync(path.parent)
 
 
 def append_line(path: Path, value: Mapping[str, Any], *, synced: bool = True) -> None:
@@ -153,7 +153,7 @@ def append_line(path: Path, value: Mapping[str, Any], *, synced: bool = True) ->
             if synced:
                 os.fsync(file.fileno())
         if is_new and synced:
-            _sync(path.parent)
+            sync(path.parent)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -234,10 +234,11 @@ def _sync_all(path: Path) -> None:
     if path.is_dir():
         for inner in path.iterdir():
             _sync_all(inner)
-    _sync(path)
+    sync(path)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until the disk has a file, or a folder's names."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -29,6 +29,7 @@ from core.store.artifacts import content_key, save_tensors
 from core.store.checkpoints import File, RefusedError
 from core.store.durable import commit, commit_folder, commit_json, commit_lines, read_lines
 from core.store.texts import read_json
+from core.store.told import refuse_told
 from core.training.place import Place
 from core.training.ranks import Group
 
@@ -190,9 +191,12 @@ class Checkpoints:
 
         Raises:
             IntegrityError: If the base weights changed.
+            ToldError: On the first rank, if the attempt was told.
         """
         if self._folder is None:
             return
+        if self._group.is_first:
+            refuse_told(self._folder)
         began = time.monotonic()
         self._verify()
         found = self._group.gathered(self._part(self._folder, step))

@@ -19,6 +19,9 @@ ON_RAY = sorted(Path(__file__).with_name("on_ray").glob("[a-z]*s.py"))
 MOST_SHOWN = 20
 """Problems of a scenario that are shown; the file has all."""
 
+LEAST = {"driver_kills": 200, "trial_kills": 20, "node_kills": 5, "failed_calls": 500}
+"""Faults that a whole run has."""
+
 MEMORY = Path("/dev/shm")
 """A disk without a disk, where there is one: thousands of runs are made and removed."""
 
@@ -51,7 +54,18 @@ def main() -> None:
         for problem in tally.problems[:MOST_SHOWN]:
             sys.stderr.write(f"problem: {problem}\n")
     sys.stdout.write("\n".join(table(tallies)) + "\n")
-    sys.exit(any(tally.verdict == "BROKEN" for tally in tallies))
+    lacking = too_few(tallies) if options.ray and not (options.only or options.short) else []
+    for line in lacking:
+        sys.stderr.write(f"problem: {line}\n")
+    sys.exit(bool(lacking) or any(tally.verdict == "BROKEN" for tally in tallies))
+
+
+def too_few(tallies: Sequence[Tally]) -> list[str]:
+    """What a whole run was to break, and did not."""
+    found = {kind: sum(int(getattr(t, kind)) for t in tallies) for kind in LEAST}
+    return [
+        f"{kind}: {found[kind]} of at least {n}" for kind, n in LEAST.items() if found[kind] < n
+    ]
 
 
 def _without_ray(options: argparse.Namespace) -> list[Tally]:
@@ -71,7 +85,7 @@ def _on_ray(only: Sequence[str]) -> list[Tally]:
         found = Path(folder) / "found.jsonl"
         found.touch()
         chosen = ["-k", " or ".join(only)] if only else []
-        subprocess.run(
+        ended = subprocess.run(
             [
                 sys.executable,
                 "-m",
@@ -87,7 +101,11 @@ def _on_ray(only: Sequence[str]) -> list[Tally]:
             check=False,
         )
         lines = found.read_text(encoding="utf-8").splitlines()
-    return [Tally.read(json.loads(line)) for line in lines]
+    tallies = [Tally.read(json.loads(line)) for line in lines]
+    if ended.returncode and all(tally.verdict != "BROKEN" for tally in tallies):
+        problem = f"pytest ended with {ended.returncode}: not every scenario has a row"
+        tallies.append(Tally(scenario="Ray: all of them", problems=[problem]))
+    return tallies
 
 
 if __name__ == "__main__":

@@ -133,7 +133,7 @@ class RealSweep:
             if expected not in found:
                 tally.lost += 1
                 tally.problems.append(f"not as in the control: {expected}; found {found}")
-        if len(found) != len(control) or run.state != "done":
+        if len(found) != len(control) or run.state not in ("done", "no_feasible"):
             tally.problems.append(
                 f"{len(found)} trials of {len(control)}, and the run is {run.state}"
             )

@@ -36,9 +36,12 @@ def run_all(
     started = [_fork(folder, names, part, parts, is_short=is_short) for part in range(parts)]
     found = {name: Tally(scenario=name, what=getdoc(SCENARIOS[name]) or "") for name in names}
     for pid, result in started:
-        os.waitpid(pid, 0)
+        _, status = os.waitpid(pid, 0)
         for tally in pickle.loads(result.read_bytes()):
             found[tally.scenario].add(tally)
+        if status:
+            problem = f"a process of the scenarios ended with {os.waitstatus_to_exitcode(status)}"
+            list(found.values())[-1].problems.append(problem)
     return list(found.values())
 
 

@@ -9,7 +9,7 @@ import random
 import shutil
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,11 @@ from safetensors.numpy import save_file
 from scripted_runs import NOTES, write_run
 
 from core.store.durable import append_line, commit_json, commit_yaml
+from core.store.told import RESULT_FILE
 from core.training.lora_format import CONFIG_FILE, WEIGHTS_FILE, SavedLora
+from tuning.committed import DECISIONS, Proposal, commit_proposal
 from tuning.failures import FAILURE_FILE
+from tuning.objective import Outcome
 from tuning.records import EVENTS_FILE, LEDGER_FILE, LOCK_FILE, SPEC_FILE, attempt_folder
 from tuning.run import Run
 from tuning.samples import write_samples
@@ -68,14 +71,12 @@ def _fill(run: Run, number: int) -> None:
             place / FAILURE_FILE, {"kind": "Died", "message": "killed", "is_user_error": False}
         )
         append_line(events, {"time": f"{moment}30+00:00", "event": "TrialBroke", "number": number})
+    born = {"proposed_by": trial.proposed_by}
+    commit_proposal(place.parent, Proposal(params=trial.params, user_attrs=born, system_attrs={}))
     if trial.state in ("COMPLETE", "PRUNED"):
-        record = {
-            "number": number,
-            "attempt": 1,
-            "value": trial.value,
-            "metrics": dict(trial.metrics),
-        }
-        commit_json(place / "result.json", record)
+        told = {f.name: getattr(trial, f.name) for f in fields(Outcome)}
+        record = {"number": number, "attempt": 1, **told, "adapter": trial.adapter}
+        commit_json(place / RESULT_FILE, record | {"duration_s": 1.0, DECISIONS: {}})
         append_line(events, {"time": f"{moment}30+00:00", "event": "TrialEnded", "number": number})
     if trial.adapter is not None or trial.state == "RUNNING":
         (place / "adapter").mkdir()
@@ -304,7 +305,7 @@ def _lines(run: Path, rng: random.Random) -> str:
 def _others(run: Path, rng: random.Random) -> str:
     """A file, or a folder, is that of another trial."""
     pattern = rng.choice(
-        ("result.json", "history.jsonl", "trial.yaml", "adapter_config.json", "*.yaml", "*.json*")
+        (RESULT_FILE, "proposal.json", "history.jsonl", "trial.yaml", "*.yaml", "*.json*")
     )
     one, other = _a_file(run, rng, pattern), _a_file(run, rng, pattern)
     if one is None or other is None or one == other:

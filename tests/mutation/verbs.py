@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,6 +32,8 @@ def looked_at(
 ) -> Iterator[tuple[str, Ending]]:
     """Every verb on a run folder, by name; ``resume`` comes last, because it writes.
 
+    ``repair`` mends a copy of it, every other time without the ledger.
+
     Args:
         run: The damaged folder.
         other: A whole one, to be compared with.
@@ -42,6 +45,11 @@ def looked_at(
     number, saved = rng.randrange(9), rng.choice(_SAVED)
     out = run.with_name(f"{run.name}-export")
     names = (run.name, "trial ", "TRIAL: ")
+    lost = run.with_name(f"{run.name}-lost")
+    subprocess.run(["cp", "-a", str(run), str(lost)], check=True)  # pipes and links, too
+    if seed % 2:
+        for path in lost.glob("ledger.db*"):
+            path.unlink() if not path.is_dir() or path.is_symlink() else shutil.rmtree(path)
     with as_nobody() if is_closed else contextlib.nullcontext():
         for verb, *options in (*_READERS, ("show", str(number)), ("export", "--trial", saved)):
             arguments: list[object] = [verb, run, *options]
@@ -53,7 +61,9 @@ def looked_at(
             shutil.rmtree(out, ignore_errors=True)
         if with_report:
             yield "report", of_command("report", run, names=names)
+        yield "repair", of_command("repair", lost, names=(lost.name, *names[1:]))
         yield "resume", of_call(lambda: begin_again(run), names=names)
+    shutil.rmtree(lost)
 
 
 def begin_again(path: Path) -> None:

@@ -16,7 +16,7 @@ from command_line import Command, is_refused
 from driven_sweep import conclusions, drive, every_kill, unsynced
 from small_sweep import WHY
 
-from core.store.durable import commit_yaml
+from core.store.durable import commit_lines, commit_yaml, read_lines
 from core.store.locks import try_lock
 from tuning.config import SweepSpec
 from tuning.records import LEDGER_FILE, LOCK_FILE, SPEC_FILE, attempt_folder
@@ -212,6 +212,79 @@ def test_a_file_that_cannot_be_read_is_named_and_its_trial_goes_on(
     assert [{k: t.get(k) for k in keys} for t in conclusions(run)] == [
         {k: t.get(k) for k in keys} for t in expected
     ]
+
+
+def set_in(name: str, *path: str, value: object) -> Callable[[Path], Path]:
+    """Damages a file of a trial: one of its values is another one; the file."""
+
+    def damage(trial: Path) -> Path:
+        (file,) = trial.rglob(name)
+        content = json.loads(file.read_text())
+        place = content
+        for key in path[:-1]:
+            place = place[key]
+        place[path[-1]] = value
+        file.write_text(json.dumps(content))
+        return file
+
+    return damage
+
+
+def other_adapter(trial: Path) -> Path:
+    (history,) = trial.rglob("history.jsonl")
+    lines = read_lines(history)
+    lines[-1]["adapter_sha256"] = "0" * 64
+    commit_lines(history, lines)
+    return history.parent / "adapter"
+
+
+def renamed_parameter(trial: Path) -> Path:
+    path = trial / "proposal.json"
+    path.write_text(path.read_text().replace("adapter.rank", "adapter.rang"))
+    return path
+
+
+WRONG = [
+    pytest.param(set_in("result.json", "state", value="COMPLATE"), id="state"),
+    pytest.param(set_in("result.json", "value", value="nan"), id="value"),
+    pytest.param(set_in("result.json", "decisions", "guard:1:1", value="?"), id="decision"),
+    pytest.param(set_in("proposal.json", "params", "adapter.rank", value=5), id="no-choice"),
+    pytest.param(set_in("proposal.json", "params", "adapter.rank", value="four"), id="a-text"),
+    pytest.param(renamed_parameter, id="renamed"),
+    pytest.param(other_adapter, id="another-adapter"),
+]
+
+
+@pytest.mark.parametrize("damage", WRONG)
+def test_a_file_that_no_sweep_wrote_is_named_and_its_trial_runs_again(
+    tmp_path: Path, damage: Callable[[Path], Path]
+) -> None:
+    spec = sweep("grid")
+    run = begun(tmp_path / "run", spec)
+    expected = conclusions(run)
+    damaged = damage(run / "trials" / "0001")
+    (run / LEDGER_FILE).unlink()
+    made = repair(run)
+    assert any(str(damaged) in s.did and s.is_lost and s.trial == 1 for s in made.steps), made.steps
+    drive(spec, run)
+    keys = ("state", "recorded.params", "recorded.value", "told.0")
+    assert [{k: t.get(k) for k in keys} for t in conclusions(run)] == [
+        {k: t.get(k) for k in keys} for t in expected
+    ]
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "{", '{"kind": "X"}'])
+def test_a_damaged_word_on_why_an_attempt_broke_stops_nobody(tmp_path: Path, content: str) -> None:
+    spec = sweep("grid")
+    run = begun(tmp_path / "run", spec, up_to=2)
+    for number in (0, 1):
+        (run / attempt_folder(number, 1) / "failure.json").write_text(content)
+    drive(spec, run)
+    assert [t["state"].name for t in study(run)] == ["COMPLETE"] * 4
+    (run / LEDGER_FILE).unlink()
+    made = repair(run)
+    assert sum("failure.json" in step.did for step in made.steps) == 2
+    assert [t["state"].name for t in study(run)] == ["COMPLETE"] * 4
 
 
 def test_a_run_of_an_earlier_release_has_its_parameters_from_its_trials(tmp_path: Path) -> None:

@@ -4,12 +4,12 @@ Nothing heavy is imported at the top: ``--help``, ``status``, ``best`` and ``val
 holds the verbs of one group, which are the application's once it is imported.
 """
 
-import errno
 import io
 import os
 import sys
 
 from core.errors import EndedError, UserError, readable
+from core.store.ballast import is_full
 from core.store.refusal import refusal
 from tuning.cli.application import FAILED, REFUSED, app, say
 from tuning.surroundings import SPIN, begin_in_utf8, without_carriage_returns
@@ -57,10 +57,10 @@ def main() -> None:
         say(f"error: {err}")
         sys.exit(FAILED)
     except OSError as err:
-        if err.errno == errno.ENOSPC:
+        if is_full(err):
             say(
-                f"error: the disk is full ({err.filename}); nothing finished is lost. Free some space, then go "
-                "on with: unlearn-tune resume RUN"
+                f"error: the disk is full, or the quota used up ({err.filename}); nothing finished is lost. Free some "
+                "space, then go on with: unlearn-tune resume RUN"
             )
             sys.exit(FAILED)
         said = refusal(err)

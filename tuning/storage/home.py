@@ -7,6 +7,7 @@ of the node that the first rank runs on, and what is new of it goes to the stora
 import json
 import logging
 import os
+import platform
 import shutil
 import tempfile
 import time
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
+from core.errors import UserError
 from core.store.checkpoints import CHECKPOINTS
 from core.store.durable import commit_json, finite
 from core.store.locks import try_lock
@@ -31,6 +33,7 @@ ADAPTER: Final = "adapter"
 """Folder of an attempt that holds its best adapter, or model."""
 _PREFIX: Final = "unlearn-tune-attempt-"
 _OLD_S = 3600.0
+_SHOWN_WITHIN_S = 60.0
 _LAST_WORDS_S = 20.0
 """How long an attempt that broke tries to leave word."""
 
@@ -51,9 +54,16 @@ class Home:
     earlier: Mapping[str, Store | None] = field(default_factory=dict)
 
     def enter(self) -> "Workplace":
-        """A folder of this node to write the attempt into, for the first rank."""
+        """A folder of this node to write the attempt into, for the first rank.
+
+        Raises:
+            UserError: If this node is to share the run folder, and does not: it may have joined after all others were
+                asked.
+        """
         held, folder, snapshots = ExitStack(), self.folder, None
-        if self.store is not None:
+        if self.store is None:
+            self._refuse_unshared()
+        else:
             folder = held.enter_context(_Scratch()) / self.folder.name
             folder.mkdir()
             snapshots = Snapshots(self.store)
@@ -62,6 +72,17 @@ class Home:
                 fetch(store, folder.with_name(name), only=CHECKPOINTS)
         earlier = tuple(folder.with_name(name) for name in self.earlier)
         return Workplace(folder, snapshots, held, earlier=earlier)
+
+    def _refuse_unshared(self) -> None:
+        """The driver has made the attempt's folder; network file systems show what is new after a while."""
+        until = time.monotonic() + _SHOWN_WITHIN_S
+        while not self.folder.is_dir():
+            if time.monotonic() > until:
+                raise UserError(
+                    f"{self.folder}: this node ({platform.node()}) does not see the run folder; mount it there under "
+                    "the same path, or start the sweep with --storage"
+                )
+            time.sleep(0.5)
 
     def leave_word(self, name: str, value: Mapping[str, Any]) -> None:
         """Commit a small file of the attempt from any node; a storage that does not take it is only logged."""

@@ -61,7 +61,9 @@ def pytest_runtest_makereport(
     """Whatever a scenario raises is one of its problems."""
     report = yield
     tally = getattr(item, "funcargs", {}).get("tally")
-    if report.failed and report.when in ("setup", "call") and isinstance(tally, Tally):
+    if isinstance(tally, Tally) and report.skipped:
+        tally.skipped = str(report.longrepr)
+    if isinstance(tally, Tally) and report.failed and report.when in ("setup", "call"):
         tally.problems.append(f"{item.name}: {str(report.longrepr)[-3000:]}")
     return report
 
