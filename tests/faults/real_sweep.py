@@ -31,7 +31,7 @@ LONGER: Mapping[str, Any] = {
     "pruning": {"retain": None},
     "stop": {"past_target": None, "no_effect": None},
     "budget": {
-        **{"trials": 6, "max_steps": 400, "probe_every": 20, "skip_probes": False},
+        **{"trials": 6, "max_steps": 1200, "probe_every": 60, "skip_probes": False},
         **{"finalists": 1, "max_attempts": 8},
     },
     "resources": {"max_concurrent": 1},
