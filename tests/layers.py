@@ -209,6 +209,7 @@ TUNING: Layers = {
     ),
     "cluster at work": (
         "tuning/cluster/control.py",
+        "tuning/cluster/spot.py",
         "tuning/cluster/there.py",
         "tuning/cluster/view.py",
     ),

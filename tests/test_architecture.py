@@ -42,6 +42,7 @@ DOORS: Mapping[str, frozenset[str]] = {
             "plan",
             "sweep",
             "cluster/launcher_file",
+            "cluster/spot",
             "cluster/spreading",
             "every_node",
             "shared_folder",

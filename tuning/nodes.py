@@ -8,7 +8,7 @@ from tuning.failures import Machines
 def machines() -> Machines:
     """Those that live now.
 
-    Leaving are nodes that are drained, as Ray's autoscaler and clouds' notices of the end of a spot machine have it.
+    Leaving are nodes that are drained, by Ray's autoscaler, at SIGTERM of the node, or by :mod:`tuning.cluster.spot`.
     """
     from ray._private.state import state
 

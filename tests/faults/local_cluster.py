@@ -52,14 +52,8 @@ class LocalCluster:
     def give_notice(self, raylet: psutil.Process, *, seconds: int) -> None:
         """Say of a node that it is taken away soon, as a cloud's notice does; whoever calls this takes it away."""
         (node,) = (a.partition("=")[2] for a in raylet.cmdline() if a.startswith("--node_id="))
-        said = ("--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot")
-        drain = ("drain-node", "--address", self.address, "--node-id", node, *said)
-        subprocess.run(
-            [*_RAY, *drain, "--deadline-remaining-seconds", str(seconds)],
-            env=self.environment,
-            check=True,
-            capture_output=True,
-        )
+        given = f"from tuning.cluster.spot import drain; drain({self.address!r}, {node!r}, seconds={seconds})"
+        subprocess.run([sys.executable, "-c", given], env=self.environment, check=True)
 
     def _start(self, *arguments: str, until: str) -> psutil.Process:
         command = [*_RAY, "start", *arguments, *_STORE]

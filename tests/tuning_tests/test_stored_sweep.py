@@ -37,6 +37,7 @@ from tuning.records import (
     read_ledger,
 )
 from tuning.storage import recovery
+from tuning.storage.home import Home
 
 SPACE = {
     "optimizer.learning_rate": {"categorical": [1e-4, 1e-3, 5e-3]} | WHY,
@@ -251,3 +252,17 @@ def test_an_outage_ends_the_driver_and_loses_nothing(
         drive(spec, run_dir, storage=storage)
         drive(spec, tmp_path / "control")
     assert conclusions(run_dir) == conclusions(tmp_path / "control")
+
+
+def test_a_node_that_does_not_see_the_run_folder_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It joined after all others were asked; without a storage nothing of its trial would be found."""
+    monkeypatch.setattr("tuning.storage.home._SHOWN_WITHIN_S", 0.0)
+    folder = tmp_path / "trials" / "0000" / "attempt-1"
+    with pytest.raises(
+        UserError, match=r"attempt-1: this node \(.*\) does not see the run folder; "
+    ):
+        Home(folder=folder).enter()
+    folder.mkdir(parents=True)
+    Home(folder=folder).enter().leave()
