@@ -538,6 +538,10 @@ def _is_whole(trials: Iterable[FrozenTrial]) -> bool:
     return all(is_born(trial) for trial in trials if trial.state.is_finished())
 
 
+_OF_DAMAGE = (ValueError, KeyError, TypeError, AssertionError)
+"""What Optuna says of rows that do not go together."""
+
+
 def copied(
     source: Callable[[], RDBStorage],
     target: Callable[[], RDBStorage],
@@ -560,26 +564,22 @@ def copied(
             old = optuna.load_study(study_name=study, storage=storage)
             trials, notes = old.get_trials(deepcopy=False), old.user_attrs
             noted = storage.get_study_system_attrs(old._study_id)
-    except (
-        optuna.exceptions.OptunaError,
-        *DATABASE_ERRORS,
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-    ):
+    except (optuna.exceptions.OptunaError, *DATABASE_ERRORS, OSError, *_OF_DAMAGE):
         return False
     if not _is_whole(trials):
         return False
-    with released(target()) as storage, at_once(storage):
-        new = optuna.create_study(
-            study_name=name, storage=storage, direction=spec.objective.direction
-        )
-        new.add_trials(trials)
-        for key, value in notes.items():
-            new.set_user_attr(key, value)
-        for key, value in noted.items():
-            storage.set_study_system_attr(new._study_id, key, value)
+    try:
+        with released(target()) as storage, at_once(storage):
+            new = optuna.create_study(
+                study_name=name, storage=storage, direction=spec.objective.direction
+            )
+            new.add_trials(trials)
+            for key, value in notes.items():
+                new.set_user_attr(key, value)
+            for key, value in noted.items():
+                storage.set_study_system_attr(new._study_id, key, value)
+    except _OF_DAMAGE:  # Optuna looks at what it is given
+        return False
     return True
 
 
