@@ -84,28 +84,29 @@ def test_a_submitted_sweep_runs_on_both_workers_and_survives_its_driver(
 
 def test_a_worker_that_is_killed_loses_no_trial(nodes: Nodes, happened: Said) -> None:
     spec = nodes.write(
-        "lost-worker", {"budget": {"trials": 3, "max_steps": 40, "finalists": 2, "samples": 0}}
+        "lost-worker", {"budget": {"trials": 4, "max_steps": 40, "finalists": 2, "samples": 0}}
     )
     sweep = nodes.begin("sweep", spec, "--address", nodes.cluster.address)
     until(lambda: len({rank.ppid() for rank in nodes.ranks()}) == 2)
     until((nodes.work / "runs" / "lost-worker" / "ledger.db").exists)
-    until(lambda: any((nodes.work / "runs" / "lost-worker").rglob("history.jsonl")))
+    until(lambda: finished(nodes, "lost-worker") >= 1)
+    until(lambda: bool(nodes.ranks()))
     lost = nodes.ranks()[0].parent()
     assert lost is not None
     for process in [*lost.children(recursive=True), lost]:
         process.send_signal(signal.SIGKILL)
     happened(
-        f"a worker's raylet and processes were killed after {finished(nodes, 'lost-worker')} of 3 trials"
+        f"a worker's raylet and processes were killed after {finished(nodes, 'lost-worker')} of 4 trials"
     )
     done = ended(sweep)
     assert done.status == 0, done.err
     trials = nodes.load("lost-worker").trials
-    assert [t.state for t in trials] == ["COMPLETE"] * 3
+    assert [t.state for t in trials] == ["COMPLETE"] * 4
     assert max(t.attempt or 1 for t in trials) > 1
     again = sum((t.attempt or 1) > 1 for t in trials)
     assert set(attempts(nodes, "lost-worker").values()) == {1}
     happened(
-        f"{again} of its trials began again on the other worker: 3 of 3, none twice, finalists measured there"
+        f"{again} of its trials began again on the other worker: 4 of 4, none twice, finalists measured there"
     )
     nodes.cluster.start_worker(cpus=1)
 
