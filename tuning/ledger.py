@@ -39,7 +39,7 @@ from tuning.database import (
 from tuning.lease import Lease
 from tuning.ledger_copy import LedgerCopy, refuse_copy
 from tuning.objective import Outcome
-from tuning.outage import DATABASE_ERRORS, Outages
+from tuning.outage import Outages
 from tuning.points import count_points
 from tuning.proposals import (
     FIXED,
@@ -538,10 +538,6 @@ def _is_whole(trials: Iterable[FrozenTrial]) -> bool:
     return all(is_born(trial) for trial in trials if trial.state.is_finished())
 
 
-_OF_DAMAGE = (ValueError, KeyError, TypeError, AssertionError)
-"""What Optuna says of rows that do not go together."""
-
-
 def copied(
     source: Callable[[], RDBStorage],
     target: Callable[[], RDBStorage],
@@ -560,16 +556,17 @@ def copied(
         study: Of the old one; the only one of its database if absent.
     """
     try:
-        with released(source()) as storage:
+        with foreign(partial(unread, Path(name))), released(source()) as storage:
             old = optuna.load_study(study_name=study, storage=storage)
             trials, notes = old.get_trials(deepcopy=False), old.user_attrs
             noted = storage.get_study_system_attrs(old._study_id)
-    except (optuna.exceptions.OptunaError, *DATABASE_ERRORS, OSError, *_OF_DAMAGE):
+    except UserError:
         return False
     if not _is_whole(trials):
         return False
+    refused = partial(_unopened, Path(name))  # what the system says of the disk is its own word
     try:
-        with released(target()) as storage, at_once(storage):
+        with foreign(refused), released(target()) as storage, at_once(storage):
             new = optuna.create_study(
                 study_name=name, storage=storage, direction=spec.objective.direction
             )
@@ -578,7 +575,7 @@ def copied(
                 new.set_user_attr(key, value)
             for key, value in noted.items():
                 storage.set_study_system_attr(new._study_id, key, value)
-    except _OF_DAMAGE:  # Optuna looks at what it is given
+    except UserError:  # Optuna looks at what it is given
         return False
     return True
 
