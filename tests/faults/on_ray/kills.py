@@ -116,7 +116,8 @@ def test_head(cluster: LocalCluster, sweeping: Sweeping, control: Any, tally: Ta
     child(cluster.head, "gcs_server").kill()
     tally.node_kills += 1
     status, said = sweep.ended(process)
-    assert status in (2, 4) and "Traceback" not in said.split("error: ")[-1], (status, said)
+    assert status not in (0, 3), said  # Ray itself ends the process, with a word of its own
+    assert "go on after a stop with: unlearn-tune resume runs/tiny" in said
     cluster.close()
     status, said = sweep.ended(sweep.start("resume", "runs/tiny"))
     assert status == 0, said
