@@ -96,6 +96,7 @@ DOORS: Mapping[str, Door] = {
         "core/model/machine.py",  # nvidia-smi
         "core/model/packaged.py",
         "tuning/cluster/control.py",  # Ray's command line
+        "tuning/cluster/spot.py",  # the same
         "tuning/environment_checks.py",  # tools of the system
         tests="doors_tests/test_model_folders.py",
     ),
@@ -123,7 +124,7 @@ DOORS: Mapping[str, Door] = {
         r".*FileSystem\.from_uri", "tuning/storage/store.py", tests="doors_tests/test_storages.py"
     ),
     "Ray": door(
-        r"ray\.init", "tuning/cluster/spreading.py", "tuning/plan.py",
+        r"ray\.init", "tuning/cluster/spot.py", "tuning/cluster/spreading.py", "tuning/plan.py",
         tests="doors_tests/test_starting_ray.py",
     ),
     "terminal": door(

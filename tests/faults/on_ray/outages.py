@@ -66,7 +66,7 @@ def test_notice(cluster: LocalCluster, sweeping: Sweeping, tally: Tally) -> None
 
 def test_hang(sweeping: Sweeping, tally: Tally) -> None:
     """Rank of two that hangs: both are killed, and the trial is tried again."""
-    spent = budget(trials=1, max_steps=900, probe_every=150, hang_timeout_s=5.0, max_attempts=4)
+    spent = budget(trials=1, max_steps=2400, probe_every=600, hang_timeout_s=5.0, max_attempts=4)
     two = {"ranks_per_trial": 2, "max_concurrent": 1}
     sweep = sweeping(**{**LONG, "resources": two, "budget": spent})
     process = sweep.start("sweep", "sweep.yaml")
