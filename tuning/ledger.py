@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from core.errors import UserError, foreign
 from core.measuring.selection import GuardVerdict, Probe, guarded_series, running_score
-from core.store.durable import commit, finite
+from core.store.durable import finite
 from core.text.redaction import redacted
 from tuning.committed import Proposal
 from tuning.config import Choice, SweepSpec
@@ -70,6 +70,7 @@ from tuning.records import (
     DriverFacts,
     Note,
     evaluation_note,
+    put_ledger,
     report_intervals_note,
     report_note,
     unread,
@@ -608,7 +609,7 @@ def create_study(run_dir: Path, spec: SweepSpec, *, place: Place | None) -> None
     if place is None:
         if path.exists():
             raise FileExistsError(f"{path}: the ledger exists already")
-        commit(path, lambda new: _make(open_file(new), spec, name=run_dir.name))
+        put_ledger(path, lambda new: _make(open_file(new), spec, name=run_dir.name))
         return
     try:
         _make(open_server(place), spec, name=place.study)

@@ -14,8 +14,8 @@ from optuna.storages._rdb.models import BaseModel
 from sqlalchemy import Connection, Table
 
 from core.errors import UserError
-from core.store.durable import commit
 from tuning.database import Place, let_go, open_file, released
+from tuning.records import put_ledger
 
 _TABLES = BaseModel.metadata.sorted_tables
 _OF_TRIALS: Sequence[Table] = [t for t in _TABLES if "trial_id" in t.columns]
@@ -42,7 +42,7 @@ class LedgerCopy:
             path: The copy.
         """
         self._study_id = study_id
-        commit(path, lambda new: self._make(new, place, server))
+        put_ledger(path, lambda new: self._make(new, place, server))
         self._file = open_file(path)
 
     def _make(self, path: Path, place: Place, server: RDBStorage) -> None:

@@ -18,7 +18,7 @@ from core.data.counts import Counts
 from core.errors import FileError, UserError, in_a_line
 from core.measuring.selection import StoppedBy
 from core.store.confinement import inside
-from core.store.durable import checksum, read_lines
+from core.store.durable import checksum, commit, read_lines, sync
 from core.store.locks import try_lock
 from core.training.lora_format import WEIGHTS_FILE
 from tuning.attributes import (
@@ -379,6 +379,26 @@ def readable_states(ledger: Path) -> dict[int, str]:
     except (sqlite3.DatabaseError, ValueError, TypeError):
         pass  # what was read before counts
     return found
+
+
+def put_ledger(ledger: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` fill a file, and commit it as a ledger, also in the place of one that is there.
+
+    A journal that a kill left beside the old one goes with it: SQLite would play it back into the new file, page by
+    page, and find nothing wrong. It goes right before the rename, when all that needs room on the disk is done.
+    """
+
+    def replace(new: Path) -> None:
+        write(new)
+        sync(new)
+        journal_of(ledger).unlink(missing_ok=True)
+
+    commit(ledger, replace)
+
+
+def journal_of(ledger: Path) -> Path:
+    """SQLite's file beside a ledger, of a write that is going on, or that a kill cut off."""
+    return ledger.with_name(f"{ledger.name}-journal")
 
 
 def copy_ledger(ledger: Path, target: Path) -> None:

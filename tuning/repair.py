@@ -13,7 +13,7 @@ from itertools import count
 from pathlib import Path
 
 from core.errors import UserError
-from core.store.durable import commit, sync
+from core.store.durable import commit
 from core.store.locks import try_lock
 from tuning.config import SweepSpec
 from tuning.database import (
@@ -34,13 +34,12 @@ from tuning.records import (
     LOCK_FILE,
     SPEC_FILE,
     integrity_problem,
+    journal_of,
+    put_ledger,
     read_ledger,
     readable_states,
 )
 from tuning.run import read_spec
-
-JOURNAL_FILE = f"{LEDGER_FILE}-journal"
-"""SQLite's, of a write that a kill cut off; it belongs to the ledger."""
 
 
 def repair(run_dir: Path, *, is_dry: bool = False, ledger: str | None = None) -> Repair:
@@ -80,9 +79,9 @@ def repair(run_dir: Path, *, is_dry: bool = False, ledger: str | None = None) ->
 
 
 def _file_mended(run_dir: Path, copy: Path, spec: SweepSpec, *, is_dry: bool) -> Repair:
-    for name in (LEDGER_FILE, JOURNAL_FILE):
-        if (run_dir / name).is_file():
-            shutil.copyfile(run_dir / name, copy / name)
+    for path in (run_dir / LEDGER_FILE, journal_of(run_dir / LEDGER_FILE)):
+        if path.is_file():
+            shutil.copyfile(path, copy / path.name)
     made, before = _opened(run_dir, copy, spec)
     made.is_dry = is_dry
     is_new = not (copy / LEDGER_FILE).exists()
@@ -95,8 +94,7 @@ def _file_mended(run_dir: Path, copy: Path, spec: SweepSpec, *, is_dry: bool) ->
 
 def _study_mended(run_dir: Path, spec: SweepSpec, place: Place) -> Repair:
     made, before = _found(run_dir, place)
-    if (run_dir / LEDGER_FILE).is_file():
-        made.copied_to = _copied_aside(run_dir / LEDGER_FILE, run_dir / JOURNAL_FILE)
+    made.copied_to = _copied_aside(run_dir)
     is_new = False
     if made.ledger == "missing":
         is_new = not _copied_back(run_dir, spec, place, made)
@@ -168,8 +166,8 @@ def _opened(run_dir: Path, copy: Path, spec: SweepSpec) -> tuple[Repair, dict[in
         except (OSError, ValueError, KeyError, TypeError) as err:
             problem = f"{type(err).__name__}: {err}"
     damaged = path.rename(path.with_name("damaged.db"))
-    if (copy / JOURNAL_FILE).exists():
-        (copy / JOURNAL_FILE).rename(copy / "damaged.db-journal")
+    if journal_of(path).exists():
+        journal_of(path).rename(journal_of(damaged))
     if copied(
         partial(open_file, damaged), partial(open_file, path), spec, name=copy.name
     ) and _reads(copy, spec):
@@ -204,27 +202,20 @@ def _held(run_dir: Path) -> Iterator[None]:
 
 
 def _put(made: Path, run_dir: Path) -> Path | None:
-    """Let the ledger that was made take the place of the run's, of which a copy is kept.
-
-    The old one's journal goes right before: it would be played back into the new one, and without it the old one may be
-    half a transaction. So what needs room on the disk is done by then.
-    """
-    old, journal = run_dir / LEDGER_FILE, run_dir / JOURNAL_FILE
-    kept = _copied_aside(old, journal) if old.is_file() else None
-
-    def replace(new: Path) -> None:
-        shutil.copyfile(made, new)
-        sync(new)
-        journal.unlink(missing_ok=True)
-
-    commit(old, replace)
+    """Let the ledger that was made take the place of the run's, of which a copy is kept."""
+    kept = _copied_aside(run_dir)
+    put_ledger(run_dir / LEDGER_FILE, partial(shutil.copyfile, made))
     return kept
 
 
-def _copied_aside(old: Path, journal: Path) -> Path:
+def _copied_aside(run_dir: Path) -> Path | None:
+    """A copy of the ledger that a run has, with the journal that belongs to it."""
+    old = run_dir / LEDGER_FILE
+    if not old.is_file():
+        return None
     names = (old.with_name(f"{LEDGER_FILE}.before-repair-{n}") for n in count(1))
     kept = next(path for path in names if not path.exists())
     commit(kept, partial(shutil.copyfile, old))
-    if journal.is_file():
-        commit(kept.with_name(f"{kept.name}-journal"), partial(shutil.copyfile, journal))
+    if journal_of(old).is_file():
+        commit(journal_of(kept), partial(shutil.copyfile, journal_of(old)))
     return kept

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 import sqlalchemy
 from analytic_study import run_trial, spec_of, study_in
 from driven_sweep import conclusions, drive
+from half_written import leave_half_written
 from postgres import PASSWORD, Postgres
 from served_study import Opened, begun, on_server, told
 
@@ -65,6 +67,22 @@ def test_a_sweep_concludes_the_same_on_a_server_and_in_a_file(
     assert conclusions(run_dir) == conclusions(control)
     states = [t["state"] for t in conclusions(run_dir)]
     assert len(states) == 4 and "PRUNED" in states
+
+
+def test_a_copy_that_was_half_written_is_made_anew(
+    tmp_path: Path, place: Place, opened: Opened
+) -> None:
+    """Its driver was killed within a change of it, and another one has gone on elsewhere."""
+    spec = sweep()
+    run_dir, elsewhere = begun(tmp_path / "x", spec, place), tmp_path / "elsewhere"
+    with closing(opened(run_dir, spec)) as ledger:
+        drive(spec, run_dir, ledger=ledger, up_to=1)
+    shutil.copytree(run_dir, elsewhere)
+    leave_half_written(run_dir / LEDGER_FILE)
+    with closing(opened(elsewhere, spec)) as ledger:
+        drive(spec, elsewhere, ledger=ledger)
+    opened(run_dir, spec)
+    assert [told(t) for t in study_in(run_dir).trials] == on_server(place)
 
 
 def test_the_copy_in_the_folder_is_the_study_itself_after_every_change(

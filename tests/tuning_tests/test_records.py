@@ -8,19 +8,30 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 import optuna
 import pytest
 import yaml
+from half_written import leave_half_written
 
 from core.errors import ConfigError, UserError
 from core.store.durable import finite
 from tuning.ledger import Ledger
-from tuning.records import LEDGER_FILE, LOCK_FILE, SPEC_FILE, Ending, Note, is_driven
+from tuning.records import (
+    LEDGER_FILE,
+    LOCK_FILE,
+    SPEC_FILE,
+    Ending,
+    Note,
+    is_driven,
+    journal_of,
+    put_ledger,
+)
 from tuning.run import Run, load_run
 
 
@@ -277,3 +288,17 @@ def test_a_run_that_nobody_drives_is_as_it_ended(
 def test_records_can_be_written_as_json(sample_run: Run) -> None:
     for trial in sample_run.trials:
         json.dumps(finite(vars(trial)), allow_nan=False)
+
+
+def test_a_ledger_in_the_place_of_another_has_nothing_of_it(
+    sample_run: Run, tmp_path: Path, build_run: Callable[..., Run]
+) -> None:
+    """SQLite would play the old one's journal back into the new file, and call it whole."""
+    other = build_run("other")
+    ledger = sample_run.path / LEDGER_FILE
+    leave_half_written(ledger)
+    put_ledger(ledger, partial(shutil.copyfile, other.path / LEDGER_FILE))
+    assert not journal_of(ledger).exists()
+    with closing(open_ledger(sample_run.path)) as database:
+        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    assert ledger.read_bytes() == (other.path / LEDGER_FILE).read_bytes()

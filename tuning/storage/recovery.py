@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from core.errors import UserError
@@ -11,7 +12,7 @@ from core.store.durable import commit, commit_json
 from core.store.texts import read_json
 from tuning.committed import PROPOSAL_FILE
 from tuning.failures import FAILURE_FILE
-from tuning.records import LEDGER_FILE, LOCK_FILE, SPEC_FILE, STORAGE_FILE
+from tuning.records import LEDGER_FILE, LOCK_FILE, SPEC_FILE, STORAGE_FILE, put_ledger
 from tuning.samples import SAMPLES_FILE
 from tuning.storage.address import below, checked, folder_of
 from tuning.storage.backup import OWN, Backup
@@ -86,7 +87,7 @@ def bring_back(claims: Claims, run_dir: Path) -> None:
         list(pool.map(lambda item: _bring_attempt(item[1], run_dir / item[0]), attempts.items()))
         files = {name: stored for name, stored in own.items() if name != LEDGER_FILE}
         list(pool.map(lambda item: _bring(claims.store, item[1], run_dir / item[0]), files.items()))
-    _bring(claims.store, own[LEDGER_FILE], run_dir / LEDGER_FILE)
+    put_ledger(run_dir / LEDGER_FILE, partial(_written, claims.store, own[LEDGER_FILE]))
 
 
 def bring_if_absent(run_dir: Path, storage: str | None) -> None:
