@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import optuna
 import sqlalchemy
@@ -22,6 +22,8 @@ from sqlalchemy import text
 from core.errors import UserError, in_a_line
 from tuning.lease import make_table
 from tuning.surroundings import LEDGER_VARIABLE
+
+Below = TypeVar("Below", bound=BaseException)
 
 EXTRA: Final = 'pip install -e ".[postgres]"'
 _EXAMPLE = "postgresql://user@host/database"
@@ -312,7 +314,7 @@ def at_once(storage: optuna.storages.RDBStorage) -> Iterator[sqlalchemy.Connecti
             yield connection
             connection.commit()
         except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as err:
-            said = _system_error_under(err) if storage.engine.name == "sqlite" else None
+            said = _under(err, OSError) if storage.engine.name == "sqlite" else None
             if said is None:
                 raise
             raise said from err
@@ -323,20 +325,12 @@ def at_once(storage: optuna.storages.RDBStorage) -> Iterator[sqlalchemy.Connecti
             sessions.configure(bind=storage.engine, join_transaction_mode="conditional_savepoint")
 
 
-def _system_error_under(err: BaseException) -> OSError | None:
-    """What the system said, where taking back what was written failed for the same reason: a full disk, say."""
+def _under(err: BaseException, kind: type[Below]) -> Below | None:
+    """The first error of a kind, of those that led to this one; taking back what was written may have failed, too."""
     below: BaseException | None = err
-    while below is not None and not isinstance(below, OSError):
+    while below is not None and not isinstance(below, kind):
         below = below.__context__
     return below
-
-
-def _said_under(err: BaseException, place: str) -> OSError | None:
-    """What the system said in SQLite's words, under what Optuna makes of it."""
-    below: BaseException | None = err
-    while below is not None and not isinstance(below, sqlite3.Error):
-        below = below.__context__
-    return _as_system(below, place)
 
 
 _SYSTEM_ERRORS: Mapping[int, int] = {
@@ -376,7 +370,7 @@ def open_file(path: Path) -> optuna.storages.RDBStorage:
             f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": _BUSY_S}}
         )
     except (sqlalchemy.exc.DBAPIError, optuna.exceptions.StorageInternalError) as err:
-        said = _said_under(err, str(path))
+        said = _as_system(_under(err, sqlite3.Error), str(path))
         if said is None:
             raise
         raise said from err

@@ -255,10 +255,8 @@ def _proposal(spec: SweepSpec, folder: Path) -> Proposal | None:
     found = read_proposal(folder)
     if found is None:
         return None
-    path, params = folder / PROPOSAL_FILE, dict[str, Choice]()
-    for name, dimension in ordered_dimensions(spec).items():
-        if is_active(dimension, params):
-            params[name] = _chosen(dimension, name, found.params.get(name), path)
+    path = folder / PROPOSAL_FILE
+    params = _params(spec, found.params.get, path)
     if params != found.params:
         other = sorted(found.params.keys() ^ params.keys()) or sorted(params)
         raise FileError(str(path), f"{other[0]}: is no value of the sweep; restore it from a copy")
@@ -270,19 +268,29 @@ def _from_trial(spec: SweepSpec, attempt: Path) -> Proposal | None:
     path = attempt / "trial.yaml"
     if not path.is_file():
         return None
-    values, params = read_yaml(path), dict[str, Choice]()
-    for name, dimension in ordered_dimensions(spec).items():
-        if is_active(dimension, params):
-            params[name] = _proposed(dimension, name, values, path)
+    params = _params(spec, partial(_field, read_yaml(path)), path)
     return Proposal(params=params, user_attrs={"proposed_by": "unknown"}, system_attrs={})
 
 
-def _proposed(dimension: Dimension, name: str, values: Mapping[str, Any], path: Path) -> Choice:
-    """The value of a field, as its dimension has it."""
+def _field(values: Mapping[str, Any], name: str) -> Any:
+    """The value of a dotted field; ``None`` if it is not there."""
     found: Any = values
     for part in name.split("."):
         found = found.get(part) if isinstance(found, Mapping) else None
-    return _chosen(dimension, name, found, path)
+    return found
+
+
+def _params(spec: SweepSpec, value_of: Callable[[str], Any], path: Path) -> dict[str, Choice]:
+    """A value for each dimension whose conditions hold.
+
+    Raises:
+        FileError: If one is none of its dimension.
+    """
+    params: dict[str, Choice] = {}
+    for name, dimension in ordered_dimensions(spec).items():
+        if is_active(dimension, params):
+            params[name] = _chosen(dimension, name, value_of(name), path)
+    return params
 
 
 def _chosen(dimension: Dimension, name: str, found: Any, path: Path) -> Choice:

@@ -6,11 +6,13 @@ from tuning.failures import Machines
 
 
 def machines() -> Machines:
-    """Those that live now.
+    """Those that live now."""
+    living = frozenset(str(n["NodeID"]) for n in ray.nodes() if n["Alive"])
+    return Machines(living=living, leaving=leaving_nodes())
 
-    Leaving are nodes that are drained, by Ray's autoscaler, at SIGTERM of the node, or by :mod:`tuning.cluster.spot`.
-    """
+
+def leaving_nodes() -> frozenset[str]:
+    """Nodes that are drained, by Ray's autoscaler, at SIGTERM of the node, or by :mod:`tuning.cluster.spot`."""
     from ray._private.state import state
 
-    living = frozenset(str(n["NodeID"]) for n in ray.nodes() if n["Alive"])
-    return Machines(living=living, leaving=frozenset(state.get_draining_nodes()))
+    return frozenset(state.get_draining_nodes())

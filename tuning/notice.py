@@ -10,7 +10,7 @@ from collections.abc import Collection
 
 from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
 
-from tuning.nodes import machines
+from tuning.nodes import leaving_nodes
 
 _EVERYBODY = "everybody"
 _LOOK_EVERY_S = 1.0
@@ -32,7 +32,7 @@ class Notice:
         if to_everybody:
             said |= {_EVERYBODY}
         elif now - self._asked >= _ASK_EVERY_S:
-            said, self._asked = machines().leaving, now
+            said, self._asked = leaving_nodes(), now
         if said != self._said:
             self._said = said
             _internal_kv_put(self.key, "\n".join(sorted(said)))

@@ -321,6 +321,7 @@ class UnlearningTrial(ProbedTrial):
         self._kills_before = oom_kills()
 
     def _start_ranks(self) -> None:
+        self._nodes = []  # those of ranks before these
         size, engine = self._config.engine.ranks, self._config.engine
         group = ray.util.get_current_placement_group()
         ranks = self._ranks = [start_rank(self._resources, group, bundle=i) for i in range(size)]

@@ -14,7 +14,6 @@ from typing import Any
 import psutil
 
 _STARTS_S = 120.0
-_RAY = (sys.executable, "-m", "ray.scripts.scripts")
 _STORE = ("--object-store-memory", "100000000", "--disable-usage-stats", "--block")
 _NOTICES: Mapping[str, str] = {
     "RAY_health_check_initial_delay_ms": "1000",
@@ -56,7 +55,7 @@ class LocalCluster:
         subprocess.run([sys.executable, "-c", given], env=self.environment, check=True)
 
     def _start(self, *arguments: str, until: str) -> psutil.Process:
-        command = [*_RAY, "start", *arguments, *_STORE]
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", *arguments, *_STORE]
         process = psutil.Popen(
             command, env=self.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )

@@ -14,13 +14,9 @@ from tuning.cluster.spot import CLOUDS, wait_for_notice
 ACTION = '{"action": "terminate", "time": "2026-11-26T12:00:00Z"}'
 
 
-class Answers(dict[str, str]):
-    """By path; what is not there is not found."""
-
-
 @contextmanager
 def metadata(answers: Mapping[str, str], *, needs: Mapping[str, str]) -> Iterator[str]:
-    """A metadata service: it answers who sends the headers that it needs."""
+    """A metadata service: by path, what it answers who sends the headers that it needs."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -68,7 +64,7 @@ GCP = ("gcp", {"Metadata-Flavor": "Google"}, "/computeMetadata/v1/instance/preem
 def test_the_notice_is_heard_when_it_comes(
     cloud: str, needs: Mapping[str, str], path: str, before: str | None, after: str
 ) -> None:
-    answers = Answers() if before is None else Answers({path: before})
+    answers = {} if before is None else {path: before}
     asked: list[float] = []
 
     def sleep(seconds: float) -> None:

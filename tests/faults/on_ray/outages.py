@@ -6,6 +6,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import psutil
@@ -90,6 +91,24 @@ def test_hang(sweeping: Sweeping, tally: Tally) -> None:
     assert tally.holds, tally.problems
 
 
+def goes_on(
+    sweep: RealSweep,
+    process: psutil.Popen,
+    *,
+    stop: Callable[[], None],
+    start: Callable[[], None],
+) -> None:
+    """A server is away, and back, after each of the first trials; the sweep ends well all the same."""
+    for n_ended in range(1, N_FAULTS + 1):
+        sweep.wait_for("TrialEnded", n_ended, process)
+        stop()
+        sweep.tally.other_faults += 1
+        time.sleep(AWAY_S)
+        start()
+    status, said = sweep.ended(process)
+    assert status == 0, said
+
+
 def test_database_away(
     sweeping: Sweeping, control: Sequence[Mapping[str, Any]], tally: Tally, postgres: Postgres
 ) -> None:
@@ -97,14 +116,7 @@ def test_database_away(
     sweep = sweeping(environment=os.environ | {"PGPASSWORD": PASSWORD})
     url = postgres.url(postgres.database(), password=None)
     process = sweep.start("sweep", "sweep.yaml", "--ledger", url)
-    for n_ended in range(1, N_FAULTS + 1):
-        sweep.wait_for("TrialEnded", n_ended, process)
-        postgres.stop(mode="immediate")
-        tally.other_faults += 1
-        time.sleep(AWAY_S)
-        postgres.start()
-    status, said = sweep.ended(process)
-    assert status == 0, said
+    goes_on(sweep, process, stop=partial(postgres.stop, mode="immediate"), start=postgres.start)
     sweep.judge(control)
     assert tally.holds, tally.problems
 
@@ -122,13 +134,6 @@ def test_storage_away(
     """Storage away for twenty seconds: what is finished waits, and is committed when it is back."""
     sweep = sweeping(environment=os.environ | CREDENTIALS)
     process = sweep.start("sweep", "sweep.yaml", "--storage", storage.address)
-    for n_ended in range(1, N_FAULTS + 1):
-        sweep.wait_for("TrialEnded", n_ended, process)
-        storage.stop()
-        tally.other_faults += 1
-        time.sleep(AWAY_S)
-        storage.start()
-    status, said = sweep.ended(process)
-    assert status == 0, said
+    goes_on(sweep, process, stop=storage.stop, start=storage.start)
     sweep.judge(control)
     assert tally.holds, tally.problems
