@@ -95,7 +95,8 @@ def batch_of(run: Run, attempt: int) -> dict[str, Any]:
 def test_half_of_a_pass_fits_and_the_step_stays_the_same(
     tmp_path: Path, wide_model: Path, tiny_data: Mapping[str, Path]
 ) -> None:
-    run, events = swept(tmp_path, wide_model, tiny_data, more_mib=260)
+    in_the_middle = 330  # of 260 to 400, where a whole pass does not fit and half of it does
+    run, events = swept(tmp_path, wide_model, tiny_data, more_mib=in_the_middle)
     assert run.trials[0].state == "COMPLETE"
     assert run.trials[0].attempt == 2
     assert batch_of(run, 1)["micro_batch_size"] is None
