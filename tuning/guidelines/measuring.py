@@ -2,12 +2,15 @@
 
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
+from core.model.machine import installed_gpus
 from tuning.config import SweepSpec
 from tuning.guidelines.catalogue import Guideline, PresetName, bases
 from tuning.guidelines.evidence import Evidence, from_run
@@ -50,10 +53,8 @@ def measure(
     evidence: Evidence
     if use.published:
         evidence = published(use.published)
-        n_trials = sum(map(len, evidence.values()))
-        subject = [
-            f"{n_trials} published trials ({', '.join(use.published)}), which others trained."
-        ]
+        done: Mapping[str, Run] = {}
+        subject = [_published_subject(evidence, use.published)]
     else:
         specs = sweeps_of(guideline, preset, overrides=overrides)
         if launch.address is None:  # a cluster may have what this machine has not
@@ -76,10 +77,11 @@ def measure(
         id=guideline.id,
         preset=preset,
         date=datetime.now(UTC).date().isoformat(),
-        machine=f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        machine=_machine(),
         commands=_commands(guideline, preset, overrides, reads_published=bool(use.published)),
         subject=subject,
         findings=findings,
+        minutes=round(sum(run.elapsed_s or 0.0 for run in done.values()) / 60, 1) if done else None,
     )
 
 
@@ -112,6 +114,31 @@ def finished(spec: SweepSpec, run_dir: Path, *, launch: Launch, say: Callable[[s
             "from it"
         )
     return run
+
+
+def _machine() -> str:
+    """What this machine is, and the versions that its figures hang on."""
+    parts = [_processor(), f"{os.cpu_count()} cores"]
+    if n_gpus := len(installed_gpus()):
+        parts.append("1 GPU" if n_gpus == 1 else f"{n_gpus} GPUs")
+    return ", ".join([*parts, f"Python {platform.python_version()}", f"torch {version('torch')}"])
+
+
+def _processor() -> str:
+    """The processor's name where Linux says it, else its architecture."""
+    lines: list[str] = []
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next((name for name in named if name), platform.machine())
+
+
+def _published_subject(evidence: Evidence, sources: Sequence[str]) -> str:
+    """How many published trials there were, and how many models of them were measured."""
+    trials = [trial for found in evidence.values() for trial in found]
+    n_models = sum(len(trial.readings) for trial in trials)
+    models = "" if n_models == len(trials) else f", {n_models} models of theirs"
+    return f"{len(trials)} published trials{models} ({', '.join(sources)}), which others trained."
 
 
 def _subject(specs: Mapping[str, SweepSpec], runs: Mapping[str, Run]) -> list[str]:

@@ -3,12 +3,15 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import get_args
 
 from core.store.durable import commit_text
+from tuning.guidelines.catalogue import PresetName, guidelines
 from tuning.guidelines.findings import PerUnit
 from tuning.guidelines.inference import ALPHA, Compared, Estimate, estimate
-from tuning.guidelines.record import Judged
+from tuning.guidelines.record import Judged, Record
 from tuning.plots.guideline import EffectData, LinesData
+from tuning.wording import duration
 
 INDEX = "README.md"
 
@@ -63,7 +66,7 @@ def page(one: Judged, *, figures: Sequence[str]) -> str:
         _details_table(record.findings.details),
         *shown[1:],
         "## Again",
-        f"Measured on {record.date}, {record.machine}, preset `{record.preset}`:",
+        f"Measured on {record.date}, {record.machine}, preset `{record.preset}`{_took(record)}:",
         "```\n" + "\n".join(record.commands) + "\n```",
     ]
     return _joined(lines)
@@ -72,22 +75,21 @@ def page(one: Judged, *, figures: Sequence[str]) -> str:
 def index(found: Sequence[Judged]) -> str:
     """The list of all guidelines, and how verdicts are reached."""
     rows = [
-        f"| {one.guideline.number} | {_linked(one)} | {one.verdict or 'not measured'} | "
-        f"{_p(one.p) if one.record else ''} | {_p(one.adjusted_p) if one.record else ''} | "
-        f"{one.record.preset if one.record else ''} |"
+        f"| {one.guideline.number} | {_linked(one)} | `{one.guideline.id}` | {one.verdict or 'not measured'} | "
+        f"{_p(one.p) if one.record else ''} | {_p(one.adjusted_p) if one.record else ''} | {_measured_on(one)} |"
         for one in found
     ]
     lines = [
         "# Tuning guidelines, tested",
-        "What the literature and practitioners advise on tuning unlearning, each as a claim in our words, with sweeps "
-        "that test it, a statistic and a rule that were written down before the sweeps ran. `unlearn-tune reproduce` "
-        "lists them with their verdicts, `unlearn-tune reproduce ID` runs or reuses the sweeps and writes these "
-        "pages. A guideline may come out contradicted on a small model; the page says for which model, data, method "
-        "and budget.",
+        "What the literature and practitioners advise on tuning unlearning, each as a claim in our words, with what "
+        "tests it, sweeps or published trials, and a statistic and a rule that were written down before the sweeps "
+        "ran. `unlearn-tune reproduce` lists them with their verdicts, `unlearn-tune reproduce ID` (or its number) "
+        "runs or reuses the sweeps and writes these pages. A guideline may come out contradicted on a small model; "
+        "the page says for which model, data, method and budget.",
         "\n".join(
             [
-                "| | claim | verdict | p | p, Holm | preset |",
-                "|---:|---|---|---:|---:|---|",
+                "| | claim | id | verdict | p | p, Holm | measured on |",
+                "|---:|---|---|---|---:|---:|---|",
                 *rows,
             ]
         ),
@@ -104,7 +106,8 @@ def index(found: Sequence[Judged]) -> str:
         "Each page says how large an effect would have had to be to be seen.",
         "## Presets",
         "`quick` runs SmolLM2-135M on two CPU cores, meant for at most 30 minutes a guideline; `gpu` one GPU and TOFU "
-        "with a 1B model; `full` the papers' models by hub id on a cluster. Guidelines that ask for the same sweep "
+        f"with a 1B model; `full` the papers' models by hub id on a cluster. {_exceptions()} "
+        "Guidelines that ask for the same sweep "
         "share its run, below `runs/guideline-*`; a run that is there is reused, one that was interrupted is "
         "resumed. Guidelines on published trials read them from the folder that `UNLEARN_TUNE_DATA` names. A "
         "measurement replaces the one of the same guideline in the folder of the pages; `--out` keeps presets apart.",
@@ -241,6 +244,48 @@ def _settings(one: Judged) -> str:
 def _linked(one: Judged) -> str:
     claim = one.guideline.claim
     return f"[{claim}]({_stem(one)}.md)" if one.record else claim
+
+
+def _measured_on(one: Judged) -> str:
+    """The preset, or that published trials were read."""
+    if one.record is None:
+        return ""
+    name = one.record.preset
+    is_published = any(use.published for n, use in one.guideline.presets.items() if n == name)
+    return "published trials" if is_published else name
+
+
+def _exceptions() -> str:
+    """Which guidelines read published trials under a preset, and which lack one."""
+    reading: dict[str, list[int]] = {}
+    lacking: dict[str, list[int]] = {}
+    for guideline in guidelines():
+        for name in get_args(PresetName):
+            if name not in guideline.presets:
+                lacking.setdefault(name, []).append(guideline.number)
+            elif guideline.presets[name].published:
+                reading.setdefault(name, []).append(guideline.number)
+    return " ".join(
+        [
+            *(
+                f"Under `{n}`, {_listed(found)} read published trials instead."
+                for n, found in reading.items()
+            ),
+            *(f"There is no `{n}` of {_listed(found)}." for n, found in lacking.items()),
+        ]
+    )
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    *before, last = map(str, numbers)
+    return f"{', '.join(before)} and {last}" if before else last
+
+
+def _took(record: Record) -> str:
+    """How long the sweeps took, if there were any."""
+    if record.minutes is None:
+        return ""
+    return f", in {duration(60 * record.minutes)}, sweeps shared with other guidelines included"
 
 
 def _stem(one: Judged) -> str:

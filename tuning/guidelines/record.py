@@ -27,6 +27,7 @@ class Record:
         commands: Commands that measure it again.
         subject: Model, data, methods and budget, or the published trials, in sentences.
         findings: What the statistic gave.
+        minutes: Minutes that the sweeps took, those shared with other guidelines included; ``None`` without sweeps.
     """
 
     id: str
@@ -36,6 +37,7 @@ class Record:
     commands: Sequence[str]
     subject: Sequence[str]
     findings: Findings
+    minutes: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ import numpy as np
 
 from tuning.guidelines.evidence import Evidence, Observed, judged_by, of_unit, units
 from tuning.guidelines.findings import Findings, PerUnit
+from tuning.guidelines.statistics.effort import capped_steps
 from tuning.guidelines.trajectories import (
     RATE,
     best_feasible,
@@ -113,6 +114,10 @@ def after_the_target(evidence: Evidence) -> Findings:
         effects={"score lost": lost, "damage done": done},
         details={f"first crossing of {name}, step": found for name, found in step.items()},
         figures=[_courses(evidence)],
+        remarks=[
+            f"{name}: {sum(_crossed_at(t) is not None for t in trials)} of {len(trials)} trials cross, and go on after."
+            for name, trials in evidence.items()
+        ],
     )
 
 
@@ -147,7 +152,7 @@ def slow_but_gentle(
         details={f"steps of {name}": found for name, found in steps.items()}
         | {f"damage of {name}": found for name, found in damages.items()},
         figures=[_trade_off(evidence, level)],
-        remarks=_capped(damages, level=level, cap=cap),
+        remarks=_capped(damages, level=level, cap=cap) + capped_steps(steps, cap=most_steps),
     )
 
 

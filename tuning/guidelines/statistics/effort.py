@@ -1,10 +1,10 @@
 """Statistics of effort: compute against retraining, and steps to the target."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from tuning.guidelines.evidence import Evidence, of_unit, units
-from tuning.guidelines.findings import Findings
+from tuning.guidelines.findings import Findings, PerUnit
 from tuning.guidelines.trajectories import (
     RATE,
     best_feasible,
@@ -68,12 +68,17 @@ def speed_up(
         },
         details={f"steps of {name}": found for name, found in steps.items()},
         figures=[_steps_figure(evidence, level, most_steps)],
-        remarks=[
-            f"{name}: in {n} of {len(found)} units no trial got there; {most_steps:g} steps are taken."
-            for name, found in steps.items()
-            if (n := sum(value >= most_steps for value in found.values()))
-        ],
+        remarks=capped_steps(steps, cap=most_steps),
     )
+
+
+def capped_steps(steps: Mapping[str, PerUnit], *, cap: float) -> list[str]:
+    """Which sweeps did not get there within the limit of damage, so that a number of steps stands for it."""
+    return [
+        f"{name}: in {n} of {len(found)} units no trial got there; {cap:g} steps are taken."
+        for name, found in steps.items()
+        if (n := sum(value >= cap for value in found.values()))
+    ]
 
 
 def _steps_figure(evidence: Evidence, level: float, most_steps: float) -> LinesData:

@@ -1,7 +1,7 @@
 """Statistics of learning rates: how wide the useful window is, where the best rate lies, how much it matters."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -22,7 +22,8 @@ from tuning.plots.guideline import Line, LinesData
 def window_margin(evidence: Evidence, *, favoured: str, level: float) -> Findings:
     """By how many decades the favoured sweep's window of useful rates is wider than the widest of the others.
 
-    A rate is useful where the best feasible score of its trials is at least ``level``.
+    A rate is useful where the best feasible score of its trials is at least ``level``. A unit in which no sweep has
+    a useful rate says nothing: NaN.
 
     Args:
         evidence: A sweep over rates for each method.
@@ -33,15 +34,16 @@ def window_margin(evidence: Evidence, *, favoured: str, level: float) -> Finding
         name: _per_unit(trials, lambda found: window_decades(*profile(found, RATE), level=level))
         for name, trials in evidence.items()
     }
-    margin = {
-        unit: widths[favoured][unit]
-        - max(width[unit] for name, width in widths.items() if name != favoured)
+    others = {
+        unit: max(width[unit] for name, width in widths.items() if name != favoured)
         for unit in units(evidence)
     }
+    margin = {unit: _difference(widths[favoured][unit], other) for unit, other in others.items()}
     return Findings(
         effects={"margin": margin},
         details={f"window of {name}, decades": width for name, width in widths.items()},
         figures=[_score_figure(evidence, level)],
+        remarks=_without_window(widths, level=level),
     )
 
 
@@ -49,6 +51,7 @@ def stability(evidence: Evidence, *, steady: str, unstable: str, level: float) -
     """How much wider the steady sweep's window is, and how much less its outcomes scatter over rates.
 
     The scatter is the standard deviation over rates of the last score of a trial: a trial that collapses ends at -1.
+    The windows of a unit in which neither sweep has a useful rate say nothing: NaN.
     """
     width, scatter = {}, {}
     for name in (steady, unstable):
@@ -60,12 +63,13 @@ def stability(evidence: Evidence, *, steady: str, unstable: str, level: float) -
         )
     return Findings(
         effects={
-            "window": {u: width[steady][u] - width[unstable][u] for u in width[steady]},
+            "window": {u: _difference(width[steady][u], width[unstable][u]) for u in width[steady]},
             "scatter": {u: scatter[unstable][u] - scatter[steady][u] for u in scatter[steady]},
         },
         details={f"window of {name}, decades": w for name, w in width.items()}
         | {f"scatter of {name}": s for name, s in scatter.items()},
         figures=[_score_figure(evidence, level)],
+        remarks=_without_window(width, level=level),
     )
 
 
@@ -150,6 +154,20 @@ def rate_dependence(evidence: Evidence) -> Findings:
             ),
         ],
     )
+
+
+def _difference(window: float, other: float) -> float:
+    """The first window minus the second; NaN where both are empty, for then neither method was seen to work."""
+    return window - other if window > 0.0 or other > 0.0 else math.nan
+
+
+def _without_window(widths: Mapping[str, PerUnit], *, level: float) -> list[str]:
+    """In how many units each sweep has no useful rate at all."""
+    return [
+        f"{name}: in {n} of {len(width)} units no rate had a feasible score of {level:g}."
+        for name, width in widths.items()
+        if (n := sum(value == 0.0 for value in width.values()))
+    ]
 
 
 def _within_budget(trial: Observed) -> float:
