@@ -17,6 +17,7 @@ from tuning.knobs import (
     edge_hits,
     feasible_window,
     finished,
+    good_rule,
     good_trials,
     holm,
     interactions,
@@ -173,6 +174,7 @@ def _mattered(pool: Pool, weights: Importances | None) -> Iterator[Finding]:
 
 def _windows(pool: Pool, hits: Mapping[str, Sequence[EdgeHit]]) -> Iterator[Finding]:
     good = good_trials(pool.trials)
+    rule = good_rule(pool.runs[0].spec.objective)  # all runs of a pool have one objective
     for name, dimension in pool.space.items():
         if not is_ordered(dimension):
             yield from _by_choice(pool, name, good)
@@ -182,7 +184,7 @@ def _windows(pool: Pool, hits: Mapping[str, Sequence[EdgeHit]]) -> Iterator[Find
             yield Finding(
                 section="windows",
                 text=f"Not enough evidence where {name} works: fewer than two trials with it kept every limit and "
-                "reached half of the best value.",
+                f"{rule}.",
                 trials=_named(pool, _of(good)),
                 is_shown=False,
             )
@@ -197,7 +199,7 @@ def _windows(pool: Pool, hits: Mapping[str, Sequence[EdgeHit]]) -> Iterator[Find
         yield Finding(
             section="windows",
             text=f"{name} works from {parameter(window.low)} to {parameter(window.high)}{width}: {len(window.good)} "
-            f"trials kept every limit and reached half of the best value there{inside}.",
+            f"trials kept every limit and {rule} there{inside}.",
             trials=_named(pool, window.good),
         )
         for hit in hits[name]:

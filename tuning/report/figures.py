@@ -9,7 +9,7 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from tuning import plots
-from tuning.knobs import feasible_window
+from tuning.knobs import feasible_window, good_rule
 from tuning.plots import drawing
 from tuning.run import Run
 from tuning.wording import duration
@@ -154,8 +154,8 @@ def _field_figures(
             part="fields",
             title="Value over each field",
             caption="Each finished trial, in the colours of the optimisation history. Shaded: from the lowest to "
-            "the highest value of the field among the good trials, which are feasible and worth at least half "
-            "of the best.",
+            "the highest value of the field among the good trials, which kept every limit and "
+            f"{good_rule(run.spec.objective)}.",
             drawn=partial(drawing.slices_matplotlib, slices),
             panels={f"slices_{i}": _plain(panel) for i, panel in enumerate(panels)},
         ),
