@@ -272,13 +272,15 @@ def _wasted(pool: Pool) -> Iterator[Finding]:
     total = sum(t.duration_s or 0.0 for t in ended)
     kinds = {
         "stayed without effect": [t for t in ended if t.stopped_by == "no_effect"],
-        "went past a limit before they forgot anything": [
+        "broke a limit before any probe had both forgotten and kept every limit": [
             t for t in ended if t.state == "PRUNED" and t.stopped_by in GUARD_STOPS
         ],
-        "made all their steps and kept no limit at any probe": [
-            t for t in ended if t.state == "COMPLETE" and not t.feasible
+        "ended without a probe that kept every limit": [
+            t
+            for t in ended
+            if t.state == "COMPLETE" and not t.feasible and t.stopped_by != "no_effect"
         ],
-        "broke": [t for t in ended if t.state == "FAIL"],
+        "failed": [t for t in ended if t.state == "FAIL"],
     }
     for what, of in kinds.items():
         if not of:
@@ -294,10 +296,11 @@ def _wasted(pool: Pool) -> Iterator[Finding]:
             text=f"{len(of)} of {len(ended)} trials {what}{share}.",
             trials=_named(pool, _of(of)),
         )
-    if not any(kinds.values()):
+    if ended and not any(kinds.values()):
+        *others, last = kinds
         yield Finding(
             section="wasted",
-            text=f"Nothing: each of {len(ended)} trials forgot something within the limits.",
+            text=f"None of {len(ended)} trials {', '.join(others)}, or {last}.",
             trials=_named(pool, _of(ended)),
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -202,9 +203,49 @@ def test_the_next_sweep_is_valid_holds_all_good_trials_and_starts_from_the_best(
 def test_trials_that_were_spent_in_vain_are_counted_with_their_time() -> None:
     trials = drawn(20, rate_alone)
     lost = [t for t in trials if not t.feasible]
-    (text,) = [t for t in said(guide(trials), "wasted") if "past a limit" in t]
+    (text,) = [t for t in said(guide(trials), "wasted") if "broke a limit" in t]
     assert text.startswith(f"{len(lost)} of 20 trials")
     assert f"{100 * len(lost) / 20:.1f} %" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "said_of_it"),
+    [
+        pytest.param(
+            {"stopped_by": "retain_guard"},
+            "broke a limit before any probe had both forgotten and kept every limit",
+            id="forgot-much-at-a-probe-that-broke-a-limit",
+        ),
+        pytest.param(
+            {"state": "COMPLETE", "stopped_by": "past_target"},
+            "ended without a probe that kept every limit",
+            id="stopped-itself-long-before-its-last-step",
+        ),
+        pytest.param(
+            {"state": "COMPLETE", "stopped_by": "no_effect"}, "stayed without effect", id="idle"
+        ),
+        pytest.param({"state": "FAIL", "value": None}, "failed", id="broke"),
+    ],
+)
+def test_what_was_spent_in_vain_is_said_of_each_trial_once_and_no_more_than_is_known(
+    changes: dict[str, Any], said_of_it: str
+) -> None:
+    params = {RATE: 1e-3, RANK: 8, WEIGHT: 0.5}
+    lost = replace(record(0, params, 0.9, 0.5), **changes)
+    found = guide([lost, record(1, params, 0.5, 0.0)])
+    assert said(found, "wasted") == [
+        f"1 of 2 trials {said_of_it}, 50.0 % of the time of all trials (10 s)."
+    ]
+
+
+def test_a_trial_that_a_ranking_pruner_stopped_is_not_said_to_have_forgotten() -> None:
+    params = {RATE: 1e-3, RANK: 8, WEIGHT: 0.5}
+    pruned = replace(record(0, params, 0.0, 0.0), state="PRUNED", stopped_by="ranking_pruner")
+    (text,) = said(guide([pruned, record(1, params, 0.5, 0.0)]), "wasted")
+    assert text == (
+        "None of 2 trials stayed without effect, broke a limit before any probe had both forgotten and kept every "
+        "limit, ended without a probe that kept every limit, or failed."
+    )
 
 
 def test_runs_on_one_model_are_read_together_and_their_trials_named_by_run() -> None:
