@@ -8,7 +8,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from tuning.importance import MEANINGS, Estimate, Importances, importances, needed
+from tuning.importance import (
+    MEANINGS,
+    Estimate,
+    Importances,
+    importances,
+    judged,
+    needed,
+    not_judged,
+)
 from tuning.knobs import (
     SURE,
     EdgeHit,
@@ -127,9 +135,15 @@ def _too_little(pool: Pool, section: Section, of_what: str) -> Finding:
     return Finding(
         section=section,
         text=f"Not enough evidence {of_what}",
-        trials=_named(pool, _of(finished(pool.trials))),
+        trials=_finished(pool),
         is_shown=False,
     )
+
+
+def _finished(pool: Pool, name: str | None = None) -> tuple[str, ...]:
+    """The finished trials that have a field; all that finished where none has it, and all there are where none did."""
+    of = finished(pool.trials)
+    return _named(pool, _of([t for t in of if name in t.params] or of or pool.trials))
 
 
 def _of(trials: Sequence[TrialRecord]) -> list[int]:
@@ -137,15 +151,37 @@ def _of(trials: Sequence[TrialRecord]) -> list[int]:
 
 
 def _mattered(pool: Pool, weights: Importances | None) -> Iterator[Finding]:
-    of = finished(pool.trials)
     if weights is None:
-        why = (
-            f"{len(of)} trials finished, and {len(pool.space)} parameters need {needed(len(pool.space))}"
-            if len(of) < needed(len(pool.space))
-            else "all trials are worth the same, or no parameter was in all of them"
+        yield _too_little(pool, "mattered", f"which parameters mattered: {_why_unknown(pool)}.")
+    else:
+        yield from _importances(pool, weights)
+    why_not = not_judged(pool.space, pool.trials)
+    why_not |= dict.fromkeys(pool.apart, "only some of the runs search it")
+    if why_not:
+        yield Finding(
+            section="mattered",
+            text=f"Not judged: {', '.join(f'{name} ({why})' for name, why in why_not.items())}.",
+            trials=_finished(pool),
+            is_shown=False,
         )
-        yield _too_little(pool, "mattered", f"which parameters mattered: {why}.")
-        return
+
+
+def _why_unknown(pool: Pool) -> str:
+    """Why nothing is said of the importance of any parameter."""
+    of, n = finished(pool.trials), len(judged(pool.space, pool.trials))
+    if not of:
+        return "no trial finished"
+    if n == 0:
+        return "no parameter that all of them have differs between the trials"
+    if len(of) < needed(n):
+        return (
+            f"{len(of)} trials finished, and {needed(n)} are needed for {n} parameter{'s' * (n != 1)} that differ"
+            f"{'s' * (n == 1)} between them"
+        )
+    return "all trials are worth the same"
+
+
+def _importances(pool: Pool, weights: Importances) -> Iterator[Finding]:
     raw = {name: association(pool.trials, name, pool.space[name]) for name in weights.fanova}
     chances = holm({name: chance for name, chance in raw.items() if chance is not None})
     for name, estimate in weights.fanova.items():
@@ -165,7 +201,7 @@ def _mattered(pool: Pool, weights: Importances | None) -> Iterator[Finding]:
         )
     yield Finding(
         section="mattered",
-        text="Shares of all parameters; in brackets where nine in ten redraws of the trials put them. "
+        text="Shares of these parameters; in brackets where nine in ten redraws of the trials put them. "
         + "; ".join(f"{kind}: {meaning}" for kind, meaning in MEANINGS.items())
         + ".",
         trials=_named(pool, weights.trials),
@@ -185,7 +221,7 @@ def _windows(pool: Pool, hits: Mapping[str, Sequence[EdgeHit]]) -> Iterator[Find
                 section="windows",
                 text=f"Not enough evidence where {name} works: fewer than two trials with it kept every limit and "
                 f"{rule}.",
-                trials=_named(pool, _of(good)),
+                trials=_finished(pool, name),
                 is_shown=False,
             )
             continue
@@ -224,7 +260,7 @@ def _by_choice(pool: Pool, name: str, good: Sequence[TrialRecord]) -> Iterator[F
     yield Finding(
         section="windows",
         text=f"{name}, good trials by choice, and the values of those within the limits: {', '.join(counts)}.",
-        trials=_named(pool, _of(of)),
+        trials=_finished(pool, name),
         is_shown=bool(of),
     )
 

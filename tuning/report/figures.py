@@ -58,10 +58,11 @@ class ReportFigure:
 
 def report_figures(run: Run) -> list[ReportFigure]:
     """The figures of a run, in their order on the page."""
-    from tuning.importance import MEANINGS, importances  # loads Optuna
+    from tuning.importance import MEANINGS, importances, not_judged  # loads Optuna
 
     found = importances(run.spec.space, run.trials)
-    return [*_search_figures(run), *_field_figures(run, found, MEANINGS)]
+    left_out = {} if found is None else not_judged(run.spec.space, run.trials)
+    return [*_search_figures(run), *_field_figures(run, found, MEANINGS, left_out)]
 
 
 def _search_figures(run: Run) -> list[ReportFigure]:
@@ -131,13 +132,17 @@ def _search_figures(run: Run) -> list[ReportFigure]:
 
 
 def _field_figures(
-    run: Run, found: "Importances | None", meanings: Mapping["Kind", str]
+    run: Run,
+    found: "Importances | None",
+    meanings: Mapping["Kind", str],
+    left_out: Mapping[str, str],
 ) -> list[ReportFigure]:
     shares = plots.importances_data(run, found)
     space = run.spec.space
     windows = {name: feasible_window(run.trials, name, d) for name, d in space.items()}
     slices, parallel = plots.slices_data(run, windows), plots.parallel_data(run)
     panels = drawing.slices_plotly(slices)
+    not_judged = ", ".join(f"{name} ({why})" for name, why in left_out.items())
     figures = [
         ReportFigure(
             name="importances",
@@ -145,7 +150,8 @@ def _field_figures(
             title="Which fields mattered",
             caption=f"PED-ANOVA: {meanings['ped_anova']}. fANOVA: {meanings['fanova']}, averaged over the others. "
             "One that matters only where the others are good already has much of the first and little of the "
-            "second. Thin lines: the middle 90 % when trials are drawn again.",
+            "second. Thin lines: the middle 90 % when trials are drawn again."
+            + (f" Not judged: {not_judged}." if not_judged else ""),
             drawn=partial(drawing.importances_matplotlib, shares),
             panels={"importances": _plain(drawing.importances_plotly(shares))},
         ),
