@@ -2,9 +2,9 @@
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -319,7 +319,7 @@ def repeat(
 ) -> None:
     """Run the best trials again over seeds: mean, spread and paired differences; goes on where it stopped."""
     from tuning.records import LEDGER_FILE
-    from tuning.repetition import repeated_json, repeated_text, repetition
+    from tuning.repetition import repeated_json, repetition
     from tuning.run import load_run
 
     found = load_run(run)
@@ -343,11 +343,7 @@ def repeat(
             return run_sweep(spec, run_dir, launch=launch, watcher=watcher)
 
     ended = _driven(go, spec, run_dir, target=spec.budget.trials, done=done)
-    if as_json:
-        tell(json.dumps(repeated_json(ended), indent=1))
-    else:
-        terminal().print(Shown(repeated_text(ended)))
-    _exit_by(ended)
+    _end(ended, as_json=repeated_json(ended) if as_json else None)
 
 
 def _drive(
@@ -360,20 +356,24 @@ def _drive(
     as_json: bool,
 ) -> None:
     """Run or resume with progress, and end with the result and its exit status."""
-    from tuning.best_view import BestTable
     from tuning.results import best_json
-    from tuning.views import ending_text
 
     run = _driven(go, spec, run_dir, target=target, done=done)
-    if as_json:
-        tell(json.dumps(best_json(run), indent=1))
+    _end(run, as_json=best_json(run) if as_json else None)
+
+
+def _end(run: "Run", *, as_json: Mapping[str, Any] | None) -> None:
+    """End with the result, as JSON where that is given, and its exit status."""
+    from tuning.best_view import BestTable
+    from tuning.repetition import repeated_text
+    from tuning.views import ending_text
+
+    if as_json is not None:
+        tell(json.dumps(as_json, indent=1))
     else:
-        terminal().print(Shown(BestTable(run=run, top=5)))
+        table = repeated_text(run) if run.is_repetition else BestTable(run=run, top=5)
+        terminal().print(Shown(table))
         say(ending_text(run))
-    _exit_by(run)
-
-
-def _exit_by(run: "Run") -> None:
     if run.state == "no_feasible":
         raise typer.Exit(NO_FEASIBLE)
     if run.state == "failed":
