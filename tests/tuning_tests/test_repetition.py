@@ -24,6 +24,7 @@ from tuning.over_seeds import Spread, is_repetition
 from tuning.ranking import ranked
 from tuning.records import TrialRecord
 from tuning.repetition import repeated_json, repeated_text, repetition
+from tuning.report import write_report
 from tuning.results import best_json, doubts
 from tuning.run import Run
 from tuning.views import ending_text, pick_trial, status_text
@@ -318,3 +319,31 @@ def test_table_status_and_card_say_that_it_is_a_repeat_run(repeat_run: Run) -> N
         assert "ingle seeds are not to be ranked" in text
     assert "*" not in shown["table"]
     assert "Best of its sweep" not in card
+
+
+def test_the_report_of_a_repeat_run_shows_its_configurations(repeat_run: Run) -> None:
+    first = repeat_run.best
+    assert first is not None
+    page = write_report(repeat_run)
+    text = page.with_name("report.md").read_text(encoding="utf-8")
+    html = page.read_text(encoding="utf-8")
+    said = f"Trial {first.number} stands for the configuration that is recommended over seeds, of 6"
+    for shown in (text, html):
+        assert said in shown
+        assert "This is a repeat run: " in shown
+        assert "is the best of" not in shown
+        assert "Best first" not in shown
+    rows = re.findall(r"^\| (trial \d of sample) \| (.*?) \| 3 of 3 \|.*\| (.*) \|$", text, re.M)
+    assert [(name, trials) for name, trials, _ in rows] == [
+        (one.name, ", ".join(str(t.number) for t in one.trials)) for one in repeat_run.repeats
+    ]
+    assert [last == "recommended" for _, _, last in rows] == [True, False]
+    assert html.count("<h3>Over seeds</h3>") == 1
+
+
+def test_the_report_of_another_run_shows_none(sample_run: Run) -> None:
+    page = write_report(sample_run)
+    assert "Over seeds" not in page.read_text(encoding="utf-8")
+    text = page.with_name("report.md").read_text(encoding="utf-8")
+    assert "paired difference" not in text
+    assert "Best first; * marks the Pareto front" in text
