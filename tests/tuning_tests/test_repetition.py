@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import signal
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from core.errors import UserError
 from tuning.best_view import BestTable
 from tuning.card import model_card
 from tuning.config import StartingPoint
+from tuning.driver import Interrupted
 from tuning.over_seeds import Spread, is_repetition
 from tuning.ranking import ranked
 from tuning.records import TrialRecord
@@ -286,6 +288,47 @@ def test_a_repeat_run_is_known_by_its_folder(repeat_run: Run) -> None:
     assert repeat_run.is_repetition
     assert {one.source for one in repeat_run.repeats} == {"trial 0 of sample", "trial 3 of sample"}
     assert [[t.number for t in one.trials] for one in repeat_run.repeats] == [[1, 3, 5], [0, 2, 4]]
+
+
+@pytest.mark.parametrize(
+    ("options", "again"),
+    [
+        pytest.param(("--top", 2), "--top 2 --seeds 5", id="its-own-name"),
+        pytest.param(
+            ("--seeds", 3, "--name", "mine"), "--top 3 --seeds 3 --name mine", id="a-name-given"
+        ),
+    ],
+)
+def test_a_repeat_run_that_was_stopped_names_one_command_that_goes_on_and_it_is_repeat(
+    tune: Command,
+    sample_run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    options: tuple[object, ...],
+    again: str,
+) -> None:
+    def stopped(_spec: object, run_dir: Path, **_: object) -> Run:
+        run_dir.mkdir(parents=True)
+        raise Interrupted(signal.SIGTERM)
+
+    monkeypatch.setattr(tuning.sweep, "run_sweep", stopped)
+    done = tune("repeat", sample_run.path, *options)
+    command = f"unlearn-tune repeat {sample_run.path} {again}"
+    assert done.status == 128 + signal.SIGTERM
+    assert f"go on after a stop with: {command}\n" in done.err
+    assert f"nothing finished is lost. Go on with: {command}\n" in done.err
+    assert "unlearn-tune resume" not in done.err
+
+
+def test_another_run_that_was_stopped_names_resume(
+    tune: Command, sample_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object, **__: object) -> Run:
+        raise Interrupted(signal.SIGINT)
+
+    monkeypatch.setattr(tuning.sweep, "resume_sweep", stopped)
+    done = tune("resume", sample_run.path)
+    assert done.status == 128 + signal.SIGINT
+    assert f"Go on with: unlearn-tune resume {sample_run.path}\n" in done.err
 
 
 @pytest.mark.parametrize("verb", ["repeat", "resume"])
