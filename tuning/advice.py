@@ -157,7 +157,7 @@ def _mattered(pool: Pool, weights: Importances | None) -> Iterator[Finding]:
         yield from _importances(pool, weights)
     why_not = not_judged(pool.space, pool.trials)
     why_not |= dict.fromkeys(pool.apart, "only some of the runs search it")
-    if why_not:
+    if why_not and finished(pool.trials):  # of none it is said above
         yield Finding(
             section="mattered",
             text=f"Not judged: {', '.join(f'{name} ({why})' for name, why in why_not.items())}.",

@@ -321,6 +321,15 @@ def test_where_nothing_was_good_every_sentence_still_names_its_trials() -> None:
     assert all(f.trials for f in found.findings)
 
 
+def test_without_a_finished_trial_that_alone_is_said_of_what_mattered() -> None:
+    failed = [replace(t, state="FAIL", value=None) for t in drawn(2, rate_alone)]
+    found = guide(failed)
+    assert said(found, "mattered", shown=False) == [
+        "Not enough evidence which parameters mattered: no trial finished."
+    ]
+    assert all(f.trials for f in found.findings)
+
+
 def test_runs_on_one_model_are_read_together_and_their_trials_named_by_run() -> None:
     one, two = drawn(12, rate_alone), drawn(12, rate_alone, seed=1)
     pool = pooled([run_of(one, "one"), run_of(two, "two")])
