@@ -168,6 +168,7 @@ TUNING: Layers = {
     "records": (
         "tuning/damage.py",
         "tuning/extending.py",
+        "tuning/over_seeds.py",
         "tuning/results.py",
         "tuning/resuming.py",
         "tuning/run.py",

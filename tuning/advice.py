@@ -8,7 +8,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from tuning.importance import MEANINGS, Estimate, Importances, importances, needed
+from tuning.importance import (
+    MEANINGS,
+    Estimate,
+    Importances,
+    importances,
+    judged,
+    needed,
+    not_judged,
+)
 from tuning.knobs import (
     SURE,
     EdgeHit,
@@ -17,6 +25,7 @@ from tuning.knobs import (
     edge_hits,
     feasible_window,
     finished,
+    good_rule,
     good_trials,
     holm,
     interactions,
@@ -126,9 +135,15 @@ def _too_little(pool: Pool, section: Section, of_what: str) -> Finding:
     return Finding(
         section=section,
         text=f"Not enough evidence {of_what}",
-        trials=_named(pool, _of(finished(pool.trials))),
+        trials=_finished(pool),
         is_shown=False,
     )
+
+
+def _finished(pool: Pool, name: str | None = None) -> tuple[str, ...]:
+    """The finished trials that have a field; all that finished where none has it, and all there are where none did."""
+    of = finished(pool.trials)
+    return _named(pool, _of([t for t in of if name in t.params] or of or pool.trials))
 
 
 def _of(trials: Sequence[TrialRecord]) -> list[int]:
@@ -136,15 +151,37 @@ def _of(trials: Sequence[TrialRecord]) -> list[int]:
 
 
 def _mattered(pool: Pool, weights: Importances | None) -> Iterator[Finding]:
-    of = finished(pool.trials)
     if weights is None:
-        why = (
-            f"{len(of)} trials finished, and {len(pool.space)} parameters need {needed(len(pool.space))}"
-            if len(of) < needed(len(pool.space))
-            else "all trials are worth the same, or no parameter was in all of them"
+        yield _too_little(pool, "mattered", f"which parameters mattered: {_why_unknown(pool)}.")
+    else:
+        yield from _importances(pool, weights)
+    why_not = not_judged(pool.space, pool.trials)
+    why_not |= dict.fromkeys(pool.apart, "only some of the runs search it")
+    if why_not and finished(pool.trials):  # of none it is said above
+        yield Finding(
+            section="mattered",
+            text=f"Not judged: {', '.join(f'{name} ({why})' for name, why in why_not.items())}.",
+            trials=_finished(pool),
+            is_shown=False,
         )
-        yield _too_little(pool, "mattered", f"which parameters mattered: {why}.")
-        return
+
+
+def _why_unknown(pool: Pool) -> str:
+    """Why nothing is said of the importance of any parameter."""
+    of, n = finished(pool.trials), len(judged(pool.space, pool.trials))
+    if not of:
+        return "no trial finished"
+    if n == 0:
+        return "no parameter that all of them have differs between the trials"
+    if len(of) < needed(n):
+        return (
+            f"{len(of)} trials finished, and {needed(n)} are needed for {n} parameter{'s' * (n != 1)} that differ"
+            f"{'s' * (n == 1)} between them"
+        )
+    return "all trials are worth the same"
+
+
+def _importances(pool: Pool, weights: Importances) -> Iterator[Finding]:
     raw = {name: association(pool.trials, name, pool.space[name]) for name in weights.fanova}
     chances = holm({name: chance for name, chance in raw.items() if chance is not None})
     for name, estimate in weights.fanova.items():
@@ -164,7 +201,7 @@ def _mattered(pool: Pool, weights: Importances | None) -> Iterator[Finding]:
         )
     yield Finding(
         section="mattered",
-        text="Shares of all parameters; in brackets where nine in ten redraws of the trials put them. "
+        text="Shares of these parameters; in brackets where nine in ten redraws of the trials put them. "
         + "; ".join(f"{kind}: {meaning}" for kind, meaning in MEANINGS.items())
         + ".",
         trials=_named(pool, weights.trials),
@@ -173,6 +210,7 @@ def _mattered(pool: Pool, weights: Importances | None) -> Iterator[Finding]:
 
 def _windows(pool: Pool, hits: Mapping[str, Sequence[EdgeHit]]) -> Iterator[Finding]:
     good = good_trials(pool.trials)
+    rule = good_rule(pool.runs[0].spec.objective)  # all runs of a pool have one objective
     for name, dimension in pool.space.items():
         if not is_ordered(dimension):
             yield from _by_choice(pool, name, good)
@@ -182,8 +220,8 @@ def _windows(pool: Pool, hits: Mapping[str, Sequence[EdgeHit]]) -> Iterator[Find
             yield Finding(
                 section="windows",
                 text=f"Not enough evidence where {name} works: fewer than two trials with it kept every limit and "
-                "reached half of the best value.",
-                trials=_named(pool, _of(good)),
+                f"{rule}.",
+                trials=_finished(pool, name),
                 is_shown=False,
             )
             continue
@@ -197,7 +235,7 @@ def _windows(pool: Pool, hits: Mapping[str, Sequence[EdgeHit]]) -> Iterator[Find
         yield Finding(
             section="windows",
             text=f"{name} works from {parameter(window.low)} to {parameter(window.high)}{width}: {len(window.good)} "
-            f"trials kept every limit and reached half of the best value there{inside}.",
+            f"trials kept every limit and {rule} there{inside}.",
             trials=_named(pool, window.good),
         )
         for hit in hits[name]:
@@ -222,7 +260,7 @@ def _by_choice(pool: Pool, name: str, good: Sequence[TrialRecord]) -> Iterator[F
     yield Finding(
         section="windows",
         text=f"{name}, good trials by choice, and the values of those within the limits: {', '.join(counts)}.",
-        trials=_named(pool, _of(of)),
+        trials=_finished(pool, name),
         is_shown=bool(of),
     )
 
@@ -270,13 +308,15 @@ def _wasted(pool: Pool) -> Iterator[Finding]:
     total = sum(t.duration_s or 0.0 for t in ended)
     kinds = {
         "stayed without effect": [t for t in ended if t.stopped_by == "no_effect"],
-        "went past a limit before they forgot anything": [
+        "broke a limit before any probe had both forgotten and kept every limit": [
             t for t in ended if t.state == "PRUNED" and t.stopped_by in GUARD_STOPS
         ],
-        "made all their steps and kept no limit at any probe": [
-            t for t in ended if t.state == "COMPLETE" and not t.feasible
+        "ended without a probe that kept every limit": [
+            t
+            for t in ended
+            if t.state == "COMPLETE" and not t.feasible and t.stopped_by != "no_effect"
         ],
-        "broke": [t for t in ended if t.state == "FAIL"],
+        "failed": [t for t in ended if t.state == "FAIL"],
     }
     for what, of in kinds.items():
         if not of:
@@ -292,10 +332,11 @@ def _wasted(pool: Pool) -> Iterator[Finding]:
             text=f"{len(of)} of {len(ended)} trials {what}{share}.",
             trials=_named(pool, _of(of)),
         )
-    if not any(kinds.values()):
+    if ended and not any(kinds.values()):
+        *others, last = kinds
         yield Finding(
             section="wasted",
-            text=f"Nothing: each of {len(ended)} trials forgot something within the limits.",
+            text=f"None of {len(ended)} trials {', '.join(others)}, or {last}.",
             trials=_named(pool, _of(ended)),
         )
 

@@ -9,8 +9,9 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from tuning.ranking import pareto_front, ranked, tied_with_best
+from tuning.ranking import pareto_front
 from tuning.records import TrialRecord
+from tuning.results import doubts
 from tuning.run import Run
 from tuning.wording import NOTHING, between, decimals, heading
 
@@ -19,6 +20,11 @@ _LIMITED_COLUMNS = 2
 _GAP = 2
 _LEGEND = (
     "* on the Pareto front of objective and largest constraint excess   ~ ties with the best   "
+    "! breaks a constraint   ^ breaks one as a finalist   a to b: 95 % interval"
+)
+
+_LEGEND_OF_REPEATS = (
+    "~ of a configuration that cannot be told from the recommended one, or another repeat of it   "
     "! breaks a constraint   ^ breaks one as a finalist   a to b: 95 % interval"
 )
 
@@ -64,10 +70,12 @@ class BestTable:
         for cells in zip(*(column.cells for column in shown), strict=True):
             table.add_row(*map(Text, cells))
         yield table
-        yield Text(_LEGEND, style="dim")
+        yield Text(_LEGEND_OF_REPEATS if self.run.is_repetition else _LEGEND, style="dim")
         left_out = [column.name for column in columns if column not in shown]
         if left_out:
             yield Text(f"not shown: {', '.join(left_out)}; --wide shows all", style="dim")
+        if self.run.is_repetition:
+            yield from map(Text, doubts(self.run))
         base = self.run.facts.baseline
         if base:
             yield Text(
@@ -77,7 +85,7 @@ class BestTable:
             )
 
     def _columns(self) -> list[_Column]:
-        run, shown = self.run, ranked(self.run.trials)[: self.top]
+        run, shown = self.run, self.run.ranked[: self.top]
         metric = run.spec.objective.metric
         limited = run.spec.trial_selection().limited_metrics
         if not self.is_wide:
@@ -100,8 +108,11 @@ class BestTable:
         return columns
 
     def _marked(self, shown: Iterable[TrialRecord]) -> list[str]:
-        front = {t.number for t in pareto_front(self.run.trials)}
-        tied = {t.number for t in tied_with_best(self.run.trials)}
+        # a front of single seeds would rank them
+        front = (
+            set() if self.run.is_repetition else {t.number for t in pareto_front(self.run.trials)}
+        )
+        tied = {t.number for t in self.run.tied}
         found = []
         for trial in shown:
             marks = {

@@ -8,7 +8,6 @@ from pathlib import Path
 from core.config import METRICS, ConstraintConfig, Quantisation
 from core.training.lora_format import VLLM_RANKS, SavedLora
 from tuning.data_words import count_lines, data_warnings
-from tuning.ranking import best
 from tuning.records import TrialRecord
 from tuning.results import doubts
 from tuning.run import Run
@@ -221,7 +220,9 @@ def _standing(run: Run, trial: TrialRecord) -> str:
             "In brackets: 95 % intervals by resampling rows, drops paired with the model before unlearning. "
             "The forget rows are\ntrained on, and the same on both splits."
         )
-    if trial == best(run.trials):
+    if run.is_repetition:
+        lines += [as_markdown(f"{doubt[0].upper()}{doubt[1:]}.") for doubt in doubts(run)]
+    elif trial == run.best:
         lines += [f"Best of its sweep; {doubt}." for doubt in doubts(run)]
     elif trial.reported_feasible is False:
         lines.append("This trial breaks a constraint that finalists must keep.")

@@ -12,7 +12,7 @@ from tuning.events import EventLog, Reporting
 from tuning.finalist_evaluation import Work, evaluate_finalists
 from tuning.handing_out import HandedOut
 from tuning.ledger import Ledger
-from tuning.ranking import best, by_probes
+from tuning.ranking import by_probes
 from tuning.records import TrialRecord
 from tuning.run import Run, load_run
 from tuning.samples import SAMPLES_FILE, write_samples
@@ -71,7 +71,7 @@ def finish(
 
 def _sample(spec: SweepSpec, run_dir: Path, keeper: Keeper, call: CallForEach) -> None:
     run = load_run(run_dir)  # finalists' metrics may have changed which trial is the best
-    first = best(run.trials)
+    first = run.best
     if first is None or not _lacks_samples(run):
         return
     _, trial, home = _work(spec, keeper, first)
@@ -82,7 +82,7 @@ def _sample(spec: SweepSpec, run_dir: Path, keeper: Keeper, call: CallForEach) -
 
 def _lacks_samples(run: Run) -> bool:
     """Whether the best trial is to write samples, and those that are there are not its own."""
-    first, budget = best(run.trials), run.spec.budget
+    first, budget = run.best, run.spec.budget
     if first is None or first.adapter is None or 0 in (budget.finalists, budget.samples):
         return False
     found = whole_samples(run)  # a damaged file is made anew

@@ -59,24 +59,43 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class Importances:
-    """Importance of each field that every trial has, by evaluator, the largest first.
+    """Importance of each of the :func:`judged` fields, by evaluator, the largest first.
 
     Attributes:
         fanova: By fANOVA; see :data:`MEANINGS`.
         ped_anova: By PED-ANOVA.
         trials: Numbers of the trials that they rest on.
-        left_out: Fields that only some of the trials have.
     """
 
     fanova: Mapping[str, Estimate]
     ped_anova: Mapping[str, Estimate]
     trials: tuple[int, ...]
-    left_out: tuple[str, ...]
 
 
 def needed(n_fields: int) -> int:
     """Trials that say anything of so many fields: eight, and with more than two fields three for each and two more."""
     return max(FEWEST, 3 * n_fields + 2)
+
+
+def judged(space: Mapping[str, Dimension], trials: Sequence[TrialRecord]) -> list[str]:
+    """Fields whose importance can be told: every finished trial has them, and not all with one value."""
+    left_out = not_judged(space, trials)
+    return [name for name in space if name not in left_out]
+
+
+def not_judged(space: Mapping[str, Dimension], trials: Sequence[TrialRecord]) -> dict[str, str]:
+    """Why the importance of each of the other fields cannot be told, in words for brackets behind its name."""
+    of = finished(trials)
+    found = {}
+    for name in space:
+        values = [t.params[name] for t in of if name in t.params]
+        if not values:
+            found[name] = "no finished trial has it"
+        elif len(values) < len(of):
+            found[name] = f"only {len(values)} of {len(of)} finished trials have it"
+        elif len(set(values)) < 2:
+            found[name] = "the same in all of them"
+    return found
 
 
 def importances(
@@ -92,15 +111,14 @@ def importances(
         trials: Trials of one sweep, or of several over the same fields.
 
     Returns:
-        ``None`` if there are fewer trials than are :func:`needed`, or all are worth the same.
+        ``None`` if no field can be :func:`judged`, there are fewer trials than are :func:`needed` for those that can,
+        or all are worth the same.
 
     References:
         Hutter et al., "An Efficient Approach for Assessing Hyperparameter Importance", ICML 2014;
         Watanabe et al., "PED-ANOVA", IJCAI 2023. Both by Optuna.
     """
-    of = finished(trials)
-    names = [name for name in space if of and all(name in t.params for t in of)]
-    names = [name for name in names if len({t.params[name] for t in of}) > 1]
+    of, names = finished(trials), judged(space, trials)
     if not names or len(of) < needed(len(names)) or len({worth(t) for t in of}) < 2:
         return None
     shown = [_shown(t, names, space) for t in of]
@@ -124,7 +142,6 @@ def importances(
         fanova=found["fanova"],
         ped_anova=found["ped_anova"],
         trials=tuple(t.number for t in of),
-        left_out=tuple(name for name in space if name not in names),
     )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import bdtrc
 
-from tuning.config import Dimension
+from tuning.config import Dimension, ObjectiveSpec
 from tuning.places import is_logarithmic, is_ordered, place, value_at
 from tuning.ranking import is_candidate
 from tuning.records import TrialRecord
@@ -137,6 +137,13 @@ def good_trials(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
     if candidates[0].is_minimized:
         return [t for t in candidates if t.merit >= highest - GOOD_SHARE * (highest - lowest)]
     return [t for t in candidates if highest > 0.0 and t.merit >= GOOD_SHARE * highest]
+
+
+def good_rule(objective: ObjectiveSpec) -> str:
+    """What :func:`good_trials` asks of a trial beside the limits, in words that follow "kept every limit and"."""
+    if objective.direction == "minimize":
+        return "lay at most halfway from the best value to the worst that kept them"
+    return "reached half of the best value"
 
 
 def feasible_window(

@@ -7,7 +7,7 @@ from typing import Any, Final
 from core.errors import ConfigError
 from tuning.config import Choice, Dimension
 from tuning.files import parse_sweep
-from tuning.knobs import EdgeHit, feasible_window, finished, good_trials
+from tuning.knobs import EdgeHit, feasible_window, finished, good_rule, good_trials
 from tuning.places import place, value_at
 from tuning.pool import Pool
 from tuning.ranking import best, tied_with_best
@@ -67,7 +67,8 @@ def _dimension(
     ends = {hit.end for hit in hits}
     low = -WIDER if "lower" in ends else max(0.0, low)
     high = 1.0 + WIDER if "upper" in ends else min(1.0, high)
-    why = f"{_cite(pool, good)} kept every limit and reached half of the best value here"
+    rule = good_rule(pool.runs[0].spec.objective)  # all runs of a pool have one objective
+    why = f"{_cite(pool, good)} kept every limit and {rule} here"
     if ends:
         why += (
             f"; good trials lie at the {' and the '.join(sorted(ends))} end, so it is wider there"

@@ -189,18 +189,23 @@ def _dominates(one: TrialRecord, other: TrialRecord) -> bool:
 
 
 def trial_rows(
-    shown: Sequence[TrialRecord], *, among: Sequence[TrialRecord], probe_rows: Mapping[str, int]
+    shown: Sequence[TrialRecord],
+    *,
+    among: Sequence[TrialRecord],
+    tied: Sequence[TrialRecord],
+    probe_rows: Mapping[str, int],
 ) -> list[dict[str, Any]]:
     """Trials as ``best --format json`` shows them, the binding shape.
 
     Args:
         shown: The trials.
-        among: All trials of the run, for ``pareto`` and ``tied_with_best``.
+        among: All trials of the run, for ``pareto``.
+        tied: Those that cannot be told from the best.
         probe_rows: Rows of each set that the metrics of a probe were measured on.
     """
-    front, tied = ({t.number for t in found(among)} for found in (pareto_front, tied_with_best))
+    front, equal = ({t.number for t in of} for of in (pareto_front(among), tied))
     return [
-        _row(t, is_on_front=t.number in front, is_tied=t.number in tied, probe_rows=probe_rows)
+        _row(t, is_on_front=t.number in front, is_tied=t.number in equal, probe_rows=probe_rows)
         for t in shown
     ]
 

@@ -4,11 +4,12 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from tuning.ranking import best, displaced, ranked, tied_with_best, trial_rows
+from tuning.over_seeds import equals, repeated_rows
+from tuning.ranking import displaced
 from tuning.records import TrialRecord
 from tuning.run import Run
 from tuning.time_left import time_left_s
-from tuning.wording import listed, measured, score
+from tuning.wording import listed, measured, number, score
 
 GUARD_STOPS = ("retain_guard", "non_finite")
 
@@ -76,12 +77,17 @@ def eta_s(run: Run) -> float | None:
 
 
 def doubts(run: Run) -> list[str]:
-    """What must be said beside the name of the best trial: ties, and constraints broken on the reporting split."""
-    first = best(run.trials)
+    """What must be said beside the name of the best trial: ties, and constraints broken on the reporting split.
+
+    Of a repeat run, that it is one and what it recommends over seeds.
+    """
+    if run.is_repetition:
+        return _of_repeats(run)
+    first = run.best
     if first is None:
         return []
     found = []
-    tied = tied_with_best(run.trials)
+    tied = run.tied
     if tied:
         one = len(tied) == 1
         found.append(
@@ -95,6 +101,35 @@ def doubts(run: Run) -> list[str]:
     ]
     if first.reported_feasible is False:
         found.append(f"it breaks {_broken(run, first)}; no finalist keeps all")
+    return found
+
+
+def _of_repeats(run: Run) -> list[str]:
+    """What a repeat run recommends, which trial stands for it and why, and what cannot be told from it."""
+    first = run.best
+    if first is None:
+        return ["this is a repeat run, and no repeat kept every limit so far"]
+    one = run.repeats[0]
+    name, metric = one.name, run.spec.objective.metric
+    n_ended = sum(t.has_ended for t in run.trials)
+    so_far = f", so far: {n_ended} of {run.target} trials ended" if n_ended < run.target else ""
+    found = [
+        f"this is a repeat run: {name} is recommended over seeds ({metric} {number(one.value.mean)} on average, "
+        f"{one.kept} of {len(one.trials)} repeats kept every limit{so_far})",
+        "single seeds are not to be ranked, because a value chosen for being high is a lucky one: of the "
+        f"repeats of {name} that kept every limit, trial {first.number} of {run.name} has the middle value and "
+        "stands for them",
+    ]
+    tied = [other.name for other in equals(run.repeats)]
+    if tied:
+        found.append(
+            f"{' and '.join(tied)} cannot be told from it over the same seeds; of these the smallest mean worst drop "
+            "decides"
+        )
+    if first.reported_feasible is False:
+        found.append(
+            f"trial {first.number} breaks {_broken(run, first)}; no repeat of {name} keeps all"
+        )
     return found
 
 
@@ -151,8 +186,8 @@ def evaluation_rows(run: Run, trial: TrialRecord) -> list[EvaluationRow]:
 
 
 def best_json(run: Run, *, top: int | None = None) -> dict[str, Any]:
-    """``best --format json``, the binding shape."""
-    shown = ranked(run.trials)
+    """``best --format json``, the binding shape; of a repeat run with ``repeats``, the configurations over seeds."""
+    shown = run.ranked
     placed = {t.number for t in shown}
     chosen = (shown + [t for t in run.trials if t.number not in placed])[:top]
     return {
@@ -162,13 +197,14 @@ def best_json(run: Run, *, top: int | None = None) -> dict[str, Any]:
             "direction": run.spec.objective.direction,
         },
         "constraints": [c.model_dump() for c in run.spec.constraints],
-        "trials": trial_rows(chosen, among=run.trials, probe_rows=run.probe_rows),
+        "trials": run.rows(chosen),
+        **({"repeats": repeated_rows(run.repeats)} if run.is_repetition else {}),
     }
 
 
 def status_json(run: Run) -> dict[str, Any]:
     """``status --json``, the binding shape."""
-    saved, first = savings(run), best(run.trials)
+    saved, first = savings(run), run.best
     return {
         "run": run.name,
         "state": run.state,
@@ -181,9 +217,7 @@ def status_json(run: Run) -> dict[str, Any]:
             "steps_saved": saved.steps_saved,
             "steps_planned": saved.steps_planned,
         },
-        "best": None
-        if first is None
-        else trial_rows([first], among=run.trials, probe_rows=run.probe_rows)[0],
+        "best": None if first is None else run.rows([first])[0],
         "elapsed_s": run.elapsed_s,
         "eta_s": eta_s(run) if run.state == "running" else None,
     }

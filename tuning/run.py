@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,8 @@ from core.errors import ConfigError, UserError
 from core.store.confinement import refuse_links_out
 from tuning.config import SweepSpec
 from tuning.files import parse_sweep, read_yaml
-from tuning.ranking import best, ranked, trial_rows
+from tuning.over_seeds import Repeated, by_configuration, equals, is_repetition, over_seeds
+from tuning.ranking import best, is_candidate, ranked, tied_with_best, trial_rows
 from tuning.records import (
     LEDGER_FILE,
     OWN_FILES,
@@ -71,13 +73,46 @@ class Run:
         shown = self.to_dataframe().set_index("number")
         columns = [name for name in _ALWAYS_SHOWN if name != "number"]
         columns += [name for name in shown.columns if name.startswith("params.")]
-        table = shown.loc[[t.number for t in ranked(self.trials)], columns].head(10)
+        table = shown.loc[[t.number for t in self.ranked], columns].head(10)
         return f"<p>{escape(repr(self))}</p>{table.to_html()}"
 
     @property
     def best(self) -> TrialRecord | None:
-        """The best trial that kept every limit, finalists by the reporting split, too; ``None`` if there is none."""
+        """The best trial that kept every limit, finalists by the reporting split, too; ``None`` if there is none.
+
+        Of a repeat run the trial that stands for the configuration which is recommended over seeds.
+        """
+        if self.is_repetition:
+            return self.repeats[0].representative if self.repeats else None
         return best(self.trials)
+
+    @property
+    def ranked(self) -> list[TrialRecord]:
+        """Finished trials, best first; of a repeat run by configuration, because single seeds are not ranked."""
+        if self.is_repetition:
+            return by_configuration(self.repeats, self.trials)
+        return ranked(self.trials)
+
+    @property
+    def tied(self) -> list[TrialRecord]:
+        """The other candidates that cannot be told from the best; of a repeat run those of such configurations."""
+        if not self.is_repetition:
+            return tied_with_best(self.trials)
+        first = self.best
+        if first is None:
+            return []
+        of = [self.repeats[0], *equals(self.repeats)]
+        return [t for one in of for t in one.trials if is_candidate(t) and t is not first]
+
+    @property
+    def is_repetition(self) -> bool:
+        """Whether it is a repeat run: configurations of another run over seeds."""
+        return is_repetition(self.spec)
+
+    @cached_property
+    def repeats(self) -> tuple[Repeated, ...]:
+        """The configurations of a repeat run, the recommended one first; none in other runs."""
+        return tuple(over_seeds(self.spec, self.trials)) if self.is_repetition else ()
 
     @property
     def name(self) -> str:
@@ -114,12 +149,16 @@ class Run:
         found["approximate"] = rows.get("approximate_probe", 0) + rows.get("approximate_report", 0)
         return {name: n for name, n in found.items() if n}
 
+    def rows(self, shown: Sequence[TrialRecord]) -> list[dict[str, Any]]:
+        """Trials as ``best --format json`` shows them, the binding shape."""
+        return trial_rows(shown, among=self.trials, tied=self.tied, probe_rows=self.probe_rows)
+
     def to_dataframe(self) -> "pandas.DataFrame":
         """One row for each trial; parameters and metrics as columns ``params.*``, ``metrics.*``."""
         import pandas
 
         rows = []
-        for row in trial_rows(self.trials, among=self.trials, probe_rows=self.probe_rows):
+        for row in self.rows(self.trials):
             for group in ("metrics_intervals", "report_intervals", "probe_rows"):
                 row.pop(group)
             row["value_low"], row["value_high"] = row.pop("value_interval") or (None, None)

@@ -7,7 +7,6 @@ from rich.text import Text
 
 from core.errors import UserError
 from tuning.plots.reading import number_or_nan
-from tuning.ranking import best
 from tuning.records import TrialRecord
 from tuning.results import counts, doubts, eta_s, evaluation_rows, savings
 from tuning.run import Run
@@ -23,7 +22,7 @@ def pick_trial(run: Run, name: str) -> TrialRecord:
         UserError: If there is none.
     """
     if name == "best":
-        found = best(run.trials)
+        found = run.best
         if found is None:
             raise UserError(
                 f"{run.path}: no trial is feasible yet; look at `unlearn-tune best {run.path}` for the nearest"
@@ -37,7 +36,7 @@ def pick_trial(run: Run, name: str) -> TrialRecord:
 
 def status_text(run: Run) -> str:
     """A few lines: state, counts, savings, best."""
-    c, saved, first = counts(run), savings(run), best(run.trials)
+    c, saved, first = counts(run), savings(run), run.best
     lines = [
         f"{run.name}: {run.state}, {c['complete'] + c['pruned'] + c['failed']} of {run.target} trials "
         f"({c['complete']} complete, {c['pruned']} pruned, {c['failed']} failed, {_not_ended(run)}, "
@@ -80,8 +79,14 @@ def savings_text(run: Run) -> str:
 def ending_text(run: Run) -> str:
     """How a sweep ended, and what to do next."""
     lines = [savings_text(run)]
-    first = best(run.trials)
-    if first is None:
+    first = run.best
+    if run.is_repetition:
+        lines += doubts(run)
+        if first is not None:
+            lines.append(
+                f"export it with: unlearn-tune export {run.path} --trial {first.number} --out {run.name}-best"
+            )
+    elif first is None:
         lines.append(
             "no trial kept every constraint: look at the reasons with "
             f"`unlearn-tune best {run.path}`, widen the space (smaller learning rates), or loosen the limits"

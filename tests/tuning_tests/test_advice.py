@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -202,9 +203,131 @@ def test_the_next_sweep_is_valid_holds_all_good_trials_and_starts_from_the_best(
 def test_trials_that_were_spent_in_vain_are_counted_with_their_time() -> None:
     trials = drawn(20, rate_alone)
     lost = [t for t in trials if not t.feasible]
-    (text,) = [t for t in said(guide(trials), "wasted") if "past a limit" in t]
+    (text,) = [t for t in said(guide(trials), "wasted") if "broke a limit" in t]
     assert text.startswith(f"{len(lost)} of 20 trials")
     assert f"{100 * len(lost) / 20:.1f} %" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "said_of_it"),
+    [
+        pytest.param(
+            {"stopped_by": "retain_guard"},
+            "broke a limit before any probe had both forgotten and kept every limit",
+            id="forgot-much-at-a-probe-that-broke-a-limit",
+        ),
+        pytest.param(
+            {"state": "COMPLETE", "stopped_by": "past_target"},
+            "ended without a probe that kept every limit",
+            id="stopped-itself-long-before-its-last-step",
+        ),
+        pytest.param(
+            {"state": "COMPLETE", "stopped_by": "no_effect"}, "stayed without effect", id="idle"
+        ),
+        pytest.param({"state": "FAIL", "value": None}, "failed", id="broke"),
+    ],
+)
+def test_what_was_spent_in_vain_is_said_of_each_trial_once_and_no_more_than_is_known(
+    changes: dict[str, Any], said_of_it: str
+) -> None:
+    params = {RATE: 1e-3, RANK: 8, WEIGHT: 0.5}
+    lost = replace(record(0, params, 0.9, 0.5), **changes)
+    found = guide([lost, record(1, params, 0.5, 0.0)])
+    assert said(found, "wasted") == [
+        f"1 of 2 trials {said_of_it}, 50.0 % of the time of all trials (10 s)."
+    ]
+
+
+def test_a_trial_that_a_ranking_pruner_stopped_is_not_said_to_have_forgotten() -> None:
+    params = {RATE: 1e-3, RANK: 8, WEIGHT: 0.5}
+    pruned = replace(record(0, params, 0.0, 0.0), state="PRUNED", stopped_by="ranking_pruner")
+    (text,) = said(guide([pruned, record(1, params, 0.5, 0.0)]), "wasted")
+    assert text == (
+        "None of 2 trials stayed without effect, broke a limit before any probe had both forgotten and kept every "
+        "limit, ended without a probe that kept every limit, or failed."
+    )
+
+
+CONDITIONAL = {
+    "method.forget_loss": {"categorical": ["ihl", "npo"], "why": "two families"},
+    "method.npo.beta": {
+        "float": {"low": 0.05, "high": 0.5},
+        "when": {"method.forget_loss": "npo"},
+        "why": "NPO alone has it",
+    },
+}
+
+
+def with_fields(
+    run: Run, fields: Mapping[str, Any], of_trial: Callable[[int], dict[str, Any]]
+) -> Run:
+    """The run as if it had searched these fields, too, with what each trial has of them."""
+    values = run.spec.plain()
+    fixed = {k: v for k, v in values["method"].items() if f"method.{k}" not in fields}
+    changes = {"method": fixed, "space": values["space"] | fields}
+    return replace(
+        run,
+        spec=parse_sweep(values | changes, where="test"),
+        trials=tuple(replace(t, params=dict(t.params) | of_trial(t.number)) for t in run.trials),
+    )
+
+
+def conditional(n: int) -> Run:
+    """Every other trial is NPO's and has a beta."""
+
+    def of_trial(number: int) -> dict[str, Any]:
+        is_npo = {"method.forget_loss": "npo", "method.npo.beta": 0.05 + number / 100}
+        return is_npo if number % 2 else {"method.forget_loss": "ihl"}
+
+    return with_fields(run_of(drawn(n, rate_alone)), CONDITIONAL, of_trial)
+
+
+def test_a_field_that_some_trials_lack_is_said_not_to_be_judged() -> None:
+    found = advise(pooled([conditional(40)]))
+    (text,) = [t for t in said(found, "mattered", shown=False) if t.startswith("Not judged")]
+    assert text == "Not judged: method.npo.beta (only 20 of 40 finished trials have it)."
+    assert any(t.startswith("Shares of these parameters") for t in said(found, "mattered"))
+
+
+def test_a_field_that_never_varied_and_one_of_some_runs_are_said_not_to_be_judged() -> None:
+    same = [replace(t, params=dict(t.params) | {RANK: 8}) for t in drawn(12, rate_alone)]
+    one = run_of(same, "one")
+    dropout = {"adapter.dropout": {"float": {"low": 0.0, "high": 0.5}, "why": "only here"}}
+    two = with_fields(run_of(same, "two"), dropout, lambda number: {"adapter.dropout": number / 30})
+    (text,) = [
+        t for t in said(advise(pooled([one, two])), "mattered", shown=False) if "Not judged" in t
+    ]
+    assert text == (
+        f"Not judged: {RANK} (the same in all of them), adapter.dropout (only some of the runs search it)."
+    )
+
+
+def test_the_fields_that_are_counted_are_those_that_the_trials_must_be_enough_for() -> None:
+    """Fourteen trials are enough for the four fields that all have, and would not be for all five."""
+    assert importances(conditional(14).spec.space, conditional(14).trials) is not None
+    found = advise(pooled([conditional(13)]))
+    (text, *_) = said(found, "mattered", shown=False)
+    assert text == (
+        "Not enough evidence which parameters mattered: 13 trials finished, and 14 are needed for 4 parameters that "
+        "differ between them."
+    )
+
+
+def test_where_nothing_was_good_every_sentence_still_names_its_trials() -> None:
+    found = guide(drawn(10, lambda params: (0.5, 0.4)))
+    unknown = [f for f in found.findings if "where" in f.text and not f.is_shown]
+    assert unknown
+    assert {f.trials for f in unknown} == {tuple(map(str, range(10)))}
+    assert all(f.trials for f in found.findings)
+
+
+def test_without_a_finished_trial_that_alone_is_said_of_what_mattered() -> None:
+    failed = [replace(t, state="FAIL", value=None) for t in drawn(2, rate_alone)]
+    found = guide(failed)
+    assert said(found, "mattered", shown=False) == [
+        "Not enough evidence which parameters mattered: no trial finished."
+    ]
+    assert all(f.trials for f in found.findings)
 
 
 def test_runs_on_one_model_are_read_together_and_their_trials_named_by_run() -> None:

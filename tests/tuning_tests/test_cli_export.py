@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 from core.config import parse_trial
 from core.store.durable import commit_yaml
 from tuning.files import read_yaml
+from tuning.repetition import repetition
 from tuning.run import Run
 from tuning.space import bind
 
@@ -21,10 +24,15 @@ from tuning.space import bind
 @pytest.fixture
 def exportable(sample_run: Run) -> Run:
     """The sample with the files that a worker leaves beside its history."""
-    for trial in sample_run.trials:
+    return with_adapters(sample_run)
+
+
+def with_adapters(run: Run) -> Run:
+    """The run with the files that a worker leaves beside its history."""
+    for trial in run.trials:
         if trial.adapter is None:
             continue
-        folder = sample_run.path / trial.adapter
+        folder = run.path / trial.adapter
         folder.mkdir(parents=True, exist_ok=True)
         weights = {"of": np.full(3, trial.number)}
         save_file(weights, folder / "adapter_model.safetensors")
@@ -38,9 +46,9 @@ def exportable(sample_run: Run) -> Run:
             "velora_config": None,
         }
         (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
-        made = bind(sample_run.spec, trial.params, where="test")
+        made = bind(run.spec, trial.params, where="test")
         commit_yaml(folder.parent / "trial.yaml", made.model_dump(mode="json"))
-    return sample_run
+    return run
 
 
 def test_export_writes_adapter_card_and_trial(tune: Command, exportable: Run) -> None:
@@ -67,6 +75,25 @@ def test_export_writes_adapter_card_and_trial(tune: Command, exportable: Run) ->
     assert "| retain drop (nats per token) | - | 0.060 | 0.050 |" in card
     for name in exportable.spec.space:
         assert f"`{name}`" in card
+
+
+def test_best_of_a_repeat_run_is_what_stands_for_the_recommended_configuration(
+    tune: Command, sample_run: Run, build_run: Callable[..., Run], trial_script: Callable[..., Any]
+) -> None:
+    """Trial 0 has the highest value, of one seed; over both its configuration is the worse one."""
+    levels = [2.9, 2.4, 1.2, 2.4]
+    run = build_run(
+        "sample-repeat",
+        scripts=[trial_script(probes=[(nll, 0.01, 0.01)] * 6) for nll in levels],
+        changes=repetition(sample_run, top=2, seeds=2).plain(),
+        notes={"target": 4},
+    )
+    done = tune("export", with_adapters(run).path, "--out", "best")
+    assert (done.status, done.out) == (0, "best\n")
+    assert "wrote trial 1 to best" in done.err
+    assert "this is a repeat run: trial 3 of sample is recommended over seeds" in done.err
+    card = Path("best/README.md").read_text(encoding="utf-8")
+    assert "This is a repeat run: trial 3 of sample is recommended over seeds" in card
 
 
 def test_an_exported_trial_is_a_trial_file(tune: Command, exportable: Run) -> None:

@@ -12,7 +12,10 @@ from analytic_study import spec_of
 from driven_sweep import drive, unsynced
 
 from tuning import plots
+from tuning.advice import advise
+from tuning.knobs import good_trials
 from tuning.plots import drawing
+from tuning.pool import pooled
 from tuning.ranking import best, ranked
 from tuning.records import LEDGER_FILE, read_ledger
 from tuning.report import verdict, write_report
@@ -57,6 +60,34 @@ def test_a_landed_trial_says_so(run: Run) -> None:
     assert first.reason is not None and "scaled back to 0.50 it lies on its target" in first.reason
     shown = "\n".join(str(line) for line in trial_text(run, first).renderables)
     assert "landing_factor = 0.5000" in shown
+
+
+def test_what_a_good_trial_is_is_said_by_direction(
+    build_run: Built, trial_script: Callable[..., Any]
+) -> None:
+    """Of values 0.02, 0.04, 0.06 and 1.8 the first three are good: none of them reached half of the best."""
+    landings = [(3.0 + nll, drop, 0.0) for nll, drop in ((0.02, 0.02), (0.02, 0.04), (0.02, 0.06))]
+    run = build_run(
+        scripts=[
+            *(trial_script(probes=PAST, landing=landing) for landing in landings),
+            trial_script(probes=[(1.4, -0.2, -0.2)] * 6),
+        ],
+        changes={
+            "objective": {"metric": "drop_at_target"},
+            "stop": {"past_target": {"patience": 1}},
+        },
+    )
+    assert [t.number for t in good_trials(run.trials)] == [0, 1, 2]
+    rule = (
+        "kept every limit and lay at most halfway from the best value to the worst that kept them"
+    )
+    found = advise(pooled([run]))
+    windows = [f.text for f in found.findings if f.section == "windows"]
+    assert any(rule in text for text in windows)
+    whys = [range_["why"] for range_ in found.next_sweep["space"].values()]
+    assert any(rule in why for why in whys)
+    assert rule in write_report(run).with_name("report.md").read_text(encoding="utf-8")
+    assert not any("half of the best" in text for text in (*windows, *whys))
 
 
 def test_best_json_names_direction_and_factor(run: Run) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -15,6 +16,7 @@ from tuning.importance import Estimate, Importances
 from tuning.knobs import Window
 from tuning.plots.scales import plain
 from tuning.records import EVENTS_FILE
+from tuning.report import report_figures
 from tuning.run import Run, load_run
 
 Built = Callable[..., Run]
@@ -149,7 +151,6 @@ def test_importances_stand_side_by_side_under_short_names(sample_run: Run) -> No
             "adapter.rank": Estimate(value=0.4, low=0.2, high=0.8),
         },
         trials=(0, 1, 2),
-        left_out=("optimizer.learning_rate",),
     )
     data = plots.importances_data(sample_run, found)
     assert [(b.name, b.ped_anova, b.fanova[0]) for b in data.bars] == [
@@ -158,6 +159,17 @@ def test_importances_stand_side_by_side_under_short_names(sample_run: Run) -> No
     ]
     assert data.n_trials == 3
     assert plots.importances_data(sample_run, None).bars == ()
+
+
+def test_the_figure_of_importances_names_the_fields_that_it_does_not_judge(
+    build_run: Built, trial_script: Callable[..., Any]
+) -> None:
+    run = build_run(
+        scripts=[trial_script(probes=[(1.2 + n / 10, 0.0, 0.0)] * 6) for n in range(12)]
+    )
+    same = tuple(replace(t, params={**t.params, "fisher.exponent": 0.5}) for t in run.trials)
+    (figure,) = (f for f in report_figures(replace(run, trials=same)) if f.name == "importances")
+    assert figure.caption.endswith(" Not judged: fisher.exponent (the same in all of them).")
 
 
 def note(run: Run, seconds: int, event: str, **values: Any) -> None:

@@ -88,14 +88,13 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show a trial: parameters, curves, why it ended, how to run it again."""
-    from tuning.ranking import trial_rows
     from tuning.run import load_run
     from tuning.views import pick_trial, trial_text
 
     found = load_run(run)
     record = pick_trial(found, trial)
     if as_json:
-        (shown,) = trial_rows([record], among=found.trials, probe_rows=found.probe_rows)
+        (shown,) = found.rows([record])
         shown |= {"proposed_by": record.proposed_by, "history": found.history(record.number)}
         tell(json.dumps(finite(shown), indent=1))
     else:
@@ -125,6 +124,7 @@ def export(
 ) -> None:
     """Write a PEFT folder that stock PeftModel.from_pretrained loads on the original model."""
     from tuning.export import export_trial, refuse_folder
+    from tuning.results import doubts
     from tuning.run import load_run
     from tuning.views import pick_trial
 
@@ -141,6 +141,8 @@ def export(
         for line in (reduced.words, *(f"warning: {text}" for text in reduced.warnings)):
             say(line)
     say(f"wrote trial {record.number} to {out}: adapter, model card, trial.yaml")
+    for line in doubts(found) if found.is_repetition else ():
+        say(line)
     tell(str(out))
 
 

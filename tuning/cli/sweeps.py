@@ -1,10 +1,11 @@
 """Verbs that run trials over and over: begin a sweep, go on with one, repeat its finalists, make a file for one."""
 
 import json
+import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -319,7 +320,7 @@ def repeat(
 ) -> None:
     """Run the best trials again over seeds: mean, spread and paired differences; goes on where it stopped."""
     from tuning.records import LEDGER_FILE
-    from tuning.repetition import repeated_json, repeated_text, repetition
+    from tuning.repetition import repeated_json, repetition
     from tuning.run import load_run
 
     found = load_run(run)
@@ -328,6 +329,9 @@ def repeat(
     from tuning.plan import Launch
     from tuning.sweep import resume_sweep, run_sweep
 
+    named = [] if name is None else ["--name", name]
+    options = ["--top", str(top), "--seeds", str(seeds), *named]
+    again = shlex.join(["unlearn-tune", "repeat", str(run), *options])
     launch = Launch(address=address, grace_s=grace, allows_insecure=allow_insecure_cluster)
     if (run_dir / LEDGER_FILE).exists():
         before = load_run(run_dir)
@@ -337,17 +341,13 @@ def repeat(
             return resume_sweep(run_dir, spec=spec, launch=launch, watcher=watcher)
     else:
         done = 0
-        say(f"run folder: {run_dir}   go on after a stop with the same command")
+        say(f"run folder: {run_dir}   go on after a stop with: {again}")
 
         def go(watcher: "Watcher") -> "Run":
             return run_sweep(spec, run_dir, launch=launch, watcher=watcher)
 
-    ended = _driven(go, spec, run_dir, target=spec.budget.trials, done=done)
-    if as_json:
-        tell(json.dumps(repeated_json(ended), indent=1))
-    else:
-        terminal().print(Shown(repeated_text(ended)))
-    _exit_by(ended)
+    ended = _driven(go, spec, run_dir, target=spec.budget.trials, done=done, again=again)
+    _end(ended, as_json=repeated_json(ended) if as_json else None)
 
 
 def _drive(
@@ -360,20 +360,25 @@ def _drive(
     as_json: bool,
 ) -> None:
     """Run or resume with progress, and end with the result and its exit status."""
-    from tuning.best_view import BestTable
     from tuning.results import best_json
+
+    again = f"unlearn-tune resume {run_dir}"
+    run = _driven(go, spec, run_dir, target=target, done=done, again=again)
+    _end(run, as_json=best_json(run) if as_json else None)
+
+
+def _end(run: "Run", *, as_json: Mapping[str, Any] | None) -> None:
+    """End with the result, as JSON where that is given, and its exit status."""
+    from tuning.best_view import BestTable
+    from tuning.repetition import repeated_text
     from tuning.views import ending_text
 
-    run = _driven(go, spec, run_dir, target=target, done=done)
-    if as_json:
-        tell(json.dumps(best_json(run), indent=1))
+    if as_json is not None:
+        tell(json.dumps(as_json, indent=1))
     else:
-        terminal().print(Shown(BestTable(run=run, top=5)))
+        table = repeated_text(run) if run.is_repetition else BestTable(run=run, top=5)
+        terminal().print(Shown(table))
         say(ending_text(run))
-    _exit_by(run)
-
-
-def _exit_by(run: "Run") -> None:
     if run.state == "no_feasible":
         raise typer.Exit(NO_FEASIBLE)
     if run.state == "failed":
@@ -381,9 +386,15 @@ def _exit_by(run: "Run") -> None:
 
 
 def _driven(
-    go: "Callable[[Watcher], Run]", spec: SweepSpec, run_dir: Path, *, target: int, done: int
+    go: "Callable[[Watcher], Run]",
+    spec: SweepSpec,
+    run_dir: Path,
+    *,
+    target: int,
+    done: int,
+    again: str,
 ) -> "Run":
-    """Run or resume with progress; a signal ends the command with its status."""
+    """Run or resume with progress; a signal ends the command with its status, and with the command that goes on."""
     from tuning.driver import Interrupted
     from tuning.progress import Progress
 
@@ -392,7 +403,7 @@ def _driven(
             return go(progress)
     except Interrupted as err:
         if run_dir.exists():
-            say(f"interrupted; nothing finished is lost. Go on with: unlearn-tune resume {run_dir}")
+            say(f"interrupted; nothing finished is lost. Go on with: {again}")
         else:
             say("interrupted before anything was tried; no run was made")
         raise typer.Exit(128 + err.signal_number) from None

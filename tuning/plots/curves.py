@@ -9,7 +9,6 @@ from core.measuring.selection import worst_value
 from tuning.damage import whole_history
 from tuning.plots.reading import ending_of, kind_of, n_by_ending, n_by_kind, number_or_nan
 from tuning.plots.style import Ending, Kind
-from tuning.ranking import best
 from tuning.run import Run
 
 
@@ -162,7 +161,7 @@ def _before(run: Run) -> Mapping[str, float]:
 
 
 def _curves(run: Run, panels: Sequence[Panel]) -> CurvesData:
-    first = best(run.trials)
+    first = run.best
     curves = []
     for trial in run.trials:
         lines = whole_history(run, trial.number)

@@ -8,7 +8,6 @@ from core.config import metric_facts
 from core.measuring.selection import worst_value
 from tuning.plots.reading import kind_of, n_by_kind
 from tuning.plots.style import TOP, Kind
-from tuning.ranking import best
 from tuning.run import Run
 
 FURTHEST_SHOWN: Final = 1.0
@@ -116,7 +115,7 @@ def history_data(run: Run) -> HistoryData:
         if kind == "feasible" and value is not None:
             so_far = value if so_far is None else better(so_far, value)
         points.append(HistoryPoint(number=trial.number, kind=kind, value=value, best_so_far=so_far))
-    first = best(run.trials)
+    first = run.best
     return HistoryData(
         metric=run.spec.objective.metric,
         points=tuple(points),

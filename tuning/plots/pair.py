@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from tuning.plots.reading import kind_of, n_by_kind
 from tuning.plots.scales import Scale, scales
 from tuning.plots.style import Kind
-from tuning.ranking import best, ranked
 from tuning.run import Run
 
 
@@ -64,7 +63,7 @@ def pair_data(run: Run, order: Sequence[str]) -> PairData | None:
     if len(found) < 2:
         return None
     x, y = found[:2]
-    in_order = ranked(run.trials)
+    in_order = run.ranked
     points = []
     for rank, trial in enumerate(in_order, start=1):
         places = [
@@ -82,7 +81,7 @@ def pair_data(run: Run, order: Sequence[str]) -> PairData | None:
                 label=f"trial {trial.number}: rank {rank} of {len(in_order)}",
             )
         )
-    first = best(run.trials)
+    first = run.best
     return PairData(
         x=x,
         y=y,

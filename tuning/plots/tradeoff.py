@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from core.config import metric_facts
 from tuning.plots.reading import kind_of, n_by_kind, number_or_nan
 from tuning.plots.style import TOP, Kind
-from tuning.ranking import best, excess, pareto_front
+from tuning.ranking import excess, pareto_front
 from tuning.run import Run
 
 
@@ -90,7 +90,7 @@ def tradeoff_data(run: Run) -> TradeoffData:
                 is_on_front=trial.number in front,
             )
         )
-    first = best(run.trials)
+    first = run.best
     return TradeoffData(
         metric=metric,
         points=tuple(points),

@@ -4,7 +4,6 @@ import shlex
 from pathlib import Path
 from typing import Final
 
-from tuning.ranking import ranked
 from tuning.records import TrialRecord
 from tuning.run import Run
 
@@ -31,7 +30,7 @@ def commands(run: Run, first: TrialRecord | None) -> list[tuple[str, str]]:
         ("write this report again", f"unlearn-tune report {shown}"),
     ]
     if first is None:
-        nearest = (ranked(run.trials) or list(run.trials))[:1]
+        nearest = (run.ranked or list(run.trials))[:1]
         return [
             *(
                 (f"look at trial {t.number}", f"unlearn-tune show {shown} {t.number}")

@@ -7,7 +7,7 @@ from core.config import METRICS
 from tuning.damage import left_out, whole_history, whole_samples
 from tuning.data_words import by_role, count_words, data_warnings
 from tuning.plots.reading import number_or_nan
-from tuning.ranking import best, pareto_front, ranked, tied_with_best
+from tuning.ranking import pareto_front
 from tuning.records import TrialRecord, attempt_folder, now
 from tuning.report.choices import choice_tables
 from tuning.report.commands import commands
@@ -40,8 +40,9 @@ _STATE_WORDS: Final = {
 
 def report_content(run: Run) -> dict[str, Any]:
     """What both templates show, as plain values."""
-    first, order = best(run.trials), ranked(run.trials)
-    front = {t.number for t in pareto_front(run.trials)}
+    first, order = run.best, run.ranked
+    # a front of single seeds would rank them
+    front = set() if run.is_repetition else {t.number for t in pareto_front(run.trials)}
     placed = {t.number for t in order}
     rest = [t for t in run.trials if t.number not in placed and t.state != "WAITING"]
     saved = savings(run)
@@ -51,7 +52,8 @@ def report_content(run: Run) -> dict[str, Any]:
         "spec": run.spec,
         "verdict": verdict(run),
         "doubts": [f"{d[0].upper()}{d[1:]}." for d in doubts(run)],
-        "tied": {t.number for t in tied_with_best(run.trials)},
+        "tied": {t.number for t in run.tied},
+        "repeats": run.repeats,
         "has_intervals": any(t.value_interval for t in order),
         "has_one_target": has_one_target(run),
         "state_words": _STATE_WORDS.get(run.state),

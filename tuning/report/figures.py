@@ -9,7 +9,7 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from tuning import plots
-from tuning.knobs import feasible_window
+from tuning.knobs import feasible_window, good_rule
 from tuning.plots import drawing
 from tuning.run import Run
 from tuning.wording import duration
@@ -58,10 +58,11 @@ class ReportFigure:
 
 def report_figures(run: Run) -> list[ReportFigure]:
     """The figures of a run, in their order on the page."""
-    from tuning.importance import MEANINGS, importances  # loads Optuna
+    from tuning.importance import MEANINGS, importances, not_judged  # loads Optuna
 
     found = importances(run.spec.space, run.trials)
-    return [*_search_figures(run), *_field_figures(run, found, MEANINGS)]
+    left_out = {} if found is None else not_judged(run.spec.space, run.trials)
+    return [*_search_figures(run), *_field_figures(run, found, MEANINGS, left_out)]
 
 
 def _search_figures(run: Run) -> list[ReportFigure]:
@@ -131,13 +132,17 @@ def _search_figures(run: Run) -> list[ReportFigure]:
 
 
 def _field_figures(
-    run: Run, found: "Importances | None", meanings: Mapping["Kind", str]
+    run: Run,
+    found: "Importances | None",
+    meanings: Mapping["Kind", str],
+    left_out: Mapping[str, str],
 ) -> list[ReportFigure]:
     shares = plots.importances_data(run, found)
     space = run.spec.space
     windows = {name: feasible_window(run.trials, name, d) for name, d in space.items()}
     slices, parallel = plots.slices_data(run, windows), plots.parallel_data(run)
     panels = drawing.slices_plotly(slices)
+    not_judged = ", ".join(f"{name} ({why})" for name, why in left_out.items())
     figures = [
         ReportFigure(
             name="importances",
@@ -145,7 +150,8 @@ def _field_figures(
             title="Which fields mattered",
             caption=f"PED-ANOVA: {meanings['ped_anova']}. fANOVA: {meanings['fanova']}, averaged over the others. "
             "One that matters only where the others are good already has much of the first and little of the "
-            "second. Thin lines: the middle 90 % when trials are drawn again.",
+            "second. Thin lines: the middle 90 % when trials are drawn again."
+            + (f" Not judged: {not_judged}." if not_judged else ""),
             drawn=partial(drawing.importances_matplotlib, shares),
             panels={"importances": _plain(drawing.importances_plotly(shares))},
         ),
@@ -154,8 +160,8 @@ def _field_figures(
             part="fields",
             title="Value over each field",
             caption="Each finished trial, in the colours of the optimisation history. Shaded: from the lowest to "
-            "the highest value of the field among the good trials, which are feasible and worth at least half "
-            "of the best.",
+            "the highest value of the field among the good trials, which kept every limit and "
+            f"{good_rule(run.spec.objective)}.",
             drawn=partial(drawing.slices_matplotlib, slices),
             panels={f"slices_{i}": _plain(panel) for i, panel in enumerate(panels)},
         ),

@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from core.store.durable import commit, commit_yaml
+from tuning.over_seeds import ends, or_nothing
 from tuning.plots import drawing
 from tuning.report.commands import REPORT_FOLDER, SWEEP_FILE
 from tuning.report.content import report_content
@@ -117,7 +118,9 @@ def _environment() -> Environment:
         parameter,
         percent,
         duration,
+        ends,
         markdown,
+        or_nothing,
         verbatim,
     )
     pages.filters |= {function.__name__: function for function in shown}

@@ -1,14 +1,14 @@
 """The result of a run in one sentence."""
 
 from core.config import METRICS
-from tuning.ranking import best, excess, ranked
+from tuning.ranking import excess
 from tuning.run import Run
 from tuning.wording import measured, number, with_interval
 
 
 def verdict(run: Run) -> str:
     """The result in one sentence."""
-    first, order = best(run.trials), ranked(run.trials)
+    first, order = run.best, run.ranked
     n_finished = sum(t.has_ended for t in run.trials)
     if n_finished == 0:
         return "No trial has finished yet."
@@ -28,7 +28,7 @@ def verdict(run: Run) -> str:
             values = [f"{m} {measured(first.report_metrics.get(m), m)}" for m in judged]
             reported = f"; on the reporting split {', '.join(values)}"
         return (
-            f"Trial {first.number} is the best of {finished}: {metric} "
+            f"Trial {first.number} {_standing(run)} {finished}: {metric} "
             f"{with_interval(first.value, first.value_interval, metric)} "
             f"after {steps}{kept}{reported}."
         )
@@ -40,3 +40,10 @@ def verdict(run: Run) -> str:
     side = "below" if worst in floors else "above"
     how = f", {worst} {number(excess(nearest))} {side} its limit" if worst else ""
     return f"None of {finished} is feasible; trial {nearest.number} comes nearest{how}."
+
+
+def _standing(run: Run) -> str:
+    """What the best trial is, before the number of all."""
+    if run.is_repetition:
+        return "stands for the configuration that is recommended over seeds, of"
+    return "is the best of"
