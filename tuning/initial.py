@@ -19,7 +19,7 @@ from tuning.config import RUN_NAME
 from tuning.files import load_sweep
 from tuning.validate import refuse_missing
 
-NOT_OF_ONE_METHOD: Final = frozenset({"demo", "authors", "tofu"})
+NOT_OF_ONE_METHOD: Final = frozenset({"demo", "authors", "tofu", "tofu_small"})
 """Shipped sweep files whose data are the point of them."""
 
 DEFAULT_GENERAL: Final = "embedded:general"

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from command_line import Command, is_refused
 
+import search_spaces
 from tuning.files import load_sweep
 from tuning.initial import methods
 from tuning.validate import validate_file
@@ -50,6 +51,12 @@ def test_every_method_makes_a_file_that_validates(
     assert spec.has_auto or spec.objective.metric == "forget_closure_at_utility"
     assert "# must go" in out.read_text("utf-8")
     assert all(dimension.why for dimension in spec.space.values())
+
+
+def test_no_file_that_is_about_its_own_data_is_offered() -> None:
+    folder = Path(search_spaces.__path__[0])
+    sources = {m: load_sweep(folder / f"{m}.yaml").data["forget"]["source"] for m in methods()}
+    assert {m for m, source in sources.items() if not source.startswith("embedded:")} == set()
 
 
 def test_with_a_retain_only_model_no_approximate_set_is_asked_for(
