@@ -22,6 +22,7 @@ from small_sweep import tiny_values
 
 from core.config import ModelConfig
 from core.model.source import model_identity
+from tuning.files import load_sweep
 from tuning.run import Run, load_run
 from tuning.samples import read_samples
 
@@ -114,7 +115,9 @@ def ended(sweeper: Sweeper, name: str) -> Counter[int]:
     return Counter(e["number"] for e in sweeper.events(name) if e["event"] == "TrialEnded")
 
 
-def test_a_sweep_ends_with_a_best_trial_that_can_be_exported_and_repeated(sweeper: Sweeper) -> None:
+def test_a_sweep_ends_with_a_best_trial_that_can_be_exported_repeated_and_gone_on_from(
+    sweeper: Sweeper,
+) -> None:
     before = model_identity.__wrapped__(ModelConfig(source=str(sweeper.values["model"]["source"])))
     limit = {"metric": "memorization.forget_exact_memorization", "at_least": 0.0}
     sweeper.write({"evaluation": {"limit": 2, "constraints": [limit]}})
@@ -166,6 +169,22 @@ def test_a_sweep_ends_with_a_best_trial_that_can_be_exported_and_repeated(sweepe
     )
     lines = [run.history(t.number)[0] for t in run.trials]
     assert len({line["base_checksum"] for line in lines}) == 1
+    _assert_what_advise_writes_is_swept(sweeper, best)
+
+
+def _assert_what_advise_writes_is_swept(sweeper: Sweeper, best: Mapping[str, Any]) -> None:
+    """The next sweep starts as it was written, with the best trial, which ends and is recorded; ties wait."""
+    sweeper.call("advise", "runs/tiny", "--out", "next.yaml")
+    sweeper.call("sweep", "next.yaml", "--trials", "1")
+    run = sweeper.run("tiny-next")
+    assert run.state == "done"
+    assert run.spec.space == load_sweep(sweeper.folder / "next.yaml").space
+    first, *others = run.trials
+    assert (first.state, first.proposed_by) == ("COMPLETE", "start_from")
+    assert first.params == best["params"]
+    assert {t.state for t in others} <= {"WAITING"}
+    assert ended(sweeper, "tiny-next") == Counter([0])
+    assert [t.number for t in sweeper.run("tiny").trials] == list(range(6)), "stays as it was"
 
 
 def _assert_stock_peft_repeats(sweeper: Sweeper, best: Mapping[str, Any]) -> None:
