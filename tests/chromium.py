@@ -60,6 +60,10 @@ def browser(folder: Path) -> Iterator[Browser]:
         os.close(answering[0])
 
 
+class LoadedAnewError(Exception):
+    """The page loaded itself anew while it was asked."""
+
+
 class Browser:
     """One page of a running browser.
 
@@ -102,7 +106,11 @@ class Browser:
         self.value(_TWO_FRAMES)  # in the first the page is told
 
     def value(self, expression: str) -> Any:
-        """Value of an expression of JavaScript in the page; of a promise, what it becomes."""
+        """Value of an expression of JavaScript in the page; of a promise, what it becomes.
+
+        Raises:
+            LoadedAnewError: If the page that was asked went away before it answered.
+        """
         answer = self.call(
             "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
         )
@@ -126,6 +134,8 @@ class Browser:
         while True:
             answer = self._next()
             if answer.get("id") == self._id:
+                if "navigated" in answer.get("error", {}).get("message", ""):
+                    raise LoadedAnewError(method)
                 assert "error" not in answer, (method, answer["error"])
                 result: dict[str, Any] = answer["result"]
                 return result

@@ -226,6 +226,7 @@ TUNING: Layers = {
     ),
     "verbs without Ray": (
         "tuning/cached.py",
+        "tuning/columns.py",
         "tuning/dashboard.py",
         "tuning/doctor.py",
         "tuning/dry_run.py",

@@ -10,16 +10,17 @@ from typing import Final
 
 import yaml
 
-from core.config import SourceConfig
+from core.config import FieldNames, SourceConfig
 from core.data.sources import is_at_hand, read_rows
 from core.errors import UserError
 from core.store.durable import commit_text
 from core.store.texts import read_text
+from tuning.columns import fields_by_role
 from tuning.config import RUN_NAME
 from tuning.files import load_sweep
 from tuning.validate import refuse_missing
 
-NOT_OF_ONE_METHOD: Final = frozenset({"demo", "authors", "tofu"})
+NOT_OF_ONE_METHOD: Final = frozenset({"demo", "authors", "tofu", "tofu_small"})
 """Shipped sweep files whose data are the point of them."""
 
 DEFAULT_GENERAL: Final = "embedded:general"
@@ -41,6 +42,8 @@ class Answers:
         retain_only: Source of a model that never saw the forget set.
         general: Source of ordinary text.
         method: Name of a shipped sweep file.
+        fields: Columns of the files that hold their text, where they have other names than the known ones; a file
+            gets the first of them that it has.
     """
 
     model: str
@@ -50,6 +53,7 @@ class Answers:
     retain_only: str | None
     general: str
     method: str
+    fields: Sequence[FieldNames] = ()
 
     @property
     def sources(self) -> dict[str, str]:
@@ -90,8 +94,14 @@ def write_sweep(answers: Answers, out: Path) -> None:
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", out.name.partition(".")[0]).strip("-.") or "sweep"
     assert re.fullmatch(RUN_NAME, name[:64])
     template = _template(answers.method)
+    fields = fields_by_role(answers.sources, answers.fields, where=str(out))
+    sources = {
+        role: SourceConfig(source=source, fields=fields.get(role, FieldNames()), max_tokens=_TOKENS)
+        for role, source in answers.sources.items()
+    }
     for held_out in _HELD_OUT:
-        commit_text(out, _filled(template, answers, name=name[:64], held_out=held_out))
+        data = _data(sources, held_out)
+        commit_text(out, _filled(template, answers, name=name[:64], data=data))
         try:
             refuse_missing(load_sweep(out), where=str(out))
             return
@@ -113,20 +123,20 @@ def _template(method: str) -> str:
         return read_text(path)
 
 
-def _filled(template: str, answers: Answers, *, name: str, held_out: int) -> str:
+def _filled(template: str, answers: Answers, *, name: str, data: str) -> str:
     """The shipped file with another name, model and data; where damage is counted is left to the baseline."""
     model = {"source": answers.model}
     if answers.retain_only is not None:
         model["retain_only"] = answers.retain_only
     text = re.sub(r"(?m)^name: .*$", f"name: {name}", template, count=1)
     text = re.sub(r"(?m)^model: .*(\n[ #].*)*", lambda _: f"model: {_flow(model)}", text, count=1)
-    text = re.sub(r"(?m)^data:\n([ #].*\n)+", lambda _: _data(answers, held_out), text, count=1)
+    text = re.sub(r"(?m)^data:\n([ #].*\n)+", lambda _: data, text, count=1)
     text = re.sub(r"(?m)^# The retain loss reads general prose.*\n", "", text)
     text = text.replace("retain_source: general", "retain_source: in_distribution")
     return re.sub(r"\bretain_drop\b", "auto", text)
 
 
-def _data(answers: Answers, held_out: int) -> str:
+def _data(sources: Mapping[str, SourceConfig], held_out: int) -> str:
     why = {
         "forget": "must go",
         "retain": "must stay; the retain loss reads the part that is not held out",
@@ -134,10 +144,13 @@ def _data(answers: Answers, held_out: int) -> str:
         "general": "ordinary text of other domains; must stay",
     }
     lines = ["data:"]
-    for role, source in answers.sources.items():
-        values: dict[str, object] = {"source": source, "max_tokens": _TOKENS}
-        lines.append(f"  {role}: {_flow(values)}  # {why[role]}")
-    parts = {r: _part(answers.sources[r], r, held_out) for r in ("retain", "general")}
+    for role, source in sources.items():
+        given = source.model_dump(exclude_defaults=True, exclude_none=True)
+        values = {key: given[key] for key in ("source", "fields") if key in given}
+        lines.append(
+            f"  {role}: {_flow(values | {'max_tokens': source.max_tokens})}  # {why[role]}"
+        )
+    parts = {role: _part(sources[role], role, held_out) for role in ("retain", "general")}
     for key, said in (
         ("probe_rows", "measured again and again during a trial; a drop is surer on more"),
         ("report_rows", "seen by neither losses nor probes; finalists are reported on them"),
@@ -146,9 +159,8 @@ def _data(answers: Answers, held_out: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _part(source: str, role: str, held_out: int) -> int:
+def _part(config: SourceConfig, role: str, held_out: int) -> int:
     """Rows to hold out: one in so many of those that are there, at most 48."""
-    config = SourceConfig(source=source)
     if not is_at_hand(config):
         return _LARGEST_PART
     n_distinct = len({(row.prompt, row.answer) for row in read_rows(config, role=role)})

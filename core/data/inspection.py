@@ -6,7 +6,7 @@ from typing import Any
 
 from core.config import DataConfig, SourceConfig
 from core.data.rows import Row
-from core.data.sources import is_at_hand, read_rows
+from core.data.sources import is_at_hand, read_rows, source_problem
 from core.errors import DataError
 
 
@@ -39,7 +39,11 @@ def inspect_sources(sources: Mapping[str, SourceConfig]) -> Inspection:
     notes: list[str] = []
     for role, source in sources.items():
         if not is_at_hand(source):
-            notes.append(f"data.{role}: {source.source} is read when it is loaded, not here")
+            wrong = source_problem(source)
+            if wrong:
+                problems.append(f"data.{role}.{wrong}")
+            else:
+                notes.append(f"data.{role}: {source.source} is read when it is loaded, not here")
             continue
         try:
             read = read_rows(source, role=role)

@@ -67,13 +67,18 @@ class Row:
         return self.token_ids is None and not self.answer
 
 
-def shape_of(record: Record) -> FieldNames:
-    """The first of :data:`KNOWN_SHAPES` whose fields a record has; ``text`` if there is none."""
+def known_shape(record: Record) -> FieldNames | None:
+    """The first of :data:`KNOWN_SHAPES` whose fields a record has, or ``None``."""
     for shape in KNOWN_SHAPES:
         needed = shape.model_dump(exclude_none=True, exclude={"input"})
         if all(name in record for name in needed.values()):
             return shape
-    return KNOWN_SHAPES[0]
+    return None
+
+
+def shape_of(record: Record) -> FieldNames:
+    """The :func:`known_shape` of a record; ``text`` if it has none."""
+    return known_shape(record) or KNOWN_SHAPES[0]
 
 
 def asks_with_choices(record: Record) -> bool:

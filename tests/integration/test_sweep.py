@@ -1,12 +1,9 @@
 """Sweeps of real trials on a real Ray, through the command line: start, kill, resume, extend, export."""
 
 import json
-import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -17,12 +14,12 @@ import psutil
 import pytest
 import torch
 import transformers
-import yaml
 from small_sweep import tiny_values
+from sweeper import Sweeper
 
 from core.config import ModelConfig
 from core.model.source import model_identity
-from tuning.run import Run, load_run
+from tuning.files import load_sweep
 from tuning.samples import read_samples
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
@@ -40,60 +37,6 @@ SPACE = {
         "when": {"method.adapter_init": "fila"},
     },
 }
-
-
-class Sweeper:
-    """Runs the command line in a folder of its own."""
-
-    def __init__(self, folder: Path, values: Mapping[str, Any]) -> None:
-        self.folder = folder
-        self.values = dict(values)
-        self.write({})
-
-    def write(self, changes: Mapping[str, Any]) -> None:
-        """Write the sweep file with top-level keys replaced."""
-        text = yaml.safe_dump(self.values | dict(changes), sort_keys=False)
-        (self.folder / "sweep.yaml").write_text(text, encoding="utf-8")
-
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """Start ``unlearn-tune ...``."""
-        return subprocess.Popen(
-            [sys.executable, "-m", "tuning.cli", *arguments],
-            cwd=self.folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
-        )
-
-    def call(self, *arguments: str, expect: int = 0) -> str:
-        """Run ``unlearn-tune ...`` to its end and return what it printed."""
-        process = self.start(*arguments)
-        out, err = process.communicate(timeout=500)
-        assert process.returncode == expect, (
-            f"{arguments} ended with {process.returncode}:\n{out}\n{err}"
-        )
-        assert "Traceback" not in err, err
-        return out
-
-    def run(self, name: str) -> Run:
-        """The run folder, read."""
-        return load_run(self.folder / "runs" / name)
-
-    def events(self, name: str) -> list[dict[str, Any]]:
-        """The run's event log."""
-        path = self.folder / "runs" / name / "events.jsonl"
-        if not path.exists():
-            return []
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-    def wait_for(self, name: str, event: str, count: int, process: subprocess.Popen[str]) -> None:
-        """Wait until the event has occurred ``count`` times."""
-        deadline = time.monotonic() + 240
-        while sum(e["event"] == event for e in self.events(name)) < count:
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < deadline, self.events(name)
-            time.sleep(0.05)
 
 
 @pytest.fixture
@@ -114,7 +57,9 @@ def ended(sweeper: Sweeper, name: str) -> Counter[int]:
     return Counter(e["number"] for e in sweeper.events(name) if e["event"] == "TrialEnded")
 
 
-def test_a_sweep_ends_with_a_best_trial_that_can_be_exported_and_repeated(sweeper: Sweeper) -> None:
+def test_a_sweep_ends_with_a_best_trial_that_can_be_exported_repeated_and_gone_on_from(
+    sweeper: Sweeper,
+) -> None:
     before = model_identity.__wrapped__(ModelConfig(source=str(sweeper.values["model"]["source"])))
     limit = {"metric": "memorization.forget_exact_memorization", "at_least": 0.0}
     sweeper.write({"evaluation": {"limit": 2, "constraints": [limit]}})
@@ -166,6 +111,22 @@ def test_a_sweep_ends_with_a_best_trial_that_can_be_exported_and_repeated(sweepe
     )
     lines = [run.history(t.number)[0] for t in run.trials]
     assert len({line["base_checksum"] for line in lines}) == 1
+    _assert_what_advise_writes_is_swept(sweeper, best)
+
+
+def _assert_what_advise_writes_is_swept(sweeper: Sweeper, best: Mapping[str, Any]) -> None:
+    """The next sweep starts as it was written, with the best trial, which ends and is recorded; ties wait."""
+    sweeper.call("advise", "runs/tiny", "--out", "next.yaml")
+    sweeper.call("sweep", "next.yaml", "--trials", "1")
+    run = sweeper.run("tiny-next")
+    assert run.state == "done"
+    assert run.spec.space == load_sweep(sweeper.folder / "next.yaml").space
+    first, *others = run.trials
+    assert (first.state, first.proposed_by) == ("COMPLETE", "start_from")
+    assert first.params == best["params"]
+    assert {t.state for t in others} <= {"WAITING"}
+    assert ended(sweeper, "tiny-next") == Counter([0])
+    assert [t.number for t in sweeper.run("tiny").trials] == list(range(6)), "stays as it was"
 
 
 def _assert_stock_peft_repeats(sweeper: Sweeper, best: Mapping[str, Any]) -> None:

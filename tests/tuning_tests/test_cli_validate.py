@@ -176,3 +176,14 @@ def test_validate_knows_the_data_of_an_evaluation(
     is_refused(
         tune("validate", write(absent)), "2 problems", "forget.jsonl", "retain.jsonl", "not exist"
     )
+
+
+def test_a_wrong_name_of_what_an_evaluation_downloads_is_refused(tune: Command) -> None:
+    retain = {"source": "tofu:retain95", "split": "test"}
+    is_refused(
+        tune("validate", write({"forget": {"source": "tofu:forget5"}, "retain": retain})),
+        "2 problems",
+        "data.forget.source: ",
+        "'tofu:forget5'",
+        "data.retain.split: has no effect on 'tofu:retain95', got 'test'",
+    )

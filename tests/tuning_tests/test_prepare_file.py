@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from command_line import ROOT, Command, WriteSpec, ends_refused
 from conftest import gibberish, merged, sentences, write_rows
 from pydantic import ValidationError
@@ -21,7 +20,6 @@ from tuning.prepare import load_preparation
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
-EXAMPLE = ROOT / "examples" / "prepare_authors.yaml"
 AUTHORS = ROOT / "search_spaces" / "authors.yaml"
 
 Values = dict[str, Any]
@@ -141,10 +139,6 @@ def test_validate_says_what_a_preparation_file_is(
     done = tune("validate", write_spec(values))
     assert (done.status, done.err) == (0, "")
     assert done.out.endswith("file.yaml: a valid preparation of 1 epochs\n")
-
-
-def test_validate_takes_the_shipped_example(tune: Command) -> None:
-    assert tune("validate", EXAMPLE).status == 0
 
 
 def test_validate_names_a_missing_model_and_missing_rows_together(
@@ -275,13 +269,3 @@ def test_the_shipped_sweep_takes_prepared_models_by_set(
         "source": str(Path("prepared/target").resolve()),
         "retain_only": str(Path("prepared/retain_only").resolve()),
     }
-
-
-# The shipped files
-
-
-def test_the_shipped_sweep_writes_prompts_as_its_preparation_does() -> None:
-    sweep, preparation = (yaml.safe_load(p.read_text("utf-8")) for p in (AUTHORS, EXAMPLE))
-    assert sweep["model"] == preparation["model"]
-    for key in ("forget", "retain", "prompt_format", "plain_template", "system_prompt"):
-        assert sweep["data"].get(key) == preparation["data"].get(key), key

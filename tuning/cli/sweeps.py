@@ -3,7 +3,8 @@
 import json
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,6 +36,7 @@ from tuning.terminal import Shown, terminal
 
 if TYPE_CHECKING:
     from tuning.events import Watcher
+    from tuning.initial import Answers
     from tuning.run import Run
 
 BestAsJson = Annotated[bool, typer.Option("--json", help="End with `best` as JSON.")]
@@ -152,9 +154,21 @@ def init(
         str | None,
         typer.Option(help="A shipped sweep file to begin with: ihl, npo, loku, methods, ..."),
     ] = None,
+    prompt_field: Annotated[
+        str | None, typer.Option(help="Column with the prompt, in the files that have it.")
+    ] = None,
+    answer_field: Annotated[
+        str | None, typer.Option(help="Column with the answer, in the same files.")
+    ] = None,
+    text_field: Annotated[
+        str | None, typer.Option(help="Column with a whole text, in the files that have it.")
+    ] = None,
 ) -> None:
     """Write a commented sweep file for your own model and data; asks for what is not given."""
+    from tuning.columns import named_columns
     from tuning.initial import DEFAULT_GENERAL, Answers, write_sweep
+
+    fields = named_columns(prompt=prompt_field, answer=answer_field, text=text_field)
 
     def answer(given: str | None, option: str, question: str, default: str | None = None) -> str:
         if given is not None:
@@ -183,10 +197,45 @@ def init(
         retain_only=retain_only,
         general=general,
         method=method,
+        fields=fields,
     )
+    if sys.stdin.isatty():
+        answers = _with_asked_columns(answers)
     write_sweep(answers, out)
     say(f"wrote {out}; look at it, then: unlearn-tune sweep {out} --dry-run")
     tell(str(out))
+
+
+def _with_asked_columns(answers: "Answers") -> "Answers":
+    """Ask for the columns of each file that has neither known nor named ones."""
+    from tuning.columns import named_columns, unknown_columns
+
+    for role, source in answers.sources.items():
+        columns = unknown_columns(source, role=role, named=answers.fields)
+        if not columns:
+            continue
+        listed = ", ".join(map(repr, columns))
+        say(f"{source} has the columns {listed}, and none is known to hold its text")
+        prompt = _asked_column("the column with the prompt, - for whole texts", [*columns, "-"])
+        if prompt == "-":
+            text = _asked_column("the column with the text", columns)
+            named = named_columns(prompt=None, answer=None, text=text)
+        else:
+            reply = _asked_column("the column with the answer", columns)
+            named = named_columns(prompt=prompt, answer=reply, text=None)
+        answers = replace(answers, fields=(*answers.fields, *named))
+    return answers
+
+
+def _asked_column(question: str, known: Sequence[str]) -> str:
+    """One of the known columns; asked for again until it is one."""
+
+    def checked_column(said: str) -> str:
+        if said not in known:
+            raise typer.BadParameter(f"one of {', '.join(map(repr, known))} expected, got {said!r}")
+        return said
+
+    return str(typer.prompt(question, value_proc=checked_column, err=True))
 
 
 @app.command(epilog=examples("resume runs/demo", "resume s3://bucket/runs/demo --trials 24"))
