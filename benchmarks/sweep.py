@@ -1,16 +1,17 @@
-"""Time of a sweep: a shell loop, stock Ray Tune, ours without early stops, and ours as shipped.
+"""Time of a sweep: a shell loop, stock Ray Tune, ours on the same work, and ours as shipped.
 
 The same configurations (a grid of learning rates and ranks) on the same rows, two at a time, one thread each:
 
 - *loop*: a new process of ``benchmarks/plain_trial.py`` for each configuration, as published code is run;
 - *ray*: Ray Tune with ``OptunaSearch`` around the same function, stock;
 - *ours*: ``unlearn-tune sweep`` with every step made and every probe, of all rows: no guard, no stop on target,
-  no landing;
-- *shipped*: the same with the rules of the sweep file.
+  no landing, and no finalists and samples after;
+- *again*: the same a second time, which finds the work that trials share, as any later sweep on this model and data;
+- *shipped*: with the rules of the sweep file, its finalists and samples.
 
-All by the clock and whole: interpreters, imports, Ray, loading. Ours begins with a cache that holds the converted
-model alone, so that its baselines, Fisher information and decompositions are in the time; what they took is given
-beside. The published way has the singular vectors of the weights instead, computed in each trial, and no Fisher
+All by the clock and whole: interpreters, imports, Ray, loading. *ours* and *shipped* begin with a cache that holds the
+converted model alone, so that baselines, Fisher information and decompositions are in the time; what they took is
+given beside. The published way has the singular vectors of the weights instead, computed in each trial, and no Fisher
 information at all.
 
     python benchmarks/sweep.py search_spaces/demo.yaml --rates 2e-4 4e-4 --ranks 8 32
@@ -28,6 +29,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -146,9 +148,19 @@ def stock_ray(
 
 
 def ours(
-    sweep: Path, points: Points, *, steps: int, probe_every: int, scratch: Path, stops: bool
+    way: str, sweep: Path, points: Points, *, steps: int, probe_every: int, scratch: Path
 ) -> dict[str, Any]:
-    """``unlearn-tune sweep`` over the same points, with a cache that has the converted model alone."""
+    """``unlearn-tune sweep`` over the same points.
+
+    Args:
+        way: ``ours`` or ``shipped``, with a cache that has the converted model alone; or ``again``, with that of
+            ``ours``.
+        sweep: The sweep file that the points are put into.
+        points: Learning rates and ranks.
+        steps: Steps of a trial.
+        probe_every: Steps between probes; ``shipped`` may probe at each.
+        scratch: Where cache and run folders lie.
+    """
     values = yaml.safe_load(sweep.read_text("utf-8"))
     rates, ranks = (sorted(set(side)) for side in zip(*points, strict=True))
     values["space"] = {
@@ -158,19 +170,21 @@ def ours(
     values["start_from"] = []
     values["sampler"] = {"name": "grid", "seed": 0}
     values["budget"] |= {"trials": len(points), "max_steps": steps, "probe_every": probe_every}
-    if stops:
+    if way == "shipped":
         values["budget"]["probe_every"] = 1
     else:
         values["pruning"] = {"retain": None}
         values["stop"] = {"past_target": None, "landing": False}
         values["budget"] |= {"rows_per_probe": "all", "skip_probes": False}
-    name = "shipped" if stops else "ours"
-    file = scratch / f"{name}.yaml"
+        values["budget"] |= {"finalists": 0, "samples": 0}
+    file = scratch / f"{way}.yaml"
     file.write_text(yaml.safe_dump(values), "utf-8")
-    cache = scratch / f"cache-{name}"
-    (cache / "models").parent.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(cache_root() / "models", cache / "models")
+    cache = scratch / ("cache-shipped" if way == "shipped" else "cache-ours")
+    if not cache.exists():
+        cache.mkdir()
+        shutil.copytree(cache_root() / "models", cache / "models")
     command = [str(Path(sys.executable).parent / "unlearn-tune"), "sweep", str(file)]
+    command += ["--name", way]
     environment = os.environ | {CACHE_VARIABLE: str(cache)}
     began = time.time()
     done = subprocess.run(
@@ -178,11 +192,8 @@ def ours(
     )
     if done.returncode not in (0, 3):  # 3: nothing feasible
         raise RuntimeError(done.stderr[-2000:])
-    run = load_run(scratch / "runs" / values["name"])
-    (scratch / "runs" / values["name"]).rename(scratch / "runs" / name)
-    first = min(
-        path.stat().st_mtime for path in (scratch / "runs" / name).glob("trials/*/*/trial.yaml")
-    )
+    run = load_run(scratch / "runs" / way)
+    first = min(path.stat().st_mtime for path in run.path.glob("trials/*/*/trial.yaml"))
     order = ranked(run.trials)
     return {
         "preparation": first - began,
@@ -203,18 +214,15 @@ def measured(sweep: Path, points: Points, *, steps: int, probe_every: int) -> di
         shape = {"steps": steps, "probe_every": probe_every}
         beside: dict[str, dict[str, Any]] = {}
 
-        def our_way(stops: bool) -> None:
-            beside["shipped" if stops else "ours"] = ours(
-                sweep, points, **shape, scratch=scratch, stops=stops
-            )
+        def our(way: str) -> None:
+            beside[way] = ours(way, sweep, points, **shape, scratch=scratch)
 
         ways: dict[str, Callable[[], object]] = {
             "loop": lambda: loop(folder, rows, points, **shape, at_a_time=at_a_time),
             "ray": lambda: stock_ray(
                 folder, rows, points, **shape, at_a_time=at_a_time, scratch=scratch
             ),
-            "ours": lambda: our_way(False),
-            "shipped": lambda: our_way(True),
+            **{way: partial(our, way) for way in ("ours", "again", "shipped")},
         }
         seconds = {way: timed(work) for way, work in ways.items()}
     return {

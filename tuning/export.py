@@ -54,9 +54,9 @@ def trial_file(run: Run, trial: TrialRecord) -> Path:
 def export_trial(
     run: Run,
     trial: TrialRecord,
-    out: Path,
+    out: Path | str,
     *,
-    base: str | None,
+    base: str | None = None,
     reduced: Reduced | None = None,
 ) -> None:
     """Export a trial.
@@ -68,12 +68,13 @@ def export_trial(
         run: Its run.
         trial: The trial; must have an adapter.
         out: Folder to make.
-        base: Name or path of the original model to record instead of the one the run used.
+        base: Name or path of the original model to record; the one the run used if ``None``.
         reduced: Its adapter at a lower rank, to be written instead.
 
     Raises:
         UserError: If the trial has no adapter, its files are gone, or the folder exists.
     """
+    out = Path(out)
     source = exportable(run, trial)
     refuse_folder(out)
     original = base or _from_here(public_name(run.spec.trial_model()))

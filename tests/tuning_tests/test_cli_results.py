@@ -289,6 +289,8 @@ def test_a_run_is_loaded_by_the_name_of_its_folder(sample_run: Run) -> None:
 def test_the_public_names_of_the_package_are_all_there() -> None:
     assert dir(tuning) == sorted(tuning.__all__)
     assert all(getattr(tuning, name) is not None for name in tuning.__all__)
+    page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    assert [name for name in tuning.__all__ if f"`{name}" not in page] == []
 
 
 def test_a_sweep_file_is_read_by_its_class() -> None:
