@@ -256,8 +256,17 @@ class Kills:
             self._seen = state
             target = self.copies / f"{len(self.taken):04d}"
             beside = shutil.ignore_patterns(f".{LEDGER_FILE}.backup*")
-            shutil.copytree(self.run_dir, target, ignore=beside)
+            shutil.copytree(self.run_dir, target, ignore=beside, copy_function=copy_if_there)
             self.taken.append(target)
+
+
+def copy_if_there(source: str, target: str) -> None:
+    """Copy a file; a hidden one may have been renamed meanwhile by the thread that backs the ledger up."""
+    try:
+        shutil.copy2(source, target)
+    except FileNotFoundError:
+        if not Path(source).name.startswith("."):
+            raise
 
 
 @contextmanager
