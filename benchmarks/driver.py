@@ -19,7 +19,6 @@ import argparse
 import json
 import math
 import os
-import platform
 import random
 import sqlite3
 import subprocess
@@ -37,6 +36,7 @@ from typing import Any
 import optuna
 
 from core.measuring.selection import Probe
+from core.model.machine import processor
 from core.store.durable import commit_yaml
 from tuning.concluding import SAVED_LAST
 from tuning.config import SweepSpec
@@ -247,17 +247,9 @@ def fsync_seconds(folder: Path, count: int = 30) -> float:
 
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
-    cpu = next(
-        (
-            line.partition(":")[2].strip()
-            for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-            if line.startswith("model name")
-        ),
-        platform.processor(),
-    )
     return {
         "date": datetime.now(UTC).date().isoformat(),
-        "cpu": cpu,
+        "cpu": processor(),
         "cores": os.cpu_count(),
         "load": round(os.getloadavg()[0], 1),
         "versions": {n: version(n) for n in ("optuna", "sqlalchemy")}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -49,6 +51,18 @@ def invoked(
     assert isinstance(status, int)
     captured = capsys.readouterr()
     return Done(status, captured.out, captured.err)
+
+
+def started(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    """Start ``unlearn-tune`` in a folder, in a process of its own; what stands in the environment is given by name."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "tuning.cli", *arguments],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))} | environment,
+    )
 
 
 Command = Callable[..., Done]

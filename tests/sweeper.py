@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
+from command_line import started
 
 from tuning.run import Run, load_run
 
@@ -31,14 +30,7 @@ class Sweeper:
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """Start ``unlearn-tune ...``."""
-        return subprocess.Popen(
-            [sys.executable, "-m", "tuning.cli", *arguments],
-            cwd=self.folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
-        )
+        return started(self.folder, *arguments)
 
     def call(self, *arguments: str, expect: int = 0) -> str:
         """Run ``unlearn-tune ...`` to its end and return what it printed."""

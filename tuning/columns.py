@@ -6,7 +6,7 @@ from typing import Final
 
 from core.config import FieldNames, SourceConfig
 from core.data.files import format_of
-from core.data.rows import Record, known_shape
+from core.data.rows import Record, has_fields, known_shape
 from core.data.sources import is_at_hand, read_records
 from core.errors import ConfigError, UserError
 
@@ -78,7 +78,7 @@ def fields_by_role(
         for role, record in read.items()
         if role not in fields and known_shape(record) is None
     ]
-    nowhere = [names for names in named if not any(_has(r, names) for r in read.values())]
+    nowhere = [names for names in named if not any(has_fields(r, names) for r in read.values())]
     on_hub = [role for role, source in sources.items() if source.startswith("hub:")]
     if nowhere and on_hub:
         fields |= dict.fromkeys(on_hub, nowhere[0])
@@ -98,11 +98,7 @@ def _first_record(source: str, role: str) -> Record | None:
 
 
 def _found_in(record: Record, named: Sequence[FieldNames]) -> FieldNames | None:
-    return next((names for names in named if _has(record, names)), None)
-
-
-def _has(record: Record, names: FieldNames) -> bool:
-    return all(name in record for name in _names_of(names).values())
+    return next((names for names in named if has_fields(record, names)), None)
 
 
 def _nowhere(names: FieldNames, records: Iterable[Record]) -> str:

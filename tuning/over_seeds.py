@@ -7,7 +7,7 @@ configurations, by their means and by their paired differences under the same se
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from core.store.durable import finite
@@ -232,4 +232,4 @@ def _against(one: Repeated, other: Repeated) -> Repeated:
     ours, theirs = ({t.params[SEED]: t.value for t in _kept(of.trials)} for of in (one, other))
     both = [seed for seed in ours if seed in theirs]
     found = Spread.of([float(ours[s] or 0.0) - float(theirs[s] or 0.0) for s in both])
-    return Repeated(**(vars(one) | {"difference": found}))
+    return replace(one, difference=found)

@@ -70,10 +70,15 @@ class Row:
 def known_shape(record: Record) -> FieldNames | None:
     """The first of :data:`KNOWN_SHAPES` whose fields a record has, or ``None``."""
     for shape in KNOWN_SHAPES:
-        needed = shape.model_dump(exclude_none=True, exclude={"input"})
-        if all(name in record for name in needed.values()):
+        if has_fields(record, shape):
             return shape
     return None
+
+
+def has_fields(record: Record, names: FieldNames) -> bool:
+    """Whether a record has all fields that are named; ``input`` may be absent."""
+    needed = names.model_dump(exclude_none=True, exclude={"input"})
+    return all(name in record for name in needed.values())
 
 
 def shape_of(record: Record) -> FieldNames:

@@ -1,6 +1,7 @@
 """What this process may use of its machine: cores, memory and GPUs, within the limits of its container."""
 
 import os
+import platform
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
@@ -240,3 +241,14 @@ def listed_gpus(text: str) -> list[Gpu]:
             size = int(parts[2]) / 1024 if parts[2].isdigit() else None
             found.append(Gpu(index=int(parts[0]), uuid=parts[1], memory_gib=size))
     return found
+
+
+def processor(root: Path = Path("/")) -> str:
+    """The processor's name where Linux says it, else its architecture.
+
+    Args:
+        root: Where ``proc`` lies.
+    """
+    found = dict(line.partition(":")[::2] for line in _text(root / "proc/cpuinfo").splitlines())
+    names = {key.strip(): value.strip() for key, value in found.items()}
+    return names.get("model name") or platform.machine()

@@ -1,5 +1,6 @@
 """What a process may use: limits of containers of both versions, and the GPUs that the environment shows."""
 
+import platform
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from core.model.machine import (
     installed_gpus,
     listed_gpus,
     oom_kills,
+    processor,
     shown_in_words,
     visible_gpus,
 )
@@ -248,3 +250,11 @@ def test_the_tools_lines_are_read_in_gib() -> None:
     first, second = listed_gpus(text)
     assert first == Gpu(index=0, uuid="GPU-a", memory_gib=81559 / 1024)
     assert second.memory_gib is None
+
+
+def test_the_processor_is_named_as_linux_says_it(tmp_path: Path) -> None:
+    assert processor(tmp_path) == platform.machine()
+    (tmp_path / "proc").mkdir()
+    text = "processor\t: 0\nmodel name\t: A CPU @ 2: fast\nflags\t\t: fpu\n\nprocessor\t: 1\nmodel name\t: A CPU @ 2: fast\n"
+    (tmp_path / "proc/cpuinfo").write_text(text, encoding="utf-8")
+    assert processor(tmp_path) == "A CPU @ 2: fast"

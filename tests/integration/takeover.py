@@ -6,15 +6,14 @@ Two sweeps' worth of time, so `make takeover` runs it and `make test` does not.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import command_line
 import psutil
 import pytest
 import yaml
@@ -37,15 +36,7 @@ SWEEP: Mapping[str, Any] = {
 
 def started(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     """Start ``unlearn-tune ...``; its password is in the environment alone."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "tuning.cli", *arguments],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ
-        | {"PGPASSWORD": PASSWORD, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-    )
+    return command_line.started(folder, *arguments, PGPASSWORD=PASSWORD)
 
 
 def events(folder: Path) -> list[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+from command_line import started
 from small_sweep import tiny_values
 
 from core.store.durable import read_lines
@@ -65,14 +65,7 @@ class Driven:
         if budget:
             values = self.values | {"budget": {"finalists": 0, "skip_probes": False} | budget}
             (self.folder / "sweep.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
-        return subprocess.Popen(
-            [sys.executable, "-m", "tuning.cli", *arguments],
-            cwd=self.folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
-        )
+        return started(self.folder, *arguments)
 
     @property
     def run(self) -> Run:

@@ -3,14 +3,13 @@
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
-from core.model.machine import installed_gpus
+from core.model.machine import installed_gpus, processor
 from tuning.config import SweepSpec
 from tuning.guidelines.catalogue import Guideline, PresetName, bases
 from tuning.guidelines.evidence import Evidence, from_run
@@ -118,19 +117,10 @@ def finished(spec: SweepSpec, run_dir: Path, *, launch: Launch, say: Callable[[s
 
 def _machine() -> str:
     """What this machine is, and the versions that its figures hang on."""
-    parts = [_processor(), f"{os.cpu_count()} cores"]
+    parts = [processor(), f"{os.cpu_count()} cores"]
     if n_gpus := len(installed_gpus()):
         parts.append("1 GPU" if n_gpus == 1 else f"{n_gpus} GPUs")
     return ", ".join([*parts, f"Python {platform.python_version()}", f"torch {version('torch')}"])
-
-
-def _processor() -> str:
-    """The processor's name where Linux says it, else its architecture."""
-    lines: list[str] = []
-    with suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next((name for name in named if name), platform.machine())
 
 
 def _published_subject(evidence: Evidence, sources: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ from tuning.guidelines.findings import PerUnit
 from tuning.guidelines.inference import ALPHA, Compared, Estimate, estimate
 from tuning.guidelines.record import Judged, Record
 from tuning.plots.guideline import EffectData, LinesData
-from tuning.wording import duration
+from tuning.wording import duration, listed
 
 INDEX = "README.md"
 
@@ -268,17 +268,12 @@ def _exceptions() -> str:
     return " ".join(
         [
             *(
-                f"Under `{n}`, {_listed(found)} read published trials instead."
+                f"Under `{n}`, {listed(found)} read published trials instead."
                 for n, found in reading.items()
             ),
-            *(f"There is no `{n}` of {_listed(found)}." for n, found in lacking.items()),
+            *(f"There is no `{n}` of {listed(found)}." for n, found in lacking.items()),
         ]
     )
-
-
-def _listed(numbers: Sequence[int]) -> str:
-    *before, last = map(str, numbers)
-    return f"{', '.join(before)} and {last}" if before else last
 
 
 def _took(record: Record) -> str:
