@@ -255,6 +255,6 @@ def test_the_tools_lines_are_read_in_gib() -> None:
 def test_the_processor_is_named_as_linux_says_it(tmp_path: Path) -> None:
     assert processor(tmp_path) == platform.machine()
     (tmp_path / "proc").mkdir()
-    text = "processor\t: 0\nmodel name\t: A CPU @ 2: fast\nflags\t\t: fpu\n\nprocessor\t: 1\nmodel name\t: A CPU @ 2: fast\n"
+    text = "processor\t: 0\nmodel name\t: A CPU @ 2: fast\nflags\t\t: fpu\n\n" * 2
     (tmp_path / "proc/cpuinfo").write_text(text, encoding="utf-8")
     assert processor(tmp_path) == "A CPU @ 2: fast"
