@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
 from mutation.folders import damaged, good_run
 from mutation.good_files import GoodFile, good_files
 from mutation.judging import Ending, Verdict, judged
@@ -173,16 +174,15 @@ def in_a_process(*arguments: str, names: Sequence[str]) -> Ending:
 @contextmanager
 def workplace() -> Iterator[Path]:
     """Within the context, a folder to work in that everybody may enter, with a cache of its own."""
-    before = Path.cwd()
-    with tempfile.TemporaryDirectory(prefix="mutations-") as made:
-        folder = Path(made).resolve()
+    with (
+        tempfile.TemporaryDirectory(prefix="mutations-") as name,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        folder = Path(name).resolve()
         folder.chmod(0o755)
-        os.environ[CACHE_VARIABLE] = str(folder / "cache")
-        os.chdir(folder)
-        try:
-            yield folder
-        finally:
-            os.chdir(before)
+        patch.setenv(CACHE_VARIABLE, str(folder / "cache"))
+        patch.chdir(folder)
+        yield folder
 
 
 def main() -> None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -18,6 +19,8 @@ from mutation.good_files import GoodFile, good_files
 from mutation.mutants import made, mutant, smallest, written
 from mutation.texts import BYTE_MUTATIONS
 from mutation.trees import ODD_NUMBERS, ODD_TEXTS, ODD_VALUES, TREE_MUTATIONS, places
+
+from core.store.place import CACHE_VARIABLE
 
 _FIRST, _COUNT = 0, 120
 _FORMS = ("sweep", "trial", "preparation", "evaluation data", "cluster", "guideline", "published")
@@ -149,3 +152,11 @@ def test_what_was_found_is_refused(
     assert old in good.content
     ending = try_file(good, good.content.replace(old, new, 1), folder)
     assert ending.verdict == "refused", ending.said
+
+
+def test_the_workplace_leaves_the_process_as_it_was() -> None:
+    before = os.environ.get(CACHE_VARIABLE), Path.cwd()
+    with workplace() as made_folder:
+        assert (os.environ[CACHE_VARIABLE], Path.cwd()) != before
+    assert (os.environ.get(CACHE_VARIABLE), Path.cwd()) == before
+    assert not made_folder.exists()
