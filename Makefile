@@ -14,7 +14,7 @@ TEST_PROCESSES ?= 2
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-locked tools hashes audit demo test long checkpoints takeover storage cluster-test parity \
-	faults mutations lint format reference clean
+	faults mutations walkthrough lint format reference clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -96,6 +96,9 @@ faults: setup ## break everything that can break, once at every place, and print
 	@mkdir -p runs
 	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR):$(CURDIR)/tests \
 		$(BIN)/python -m faults --ray --processes $(TEST_PROCESSES) --json runs/faults.json
+
+walkthrough: setup ## run what the tutorial and four more pages show, command by command, with less to do (half an hour)
+	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -x tests/integration/walkthrough.py
 
 mutations: setup ## try 10,000 mutated files and 1,000 damaged run folders, and print the table
 	@PYTHONPATH=.:tests HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m mutation.campaign \

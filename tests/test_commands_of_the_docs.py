@@ -4,38 +4,12 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
+from shown_commands import PAGES, ROOT, commands
 from typer.main import get_command
 
 from tuning.cli import app
-
-ROOT = Path(__file__).resolve().parents[1]
-PAGES = [*ROOT.glob("*.md"), ROOT / "search_spaces" / "README.md", *(ROOT / "docs").rglob("*.md")]
-BLOCK = re.compile(r"^```[a-z]*\n(.*?)^```", flags=re.MULTILINE | re.DOTALL)
-COMMAND = re.compile(r"(?:[A-Z_]+=\S+ +)*(?:\.venv/bin/)?unlearn-tune +(?=\S)")
-
-
-def commands(text: str) -> Iterator[str]:
-    """What a page shows as typed, from the program's name on, without what is set for it.
-
-    These are lines of code blocks, joined where they go on, without their comments; and code in the text.
-    """
-    for block in BLOCK.findall(text):
-        joined = re.sub(r"\s*\\\n\s*", " ", block)
-        for line in joined.splitlines():
-            yield from _typed(re.sub(r"\s+#.*$", "", line.strip().removeprefix("$ ")))
-    for span in re.findall(r"`([^`]+)`", BLOCK.sub("", text)):
-        yield from _typed(" ".join(span.split()))
-
-
-def _typed(code: str) -> Iterator[str]:
-    begins = COMMAND.match(code)
-    if begins:
-        yield f"unlearn-tune {code[begins.end() :]}"
-
 
 SHOWN = [
     pytest.param(command, id=f"{page.relative_to(ROOT)}: {command}")

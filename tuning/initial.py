@@ -1,5 +1,6 @@
 """The verb ``init``: a sweep file for one's own model and data, from a shipped one."""
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -100,8 +101,8 @@ def write_sweep(answers: Answers, out: Path) -> None:
         for role, source in answers.sources.items()
     }
     for held_out in _HELD_OUT:
-        data = _data(sources, held_out)
-        commit_text(out, _filled(template, answers, name=name[:64], data=data))
+        data = _data(sources, held_out, out.parent)
+        commit_text(out, _filled(template, answers, out.parent, name=name[:64], data=data))
         try:
             refuse_missing(load_sweep(out), where=str(out))
             return
@@ -123,11 +124,17 @@ def _template(method: str) -> str:
         return read_text(path)
 
 
-def _filled(template: str, answers: Answers, *, name: str, data: str) -> str:
+def _seen_from(folder: Path, source: str) -> str:
+    """A source as a file of that folder names it: paths of the command line are relative to the current one."""
+    is_relative = ":" not in source and not Path(source).is_absolute() and Path(source).exists()
+    return os.path.relpath(source, folder) if is_relative else source
+
+
+def _filled(template: str, answers: Answers, folder: Path, *, name: str, data: str) -> str:
     """The shipped file with another name, model and data; where damage is counted is left to the baseline."""
-    model = {"source": answers.model}
+    model = {"source": _seen_from(folder, answers.model)}
     if answers.retain_only is not None:
-        model["retain_only"] = answers.retain_only
+        model["retain_only"] = _seen_from(folder, answers.retain_only)
     text = re.sub(r"(?m)^name: .*$", f"name: {name}", template, count=1)
     text = re.sub(r"(?m)^model: .*(\n[ #].*)*", lambda _: f"model: {_flow(model)}", text, count=1)
     text = re.sub(r"(?m)^data:\n([ #].*\n)+", lambda _: data, text, count=1)
@@ -136,7 +143,7 @@ def _filled(template: str, answers: Answers, *, name: str, data: str) -> str:
     return re.sub(r"\bretain_drop\b", "auto", text)
 
 
-def _data(sources: Mapping[str, SourceConfig], held_out: int) -> str:
+def _data(sources: Mapping[str, SourceConfig], held_out: int, folder: Path) -> str:
     why = {
         "forget": "must go",
         "retain": "must stay; the retain loss reads the part that is not held out",
@@ -146,7 +153,8 @@ def _data(sources: Mapping[str, SourceConfig], held_out: int) -> str:
     lines = ["data:"]
     for role, source in sources.items():
         given = source.model_dump(exclude_defaults=True, exclude_none=True)
-        values = {key: given[key] for key in ("source", "fields") if key in given}
+        values = {"source": _seen_from(folder, source.source)}
+        values |= {"fields": given["fields"]} if "fields" in given else {}
         lines.append(
             f"  {role}: {_flow(values | {'max_tokens': source.max_tokens})}  # {why[role]}"
         )

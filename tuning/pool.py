@@ -43,11 +43,17 @@ def pooled(runs: Sequence[Run]) -> Pool:
     """The trials of runs that are about the same thing.
 
     Raises:
-        UserError: If there is no run, two are one, or they differ in what was measured: model, data, objective or
-            limits.
+        UserError: If there is no run, two are one, one repeats configurations over seeds, or they differ in what was
+            measured: model, data, objective or limits.
     """
     if not runs:
         raise UserError("RUN: name at least one run folder, such as runs/demo")
+    for run in runs:
+        if run.is_repetition:
+            raise UserError(
+                f"{run.path}: repeats configurations over seeds and searches nothing; give the run that it repeats "
+                f"(what it found itself: unlearn-tune best {run.path})"
+            )
     first = runs[0]
     seen = {first.path.resolve()}
     for run in runs[1:]:

@@ -1,11 +1,13 @@
 """Configurations of earlier runs as starting points: ``{run: ../runs/demo, top: 5}`` in place of values.
 
 They are read when the sweep file is read, and stand in ``spec.yaml`` as values with their source: a run that is changed
-or lost later changes nothing.
+or lost later changes nothing. Trials that differ in their seed alone are one configuration, which its mean ranks: the
+highest of them is the luckiest seed.
 """
 
 import os
-from collections.abc import Iterator, Mapping
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,7 +15,7 @@ from pydantic import ValidationError
 
 from core.errors import ConfigError, UserError
 from core.store.confinement import inside
-from tuning.config import Dimension
+from tuning.config import Choice, Dimension
 from tuning.ranking import is_candidate, ranked
 from tuning.records import LEDGER_FILE, TrialRecord, read_ledger
 from tuning.space import contains, describe
@@ -113,25 +115,49 @@ def _of_run(
             f"run: {entry['run']!r} holds no {LEDGER_FILE}; give the folder of a sweep, relative to the sweep file"
         )
     trials, _ = read_ledger(inside(run, LEDGER_FILE))
-    best = [t for t in ranked(trials) if is_candidate(t)]
+    best = _configurations([t for t in ranked(trials) if is_candidate(t)], space)
     if not best:
         raise UserError(f"run: no trial of {entry['run']} kept every limit; leave it out")
-    kept = [t for t in best if not _outside(t, space)]
+    kept = [of for of in best if not _outside(of[0], space)]
     if not kept:
-        name, range_ = next((n, space[n]) for n in _outside(best[0], space))
+        first = best[0][0]
+        name, range_ = next((n, space[n]) for n in _outside(first, space))
         raise UserError(
-            f"run: no trial of {entry['run']} lies within this space: {name} = {best[0].params[name]!r} of trial "
-            f"{best[0].number} is not in {describe(range_)}; widen the space, or leave the run out"
+            f"run: no trial of {entry['run']} lies within this space: {name} = {first.params[name]!r} of trial "
+            f"{first.number} is not in {describe(range_)}; widen the space, or leave the run out"
         )
     return iter(
         [
             {
-                "source": f"trial {t.number} of {run.resolve().name}",
-                "values": {name: t.params[name] for name in space if name in t.params},
+                "source": f"{_named(of)} of {run.resolve().name}",
+                "values": {name: of[0].params[name] for name in space if name in of[0].params},
             }
-            for t in kept[:top]
+            for of in kept[:top]
         ]
     )
+
+
+def _configurations(
+    candidates: Sequence[TrialRecord], space: Mapping[str, Dimension]
+) -> list[list[TrialRecord]]:
+    """Candidates by configuration, in order: by how many seeds kept every limit, then by their mean.
+
+    Where each stands alone, this is the order that was given. If the seed is searched anew, it is a value like others.
+    """
+    found: dict[tuple[tuple[str, Choice], ...], list[TrialRecord]] = {}
+    for trial in candidates:
+        values = tuple((k, v) for k, v in sorted(trial.params.items()) if k != "seed" or k in space)
+        found.setdefault(values, []).append(trial)
+    groups = list(found.values())
+    if any(len(of) > 1 for of in groups):
+        groups.sort(key=lambda of: (len(of), statistics.fmean(t.merit for t in of)), reverse=True)
+    return groups
+
+
+def _named(trials: Sequence[TrialRecord]) -> str:
+    """``trial 3``, or ``trials 3, 4, 5``."""
+    numbers = ", ".join(str(n) for n in sorted(t.number for t in trials))
+    return f"trial{'s' if len(trials) > 1 else ''} {numbers}"
 
 
 def _outside(trial: TrialRecord, space: Mapping[str, Dimension]) -> list[str]:

@@ -20,6 +20,7 @@ from tuning.knobs import association, cliff, edge_hits, feasible_window, holm, i
 from tuning.places import place
 from tuning.pool import pooled
 from tuning.records import DriverFacts, RunFacts, TrialRecord
+from tuning.repetition import repetition
 from tuning.run import Run
 
 RATE, RANK, WEIGHT = "optimizer.learning_rate", "adapter.rank", "method.retain_weight"
@@ -350,6 +351,12 @@ def test_a_run_given_twice_is_refused() -> None:
     run = run_of(drawn(4, rate_alone))
     with pytest.raises(UserError, match="given twice"):
         pooled([run, run])
+
+
+def test_a_run_that_repeats_over_seeds_is_refused_with_what_to_give(sample_run: Run) -> None:
+    again = replace(sample_run, spec=repetition(sample_run, top=2, seeds=2))
+    with pytest.raises(UserError, match="give the run that it repeats"):
+        pooled([sample_run, again])
 
 
 def test_importances_add_up_and_lie_within_their_intervals() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,20 @@ def test_every_method_makes_a_file_that_validates(
     assert spec.has_auto or spec.objective.metric == "forget_closure_at_utility"
     assert "# must go" in out.read_text("utf-8")
     assert all(dimension.why for dimension in spec.space.values())
+
+
+def test_files_are_found_from_a_sweep_file_in_another_folder(
+    tune: Command, mine: dict[str, str], tiny_model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "sweeps").mkdir()
+    relative = {role: Path(path).name for role, path in mine.items() if role != "model"}
+    relative |= {"model": os.path.relpath(tiny_model, tmp_path)}
+    done = tune("init", "sweeps/mine.yaml", *options(relative))
+    assert done.status == 0, done.err
+    spec = load_sweep(tmp_path / "sweeps/mine.yaml")
+    assert spec.data["forget"]["source"] == mine["forget"]
+    assert spec.model["source"] == str(tiny_model.resolve())
+    assert "source: ../forget.jsonl" in (tmp_path / "sweeps/mine.yaml").read_text("utf-8")
 
 
 def test_no_file_that_is_about_its_own_data_is_offered() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from scripted_runs import TrialScript
 from small_sweep import values
 
 from core.errors import ConfigError
@@ -51,6 +53,47 @@ def test_a_run_may_stand_among_other_points_and_be_a_prior(sample_run: Run, tmp_
     assert spec.sampler.prior is not None
     assert spec.sampler.prior.confidence == "low"
     assert [p.source for p in spec.sampler.prior.points] == ["trial 0 of sample"]
+
+
+def repeated(rank: int, seed: int) -> dict[str, Any]:
+    return {"source": f"rank {rank}", "values": {"adapter.rank": rank, "seed": seed}}
+
+
+def closing(closure: float) -> TrialScript:
+    """A trial that keeps every limit, and whose best closure this is."""
+    return TrialScript(probes=[(1.0 + 2.0 * closure * i / 6, 0.0, 0.0) for i in range(1, 7)])
+
+
+@pytest.mark.parametrize("seed_is_searched", [False, True])
+def test_of_repeats_over_seeds_a_configuration_is_one_point_which_its_mean_ranks(
+    build_run: Callable[..., Run], tmp_path: Path, seed_is_searched: bool
+) -> None:
+    searched = {
+        "adapter.rank": {"categorical": [4, 8], "why": "two"},
+        "seed": {"categorical": [0, 1], "why": "repeats"},
+    }
+    run = build_run(
+        "repeats",
+        scripts=[closing(0.9), closing(0.3), closing(0.7), closing(0.8)],
+        changes={
+            "optimizer": {"learning_rate": 1e-3},
+            "space": searched,
+            "start_from": [repeated(r, s) for r in (4, 8) for s in (0, 1)],
+        },
+        notes={},
+    )
+    content = values({"optimizer.learning_rate": 1e-3, "start_from": {"run": str(run.path)}})
+    space = {n: r for n, r in searched.items() if n != "seed" or seed_is_searched}
+    path = tmp_path / "sweep.yaml"
+    path.write_text(yaml.safe_dump(content | {"space": space}), "utf-8")
+    found = [(s.source, dict(s.values)) for s in load_sweep(path).start_from]
+    if seed_is_searched:
+        assert [source for source, _ in found] == [f"trial {n} of repeats" for n in (0, 3, 2, 1)]
+    else:
+        assert found == [
+            ("trials 2, 3 of repeats", {"adapter.rank": 8}),
+            ("trials 0, 1 of repeats", {"adapter.rank": 4}),
+        ]
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def damage_difference(
             "difference": {u: float(np.mean([d[u] for d in by_pair.values()])) for u in every}
         },
         details=by_pair | {f"damage of {name}": found for name, found in damages.items()},
-        figures=[_trade_off(evidence, level)],
+        figures=[_trade_off(evidence, level, damage)],
         remarks=_capped(damages, level=level, cap=cap),
     )
 
@@ -183,8 +183,8 @@ def _capped(damages: Mapping[str, PerUnit], *, level: float, cap: float) -> list
     return found
 
 
-def _trade_off(evidence: Evidence, level: float) -> LinesData:
-    """Least damage at which each score is reached, of all units together."""
+def _trade_off(evidence: Evidence, level: float, damage: str | None = None) -> LinesData:
+    """Least damage at which each score is reached, of all units together; ``damage`` is its metric, if it is one."""
     levels = [round(0.1 * i, 1) for i in range(1, 10)]
     lines = []
     for name, trials in evidence.items():
@@ -197,7 +197,7 @@ def _trade_off(evidence: Evidence, level: float) -> LinesData:
     return LinesData(
         title=f"Least damage at which a score is reached; compared at {level:g}",
         x_label="score (1 = the forget set looks unseen)",
-        y_label="damage (largest limited metric)",
+        y_label=f"damage ({damage or 'largest limited metric'})",
         lines=tuple(lines),
         level=0.0,
         level_label="no damage",

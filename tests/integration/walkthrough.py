@@ -1,0 +1,114 @@
+"""A page's commands, run one after the other in one folder, as a new user would type them.
+
+What a command does is its own; only how much of it is done is cut down (``SMALLER``), and the model of the hub is the
+one that a package ships. A page needs minutes, so ``make walkthrough`` runs this and ``make test`` does not.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+from shown_commands import ROOT, commands_of_blocks
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(3600)]
+
+INIT = (
+    "unlearn-tune init mine.yaml --model package:smollm2 --forget forget.jsonl --retain retain.jsonl "
+    "--approximate other.jsonl"
+)
+DEMO = "unlearn-tune sweep search_spaces/demo.yaml --name demo"
+BEFORE: Mapping[str, Sequence[str]] = {
+    "README.md": (),
+    "docs/tutorial.md": (DEMO,),
+    "docs/own-model.md": (),
+    "docs/data.md": (),
+    "docs/choosing.md": (
+        INIT,
+        "unlearn-tune sweep mine.yaml",
+        "unlearn-tune sweep mine.yaml --name mine-2",
+        "unlearn-tune sweep mine.yaml --name mine-next --set sampler.seed=1",
+    ),
+}
+"""Pages that are walked, and what a reader has run when he comes to one."""
+
+SMALLER: Mapping[str, Sequence[str]] = {
+    "sweep": ("--trials", "4", "--set", "budget.max_steps=3"),
+    "resume": ("--trials", "5"),
+    "repeat": ("--top", "2", "--seeds", "2"),
+    "evaluate": ("--limit", "4"),
+}
+"""Options that a verb is given besides the page's, or in their place."""
+
+SERVES = ("--live", "--watch", "dashboard", "reproduce 5", "reproduce ihl-is-stable")
+"""What goes on until Ctrl-C, or longer than a walk may: begun, and ended as soon as it has said something."""
+
+
+def smaller(command: str) -> list[str]:
+    """The command's words with less to do, and what a page leaves open filled in."""
+    command = command.replace("hub:ORG/NAME", "package:smollm2")
+    words = shlex.split(command)[1:]
+    if "--dry-run" in words:
+        return words
+    options = list(SMALLER.get(words[0], ()))
+    for option in dict.fromkeys(options[::2]):
+        if option != "--set" and option in words:
+            place = words.index(option)
+            del words[place : place + 2]
+    return [*words, *options]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """What a clone has, and three files of one's own: texts that the model knows by heart, and others."""
+    for name in ("search_spaces", "examples", "cluster.yaml", "clusters"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    for shipped, name in (("forget", "forget"), ("retain", "retain"), ("approximate", "other")):
+        shutil.copy(ROOT / f"core/data/embedded/{shipped}.jsonl", tmp_path / f"{name}.jsonl")
+    return tmp_path
+
+
+def began(words: Sequence[str], folder: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "tuning.cli", *words],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+
+
+def walk(command: str, folder: Path) -> None:
+    """Run a shown command to its end, or to its first words if it would go on."""
+    words = smaller(command)
+    goes_on = any(
+        re.search(rf"(^| ){re.escape(served)}( |$)", " ".join(words)) for served in SERVES
+    )
+    with began(words, folder) as process:
+        assert process.stdout is not None
+        said = ""
+        if goes_on:
+            assert select.select([process.stdout], [], [], 120)[0], f"{command}: nothing said"
+            said = process.stdout.readline()
+            process.send_signal(signal.SIGINT)
+        said += process.communicate(timeout=1800)[0]
+    assert "Traceback" not in said, f"{command}\n{said}"
+    assert process.returncode in ((0, 130) if goes_on else (0,)), f"{command}\n{said}"
+
+
+@pytest.mark.parametrize("page", BEFORE)
+def test_a_page_can_be_walked(page: str, folder: Path) -> None:
+    shown = list(commands_of_blocks((ROOT / page).read_text(encoding="utf-8")))
+    assert shown
+    for command in (*BEFORE[page], *shown):
+        walk(command, folder)
