@@ -112,3 +112,19 @@ def test_a_page_can_be_walked(page: str, folder: Path) -> None:
     assert shown
     for command in (*BEFORE[page], *shown):
         walk(command, folder)
+
+
+def test_the_python_of_its_page_runs(folder: Path) -> None:
+    page = (ROOT / "docs/python.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "4 of 4 trials" in done.stdout
+    assert (folder / "from-python-best" / "adapter_config.json").is_file()
