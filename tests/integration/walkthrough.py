@@ -49,7 +49,7 @@ SMALLER: Mapping[str, Sequence[str]] = {
 }
 """Options that a verb is given besides the page's, or in their place."""
 
-SERVES = ("--live", "--watch", "dashboard", "reproduce 5", "reproduce ihl-is-stable")
+SERVES = ("--live", "dashboard", "reproduce 5", "reproduce ihl-is-stable")
 """What goes on until Ctrl-C, or longer than a walk may: begun, and ended as soon as it has said something."""
 
 
