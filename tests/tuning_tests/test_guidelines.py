@@ -35,7 +35,7 @@ from tuning.guidelines.record import (
     record_path,
 )
 from tuning.guidelines.statistics import STATISTICS
-from tuning.guidelines.sweeps import run_name, sweeps_of
+from tuning.guidelines.sweeps import run_folder, run_name, sweeps_of
 from tuning.points import points
 from tuning.space import bind
 from tuning.validate import late_guard
@@ -90,6 +90,16 @@ def test_guidelines_that_ask_for_the_same_sweep_share_its_run() -> None:
     assert run_name(other) != run_name(one)
     elsewhere = sweeps_of(pick("1"), "quick", overrides={"resources.max_concurrent": 1})
     assert run_name(elsewhere["ga_gd_in"]) == run_name(one)
+
+
+def test_equal_sweeps_share_a_run_under_any_name(tmp_path: Path) -> None:
+    of_13 = sweeps_of(pick("13"), "quick")["ihl_gd"]
+    of_6 = sweeps_of(pick("6"), "quick")["lora"]  # says adapter_init: lora, which is the default
+    assert run_folder(of_6, tmp_path) == tmp_path / run_name(of_6) != tmp_path / run_name(of_13)
+    (tmp_path / run_name(of_13)).mkdir()
+    assert run_folder(of_6, tmp_path) == tmp_path / run_name(of_13)
+    others = (sweeps_of(pick("6"), "quick")[name] for name in ("svd", "fila"))
+    assert all(run_folder(other, tmp_path) == tmp_path / run_name(other) for other in others)
 
 
 def test_a_quick_guideline_has_seeds_enough_to_be_told_from_chance() -> None:

@@ -16,7 +16,7 @@ from tuning.guidelines.evidence import Evidence, from_run
 from tuning.guidelines.published import DATA_VARIABLE, published
 from tuning.guidelines.record import Record
 from tuning.guidelines.statistics import STATISTICS
-from tuning.guidelines.sweeps import run_name, sweeps_of
+from tuning.guidelines.sweeps import run_folder, sweeps_of
 from tuning.plan import Launch
 from tuning.progress import Progress
 from tuning.records import LEDGER_FILE
@@ -67,7 +67,7 @@ def measure(
             f"{base.minutes} minutes"
         )
         done = {
-            n: finished(s, runs / run_name(s), launch=launch, say=say) for n, s in specs.items()
+            n: finished(s, run_folder(s, runs), launch=launch, say=say) for n, s in specs.items()
         }
         evidence = {name: from_run(run) for name, run in done.items()}
         subject = _subject(specs, done)

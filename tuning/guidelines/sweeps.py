@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from core.errors import ConfigError
@@ -12,6 +13,7 @@ from tuning.config import SweepSpec
 from tuning.files import parse_sweep, set_dotted
 from tuning.guidelines.catalogue import PRESETS_FILE, Base, Guideline, PresetName, bases
 from tuning.guidelines.trajectories import RATE
+from tuning.space import bind, corner_proposals
 
 
 def sweeps_of(
@@ -46,12 +48,27 @@ def sweeps_of(
 
 
 def run_name(spec: SweepSpec) -> str:
-    """Name of the run folder of a guideline's sweep: guidelines that ask for the same sweep share its run."""
+    """Name of the run folder of a guideline's sweep; it ends with what the sweep is, whatever it is called."""
+    return f"guideline-{spec.name}-{_fingerprint(spec)}"
+
+
+def run_folder(spec: SweepSpec, runs: Path) -> Path:
+    """The folder of a guideline's sweep: that of an equal one by any name, if it is there, else one of its own.
+
+    Guidelines that ask for the same sweep share its run.
+    """
+    equal = sorted(runs.glob(f"guideline-*-{_fingerprint(spec)}"))
+    return equal[0] if equal else runs / run_name(spec)
+
+
+def _fingerprint(spec: SweepSpec) -> str:
+    """What decides the trials of a sweep, in eight characters; a default that is written out changes nothing."""
     plain = spec.plain()
     for key in ("name", "resources"):
         plain.pop(key)
-    content = json.dumps(plain, sort_keys=True).encode()
-    return f"guideline-{spec.name}-{hashlib.sha256(content).hexdigest()[:8]}"
+    trial = bind(spec, next(corner_proposals(spec)), where=spec.name).model_dump(mode="json")
+    content = json.dumps(plain | trial, sort_keys=True).encode()
+    return hashlib.sha256(content).hexdigest()[:8]
 
 
 def _as_grid(values: dict[str, Any], base: Base, *, where: str) -> dict[str, Any]:
