@@ -85,7 +85,13 @@ def began(words: Sequence[str], folder: Path) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
+        preexec_fn=_hears_ctrl_c,  # noqa: PLW1509 - no thread runs here
     )
+
+
+def _hears_ctrl_c() -> None:
+    """A shell makes what it starts in the background deaf to it, and its children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def walk(command: str, folder: Path) -> None:
