@@ -57,7 +57,7 @@ def read_specification(path: Path, overrides: Mapping[str, Any]) -> dict[str, An
     values = anchored(read_yaml(path), path.parent)
     for key, value in overrides.items():
         is_path = key.rpartition(".")[2] in _PATH_KEYS and isinstance(value, str)
-        here = is_path and ":" not in value and _is_there(Path(value))
+        here = is_path and leads_from(Path(), value)
         set_dotted(values, key, str(Path(value).resolve()) if here else value, where=str(path))
         pin(values, key, value, where=str(path))
     return values
@@ -152,17 +152,15 @@ def anchored(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     for section in sections:
         for key in _PATH_KEYS:
             path = section.get(key) if isinstance(section, dict) else None
-            if not isinstance(path, str) or ":" in path or Path(path).is_absolute():
-                continue
-            if _is_there(folder / path):
+            if isinstance(path, str) and not Path(path).is_absolute() and leads_from(folder, path):
                 section[key] = str((folder / path).resolve())
     return dict(result)
 
 
-def _is_there(path: Path) -> bool:
-    """Whether a path leads to something; one that no file system takes leads nowhere."""
+def leads_from(folder: Path, source: str) -> bool:
+    """Whether a source is a path that leads to something from a folder; one that no file system takes does not."""
     try:
-        return path.exists()
+        return ":" not in source and (folder / source).exists()
     except OSError:
         return False
 

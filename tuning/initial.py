@@ -18,7 +18,7 @@ from core.store.durable import commit_text
 from core.store.texts import read_text
 from tuning.columns import fields_by_role
 from tuning.config import RUN_NAME
-from tuning.files import load_sweep
+from tuning.files import leads_from, load_sweep
 from tuning.validate import refuse_missing
 
 NOT_OF_ONE_METHOD: Final = frozenset({"demo", "authors", "tofu", "tofu_small"})
@@ -126,7 +126,7 @@ def _template(method: str) -> str:
 
 def _seen_from(folder: Path, source: str) -> str:
     """A source as a file of that folder names it: paths of the command line are relative to the current one."""
-    is_relative = ":" not in source and not Path(source).is_absolute() and Path(source).exists()
+    is_relative = not Path(source).is_absolute() and leads_from(Path(), source)
     return os.path.relpath(source, folder) if is_relative else source
 
 
@@ -153,8 +153,8 @@ def _data(sources: Mapping[str, SourceConfig], held_out: int, folder: Path) -> s
     lines = ["data:"]
     for role, source in sources.items():
         given = source.model_dump(exclude_defaults=True, exclude_none=True)
-        values = {"source": _seen_from(folder, source.source)}
-        values |= {"fields": given["fields"]} if "fields" in given else {}
+        values = {key: given[key] for key in ("source", "fields") if key in given}
+        values["source"] = _seen_from(folder, source.source)
         lines.append(
             f"  {role}: {_flow(values | {'max_tokens': source.max_tokens})}  # {why[role]}"
         )

@@ -12,14 +12,12 @@ from typing import Any, Final
 
 from core.store.durable import finite
 from tuning.config import Choice, SweepSpec
+from tuning.points import SEED, Params, without_seed
 from tuning.ranking import is_candidate, ranked
 from tuning.records import TrialRecord
 from tuning.wording import NOTHING, number, parameters
 
-SEED: Final = "seed"
 AT_UTILITY: Final = "forget_closure_at_utility"
-
-Params = tuple[tuple[str, Choice], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +112,7 @@ def is_repetition(spec: SweepSpec) -> bool:
     for start in spec.start_from:
         if SEED not in spec.space or SEED not in start.values:
             return False
-        seeds.setdefault(_without_seed(start.values), set()).add(start.values[SEED])
+        seeds.setdefault(without_seed(start.values), set()).add(start.values[SEED])
     return bool(seeds) and all(len(of) > 1 for of in seeds.values())
 
 
@@ -128,11 +126,11 @@ def over_seeds(spec: SweepSpec, trials: Sequence[TrialRecord]) -> list[Repeated]
         spec: Its sweep.
         trials: Its trials.
     """
-    sources = {_without_seed(start.values): start.source for start in spec.start_from}
+    sources = {without_seed(start.values): start.source for start in spec.start_from}
     groups: dict[Params, list[TrialRecord]] = {}
     for trial in trials:
         if trial.params:  # else it waits
-            groups.setdefault(_without_seed(trial.params), []).append(trial)
+            groups.setdefault(without_seed(trial.params), []).append(trial)
     found = [_of(params, sources.get(params, ""), of) for params, of in groups.items()]
     if not found:
         return []
@@ -202,10 +200,6 @@ def or_nothing(value: float) -> str:
 def ends(spread: Spread) -> str:
     """``+0.012 to +0.034``, the 95 % interval of a mean; a dash where there is none."""
     return f"{spread.low:+.3f} to {spread.high:+.3f}" if spread.n > 1 else NOTHING
-
-
-def _without_seed(params: Mapping[str, Choice]) -> Params:
-    return tuple((k, v) for k, v in sorted(params.items()) if k != SEED)
 
 
 def _kept(trials: Sequence[TrialRecord]) -> list[TrialRecord]:

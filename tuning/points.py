@@ -1,8 +1,9 @@
-"""The points of a finite space: every configuration that a sweep could try, and which of them are the same."""
+"""The points of a finite space: every configuration that a sweep could try, and which proposals are one."""
 
 import itertools
 import math
 from collections.abc import Iterator, Mapping
+from typing import Final
 
 from tuning.config import Choice, Dimension, SweepSpec
 from tuning.space import Proposal, is_active, ordered_dimensions
@@ -12,6 +13,17 @@ MOST_POINTS = 10_000
 
 Mark = frozenset[tuple[str, Choice]]
 """What is equal for two proposals of the same point."""
+
+SEED: Final = "seed"
+"""The searched field that makes of one configuration several trials."""
+
+Params = tuple[tuple[str, Choice], ...]
+"""Values by field, in the order of their names."""
+
+
+def without_seed(params: Proposal) -> Params:
+    """What trials of one configuration have in common under every seed."""
+    return tuple((name, value) for name, value in sorted(params.items()) if name != SEED)
 
 
 def mark(spec: SweepSpec, proposal: Proposal) -> Mark:

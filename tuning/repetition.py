@@ -13,7 +13,8 @@ from rich.text import Text
 from core.errors import UserError
 from tuning.config import SweepSpec
 from tuning.files import parse_sweep
-from tuning.over_seeds import SEED, Repeated, ends, or_nothing, repeated_rows
+from tuning.over_seeds import Repeated, ends, or_nothing, repeated_rows
+from tuning.points import SEED
 from tuning.ranking import is_candidate, ranked
 from tuning.run import Run
 from tuning.wording import listed, parameters

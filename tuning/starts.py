@@ -15,7 +15,8 @@ from pydantic import ValidationError
 
 from core.errors import ConfigError, UserError
 from core.store.confinement import inside
-from tuning.config import Choice, Dimension
+from tuning.config import Dimension
+from tuning.points import SEED, Params, without_seed
 from tuning.ranking import is_candidate, ranked
 from tuning.records import LEDGER_FILE, TrialRecord, read_ledger
 from tuning.space import contains, describe
@@ -144,10 +145,11 @@ def _configurations(
 
     Where each stands alone, this is the order that was given. If the seed is searched anew, it is a value like others.
     """
-    found: dict[tuple[tuple[str, Choice], ...], list[TrialRecord]] = {}
+    if SEED in space:
+        return [[trial] for trial in candidates]
+    found: dict[Params, list[TrialRecord]] = {}
     for trial in candidates:
-        values = tuple((k, v) for k, v in sorted(trial.params.items()) if k != "seed" or k in space)
-        found.setdefault(values, []).append(trial)
+        found.setdefault(without_seed(trial.params), []).append(trial)
     groups = list(found.values())
     if any(len(of) > 1 for of in groups):
         groups.sort(key=lambda of: (len(of), statistics.fmean(t.merit for t in of)), reverse=True)

@@ -14,10 +14,11 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
+from command_line import started
 from shown_commands import ROOT, commands_of_blocks
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(3600)]
@@ -54,62 +55,44 @@ SERVES = ("--live", "dashboard", "reproduce 5", "reproduce ihl-is-stable")
 
 
 def smaller(command: str) -> list[str]:
-    """The command's words with less to do, and what a page leaves open filled in."""
-    command = command.replace("hub:ORG/NAME", "package:smollm2")
-    words = shlex.split(command)[1:]
-    if "--dry-run" in words:
-        return words
-    options = list(SMALLER.get(words[0], ()))
-    for option in dict.fromkeys(options[::2]):
-        if option != "--set" and option in words:
-            place = words.index(option)
-            del words[place : place + 2]
-    return [*words, *options]
+    """The command's words with less to do, and what a page leaves open filled in.
+
+    Of an option that is given twice the last one counts.
+    """
+    words = shlex.split(command.replace("hub:ORG/NAME", "package:smollm2"))[1:]
+    return words if "--dry-run" in words else [*words, *SMALLER.get(words[0], ())]
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """What a clone has, and three files of one's own: texts that the model knows by heart, and others."""
-    for name in ("search_spaces", "examples", "cluster.yaml", "clusters"):
+    for name in ("search_spaces", "examples"):
         (tmp_path / name).symlink_to(ROOT / name)
     for shipped, name in (("forget", "forget"), ("retain", "retain"), ("approximate", "other")):
         shutil.copy(ROOT / f"core/data/embedded/{shipped}.jsonl", tmp_path / f"{name}.jsonl")
     return tmp_path
 
 
-def began(words: Sequence[str], folder: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "tuning.cli", *words],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        preexec_fn=_hears_ctrl_c,  # noqa: PLW1509 - no thread runs here
-    )
-
-
-def _hears_ctrl_c() -> None:
-    """A shell makes what it starts in the background deaf to it, and its children inherit that."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+@pytest.fixture(autouse=True)
+def _ctrl_c_is_heard() -> Iterator[None]:
+    """A shell makes what it starts in the background deaf to Ctrl-C, and commands inherit that from their parent."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def walk(command: str, folder: Path) -> None:
     """Run a shown command to its end, or to its first words if it would go on."""
-    words = smaller(command)
-    goes_on = any(
-        re.search(rf"(^| ){re.escape(served)}( |$)", " ".join(words)) for served in SERVES
-    )
-    with began(words, folder) as process:
-        assert process.stdout is not None
-        said = ""
+    goes_on = any(served in command for served in SERVES)
+    with started(folder, *smaller(command)) as process:
         if goes_on:
-            assert select.select([process.stdout], [], [], 120)[0], f"{command}: nothing said"
-            said = process.stdout.readline()
+            pipes = [pipe for pipe in (process.stdout, process.stderr) if pipe is not None]
+            said, _, _ = select.select(pipes, [], [], 120)
+            assert said, f"{command}: nothing said"
             process.send_signal(signal.SIGINT)
-        said += process.communicate(timeout=1800)[0]
-    assert "Traceback" not in said, f"{command}\n{said}"
-    assert process.returncode in ((0, 130) if goes_on else (0,)), f"{command}\n{said}"
+        out, err = process.communicate(timeout=1800)
+    assert "Traceback" not in err, f"{command}\n{err}"
+    assert process.returncode in ((0, 130) if goes_on else (0,)), f"{command}\n{out}\n{err}"
 
 
 @pytest.mark.parametrize("page", BEFORE)

@@ -93,6 +93,7 @@ def test_with_a_retain_only_model_no_approximate_set_is_asked_for(
         ({"method": "nop"}, "--method: no sweep file 'nop' is shipped; did you mean 'npo'?"),
         ({"forget": "nowhere.jsonl"}, "nowhere.jsonl"),
         ({"model": "package:none"}, "known: package:smollm2"),
+        ({"model": "m" * 5000}, "model.source"),
     ],
 )
 def test_what_is_wrong_is_refused_and_nothing_is_written(

@@ -48,8 +48,17 @@ def sweeps_of(
 
 
 def run_name(spec: SweepSpec) -> str:
-    """Name of the run folder of a guideline's sweep; it ends with what the sweep is, whatever it is called."""
-    return f"guideline-{spec.name}-{_fingerprint(spec)}"
+    """Name of the run folder of a guideline's sweep.
+
+    It ends with eight characters that stand for what decides its trials, whatever it is called: a default that is
+    written out changes nothing.
+    """
+    plain = spec.plain()
+    for key in ("name", "resources"):
+        plain.pop(key)
+    trial = bind(spec, next(corner_proposals(spec)), where=spec.name).model_dump(mode="json")
+    content = json.dumps(plain | trial, sort_keys=True).encode()
+    return f"guideline-{spec.name}-{hashlib.sha256(content).hexdigest()[:8]}"
 
 
 def run_folder(spec: SweepSpec, runs: Path) -> Path:
@@ -57,18 +66,9 @@ def run_folder(spec: SweepSpec, runs: Path) -> Path:
 
     Guidelines that ask for the same sweep share its run.
     """
-    equal = sorted(runs.glob(f"guideline-*-{_fingerprint(spec)}"))
-    return equal[0] if equal else runs / run_name(spec)
-
-
-def _fingerprint(spec: SweepSpec) -> str:
-    """What decides the trials of a sweep, in eight characters; a default that is written out changes nothing."""
-    plain = spec.plain()
-    for key in ("name", "resources"):
-        plain.pop(key)
-    trial = bind(spec, next(corner_proposals(spec)), where=spec.name).model_dump(mode="json")
-    content = json.dumps(plain | trial, sort_keys=True).encode()
-    return hashlib.sha256(content).hexdigest()[:8]
+    own = runs / run_name(spec)
+    equal = sorted(runs.glob(f"guideline-*-{own.name.rpartition('-')[2]}"))
+    return equal[0] if equal else own
 
 
 def _as_grid(values: dict[str, Any], base: Base, *, where: str) -> dict[str, Any]:
