@@ -15,6 +15,8 @@ from matplotlib.figure import Figure
 
 from tuning import plots
 from tuning.plots import drawing
+from tuning.plots.drawing.guideline import lines_matplotlib
+from tuning.plots.guideline import Line, LinesData
 from tuning.records import attempt_folder
 from tuning.run import Run
 
@@ -335,3 +337,15 @@ def test_panels_are_titled_with_unit_and_direction() -> None:
         ["accuracy_closure", "up is better"],
         ["general_accuracy_drop", "share of tokens", "down is better"],
     ]
+
+
+def named_on_a_logarithmic_axis(*values: float) -> list[str]:
+    line = Line(label="one", x=values, y=tuple(0.0 for _ in values))
+    shown = LinesData(title="t", x_label="x", y_label="y", lines=(line,), is_log=True)
+    (axes,) = lines_matplotlib(shown).axes
+    return [label.get_text() for label in axes.get_xticklabels()]
+
+
+def test_a_short_logarithmic_axis_names_its_values_and_a_long_one_powers_of_ten() -> None:
+    assert named_on_a_logarithmic_axis(4, 8, 16, 32, 64) == ["4", "8", "16", "32", "64"]
+    assert any("10^{-3}" in name for name in named_on_a_logarithmic_axis(1e-4, 5e-4, 1e-2))

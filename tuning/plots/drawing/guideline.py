@@ -15,6 +15,9 @@ from tuning.plots.style import BEST_COLOR, LIMIT_COLOR
 _COLORS = ("#2b83ba", "#d55e00", "#009e73", "#e69f00", "#a0429b", "#56b4e9", "#5d4a1f", "#8a8f98")
 _MARKERS = ("o", "s", "^", "d", "X", "P", "v", "*")
 
+_SHORT_AXIS = 30.0
+"""Largest over smallest value of a logarithmic axis that has one power of ten, or two."""
+
 
 def lines_matplotlib(data: LinesData) -> Figure:
     """Draw lines with a marker at each point, the legend beside them."""
@@ -26,12 +29,20 @@ def lines_matplotlib(data: LinesData) -> Figure:
         axes.plot(line.x, line.y, color=color, marker=marker, lw=1.6, ms=5, label=line.label)
     if data.is_log:
         axes.set_xscale("log")
+        _tick_values_of_a_short_axis(axes, sorted({x for line in data.lines for x in line.x}))
     tidy(axes)
     axes.set_title(data.title, fontsize=10, loc="left")
     axes.set_xlabel(data.x_label)
     axes.set_ylabel(data.y_label)
     figure.legend(loc="outside right upper", frameon=False, fontsize=9)
     return figure
+
+
+def _tick_values_of_a_short_axis(axes: Axes, values: Sequence[float]) -> None:
+    """Name the values themselves where powers of ten are too few to read an axis by."""
+    if values and values[-1] < _SHORT_AXIS * values[0]:
+        axes.set_xticks(values, [f"{value:g}" for value in values])
+        axes.minorticks_off()
 
 
 def effects_matplotlib(panels: Sequence[EffectData]) -> Figure:
