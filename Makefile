@@ -97,7 +97,7 @@ faults: setup ## break everything that can break, once at every place, and print
 	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR):$(CURDIR)/tests \
 		$(BIN)/python -m faults --ray --processes $(TEST_PROCESSES) --json runs/faults.json
 
-walkthrough: setup ## run what the tutorial and four more pages show, command by command, with less to do (half an hour)
+walkthrough: setup ## run what the tutorial and four more pages show, command by command, with less to do (an hour)
 	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -x tests/integration/walkthrough.py
 
 mutations: setup ## try 10,000 mutated files and 1,000 damaged run folders, and print the table
