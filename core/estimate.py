@@ -16,7 +16,15 @@ from core.metrics.probes import MEASURED
 from core.model.layers import linear_shape, output_layer, resolve_targets
 from core.model.loading import outlined_model
 from core.model.quantised import BYTES_PER_WEIGHT
-from core.training.memory import Pass, held_states, loss_width, n_roles, reading_width, traced
+from core.training.memory import (
+    Pass,
+    held_states,
+    loss_width,
+    n_roles,
+    reading_width,
+    traced_probe,
+    traced_step,
+)
 from core.training.passes import MicroBatch
 from core.training.ranks import Group
 from core.training.steps import Steps
@@ -106,17 +114,15 @@ def rank_memory(trial: TrialConfig, *, outlines: Warm | None = None, slots: int 
     retain = RETAIN_LOSSES[method.retain_loss]
     needs = FORGET_LOSSES[method.forget_loss].needs | (retain.needs if retain else frozenset())
     kept = needs & {"hidden", "residuals"}
-    step, probe = (
-        traced(
-            trial.model,
-            trial.adapter,
-            at,
-            dtype=model.dtype,
-            needs=kept,
-            checkpoints=trial.engine.activation_checkpointing,
-        )
-        for at in (replace(largest.step, rows=slots * largest.step.rows), largest.probe)
+    step = traced_step(
+        trial.model,
+        trial.adapter,
+        replace(largest.step, rows=slots * largest.step.rows),
+        dtype=model.dtype,
+        needs=kept,
+        checkpoints=trial.engine.activation_checkpointing,
     )
+    probe = traced_probe(trial.model, trial.adapter, largest.probe, dtype=model.dtype)
     frozen, trained = n_weights(trial, model.network)
     if slots > 1:  # each has its own factors
         base = sum(p.numel() for p in model.network.parameters())
@@ -133,7 +139,7 @@ def rank_memory(trial: TrialConfig, *, outlines: Warm | None = None, slots: int 
         activations=step.forward,
         step_logits=round(loss_width(method, dtype=model.dtype) * step.logits),
         backward=step.largest,
-        probe_logits=probe.reading + round(reading_width(dtype=model.dtype) * probe.logits),
+        probe_logits=probe.largest + round(reading_width(dtype=model.dtype) * probe.logits),
         is_bound=largest.is_bound,
     )
 

@@ -23,18 +23,31 @@ CallForEach = Callable[[Any, list[Any]], Iterator[Any]]
 
 
 @contextmanager
-def a_rank(spec: SweepSpec, *, threads: int | None = None) -> Iterator[Call]:
+def a_rank(
+    spec: SweepSpec, *, threads: int | None = None, early: Any | None = None
+) -> Iterator[Call]:
     """A process that is a group of one rank and ends with the context, as what calls a function there.
 
     Args:
         spec: The sweep; the rank takes what one of its trials' takes.
         threads: CPU cores and threads instead.
+        early: A rank that :func:`early_rank` started, to be this one.
 
     Raises:
         UserError: What a function raised there, as itself.
     """
-    with _ranks(spec, 1, threads=threads) as (rank,):
+    with _ranks(spec, 1, threads=threads, early=early) as (rank,):
         yield lambda function, argument: ray.get(rank.call.remote(function, argument))
+
+
+def early_rank(spec: SweepSpec, *, cpus: int) -> Any:
+    """Start a rank on this machine's CPU before it is known how much of it the rank may take.
+
+    What a rank imports takes seconds: who has a question that needs torch asks the rank that prepares afterwards. It
+    holds all ``cpus`` until then, and has no group.
+    """
+    whole = {"cpus_per_rank": cpus, "gpus_per_rank": 0.0}
+    return start_rank(spec.resources.model_copy(update=whole))
 
 
 @contextmanager
@@ -60,13 +73,18 @@ def several_ranks(
 
 @contextmanager
 def _ranks(
-    spec: SweepSpec, n: int, *, handed_out: HandedOut | None = None, threads: int | None = None
+    spec: SweepSpec,
+    n: int,
+    *,
+    handed_out: HandedOut | None = None,
+    threads: int | None = None,
+    early: Any | None = None,
 ) -> Iterator[list[Any]]:
     resources = spec.resources
     if threads is not None:
         resources = resources.model_copy(update={"cpus_per_rank": threads})
     engine = spec.trial_engine().model_copy(update={"ranks": 1, "threads": resources.cpus_per_rank})
-    started = [start_rank(resources) for _ in range(n)]
+    started = [start_rank(resources) for _ in range(n)] if early is None else [early]
     try:
         with their_own_errors():
             opened = _opened(started)

@@ -15,7 +15,7 @@ import ray
 
 from core.errors import UserError, foreign, in_a_line
 from tuning.admission import refuse_open_cluster
-from tuning.apart import a_rank, their_own_errors
+from tuning.apart import a_rank, early_rank, their_own_errors
 from tuning.config import SweepSpec
 from tuning.events import EventLog, Warned, Watcher
 from tuning.every_node import rooms
@@ -91,6 +91,7 @@ class Plan:
         cluster: What there is.
         is_far: Whether it is a cluster, which may grow, and whose nodes may each have a cache of their own.
         grace_s: How long running trials may take to come to their next probe when a signal ends the sweep.
+        early: The rank that was asked what is needed, to prepare the sweep; ``None`` if another process was.
     """
 
     spec: SweepSpec
@@ -99,6 +100,7 @@ class Plan:
     cluster: Cluster
     is_far: bool
     grace_s: float
+    early: Any | None = None
 
     @property
     def threads(self) -> int:
@@ -193,7 +195,12 @@ def ray_for(spec: SweepSpec, launch: Launch) -> Iterator[Plan]:
         cluster = _start_ray(spec) if launch.address is None else _join_ray(launch)
         if is_far:
             refuse_unlike(spec)
-        needs, gpu_memory_gib = _looked_at(spec, cluster, is_far=is_far)
+        looks = spec.resources.max_concurrent == "auto" or spec.resources.gpus_per_rank == "auto"
+        on_cpu = not is_far and not cluster.gpus
+        early = early_rank(spec, cpus=int(cluster.cpus)) if looks and on_cpu else None
+        needs, gpu_memory_gib = (
+            _looked_at(spec, cluster, is_far=is_far, early=early) if looks else (None, None)
+        )
         if cluster.gpu_memory_gib is None:
             cluster = replace(cluster, gpu_memory_gib=gpu_memory_gib)
         spec = with_gpus(spec, cluster, needs)
@@ -205,6 +212,7 @@ def ray_for(spec: SweepSpec, launch: Launch) -> Iterator[Plan]:
             cluster=cluster,
             is_far=is_far,
             grace_s=launch.grace_s,
+            early=early,
         )
 
 
@@ -300,21 +308,29 @@ def _largest_cluster() -> Cluster:
 
 
 def _looked_at(
-    spec: SweepSpec, cluster: Cluster, *, is_far: bool
+    spec: SweepSpec, cluster: Cluster, *, is_far: bool, early: Any | None
 ) -> tuple[Needs | None, float | None]:
-    """What a rank needs, and the memory of a GPU, from a process that ends afterwards: torch stays out of this one.
+    """What a rank needs, and the memory of a GPU, so that ``auto`` can be resolved.
 
-    It is looked for only where ``auto`` has to be resolved.
+    Torch stays out of this process: ``early`` is asked, or one that ends afterwards.
     """
-    resources = spec.resources
-    if resources.max_concurrent != "auto" and resources.gpus_per_rank != "auto":
-        return None, None
+    if early is not None:
+        with their_own_errors():
+            found: tuple[Needs | None, float | None] = ray.get(
+                early.call.remote(_look_on_rank, spec)
+            )
+        return found
     on_gpu_node = is_far and cluster.gpus > 0 and spec.engine.get("device") != "cpu"
     glance = _A_GLANCE if on_gpu_node else 0
     task = ray.remote(max_calls=1, num_cpus=1, num_gpus=glance)(_look)  # the process ends with it
     with their_own_errors():
-        found: tuple[Needs | None, float | None] = ray.get(task.remote(spec))
+        found = ray.get(task.remote(spec))
     return found
+
+
+def _look_on_rank(warm: Any, group: Any, spec: SweepSpec) -> tuple[Needs | None, float | None]:
+    """Runs on a rank."""
+    return _look(spec)
 
 
 def _look(spec: SweepSpec) -> tuple[Needs | None, float | None]:

@@ -27,6 +27,7 @@ def prepare(
     watcher: Watcher,
     *,
     threads: int,
+    early: Any | None = None,
     first: Callable[[Mapping[str, str]], None] | None = None,
 ) -> tuple[SweepSpec, records.RunFacts, PreparedFiles]:
     """Do what all trials share, once, in a process of its own; resolve what depends on the hardware.
@@ -35,11 +36,12 @@ def prepare(
         spec: The sweep.
         watcher: Who is shown what happens.
         threads: CPU cores that it may take.
+        early: A rank that is there already, to do it; see :func:`~tuning.apart.early_rank`.
         first: Looks at what names model and data, before the weights are loaded; may raise.
     """
     began = time.monotonic()
     trials = [bind(spec, proposal, where="sweep") for proposal in corner_proposals(spec)]
-    with a_rank(spec, threads=threads) as call:
+    with a_rank(spec, threads=threads, early=early) as call:
         if first is not None:
             first(call(_outlined_identity, trials[0]))
         facts, hardware, notices, prepared = call(_prepare_all, one_for_each_work(trials))

@@ -83,7 +83,9 @@ def run_sweep(
                 signals.install()  # Ray put its own in their place
                 plan.tell(watcher)
                 refuse_nodes_apart(run_dir, keeper)
-                spec, facts, prepared = prepare(plan.spec, watcher, threads=plan.threads)
+                spec, facts, prepared = prepare(
+                    plan.spec, watcher, threads=plan.threads, early=plan.early
+                )
                 untouched = evaluate_untouched(spec, threads=plan.threads)
                 noted = {} if place is None else place.plain()
                 name = "" if file is None else str(file.resolve())
@@ -162,7 +164,9 @@ def resume_sweep(
         plan.tell(watcher)
         ready_for_ledger(run_dir, place, watcher)
         refuse_nodes_apart(run_dir, keeper)
-        _, facts, prepared = prepare(run.spec, watcher, threads=plan.threads, first=refuse_others)
+        _, facts, prepared = prepare(
+            run.spec, watcher, threads=plan.threads, early=plan.early, first=refuse_others
+        )
         ledger = opened_ledger(
             run_dir, run.spec, lease, place=place, watcher=watcher, signals=signals
         )

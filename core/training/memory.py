@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from core.config import AdapterConfig, EngineConfig, MethodConfig, ModelConfig
 from core.config.method import Need
+from core.data.layouts import Layout
 from core.data.tokens import TokenRow
 from core.errors import ModelError, first_line
 from core.losses import FORGET_LOSSES, RETAIN_LOSSES, Outputs, Residual
@@ -151,24 +152,35 @@ class Live(TorchDispatchMode):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Traced:
-    """What passes through a model hold beside its weights, bytes.
+class TracedStep:
+    """What a forward and backward pass hold beside the model's weights, bytes.
 
     Attributes:
-        forward: At the end of a forward pass with gradient: what backward needs, without the logits.
-        largest: The most at any moment of forward and backward pass.
-        reading: The most in a forward pass without gradient, without the logits.
+        forward: At the end of the forward pass: what backward needs, without the logits.
+        largest: The most at any moment of both.
         logits: The logits of the pass.
     """
 
     forward: int
     largest: int
-    reading: int
+    logits: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TracedProbe:
+    """What a forward pass without gradient holds beside the model's weights, bytes.
+
+    Attributes:
+        largest: The most at any moment, without the logits.
+        logits: The logits of the pass.
+    """
+
+    largest: int
     logits: int
 
 
 @lru_cache(maxsize=64)
-def traced(
+def traced_step(
     model: ModelConfig,
     adapter: AdapterConfig,
     at: Pass,
@@ -176,8 +188,8 @@ def traced(
     dtype: torch.dtype,
     needs: frozenset[Need] = frozenset(),
     checkpoints: bool = False,
-) -> Traced:
-    """Trace a pass through the model with what is trained of it.
+) -> TracedStep:
+    """Trace a forward and backward pass through the model with what is trained of it.
 
     Args:
         model: The model.
@@ -190,47 +202,8 @@ def traced(
     Raises:
         ModelError: If the model's configuration is not on this machine, or what it does depends on what it reads.
     """
-    network = outlined_network(model, dtype)
-    trained: nn.Module = network
-    attached: DifferenceAdapter | None = None
-    if adapter.kind == "full":
-        network.requires_grad_(True)
-    else:
-        attached = _attached(network, adapter, dtype)
-        trained = attached.model
-    try:
-        return _traced(trained, attached, at, needs=needs, checkpoints=checkpoints)
-    except RuntimeError as err:
-        raise ModelError(
-            f"model.source: what {type(network).__name__} holds cannot be told without computing: {first_line(err)}"
-        ) from err
-
-
-def _traced(
-    trained: nn.Module,
-    attached: DifferenceAdapter | None,
-    at: Pass,
-    *,
-    needs: frozenset[Need],
-    checkpoints: bool,
-) -> Traced:
-    network = attached.model.get_base_model() if attached is not None else trained
-    reader = Reader(end_to_end=may_read_end_to_end(network))
-    layout = reader.lay(at.as_rows(), torch.device("cpu"))
-    keeps = {"logits_to_keep": layout.predicting} if reader.end_to_end else {}
-    arguments: dict[str, Any] = {**layout.inputs, **keeps, "use_cache": False}
-    with (
-        FakeTensorMode(allow_non_fake_inputs=True),
-        attending_by_row(trained, layout),
-        _without_complaints(),
-    ):
-        _fill(trained)
-        before = [*trained.parameters(), *trained.buffers(), *layout.inputs.values()]
-        with Live(before) as live, torch.no_grad():
-            logits = trained(**arguments).logits
-            width = logits.numel() * logits.element_size()
-        reading = live.peak - width
-        del logits
+    with _outlined(model, adapter, at, dtype=dtype) as outline:
+        trained, attached = outline.trained, outline.attached
         tapped = attached is not None and "residuals" in needs
         taps: Any = attached.tapped() if tapped and attached is not None else nullcontext({})
 
@@ -241,17 +214,84 @@ def _traced(
 
         @contextmanager
         def again() -> Iterator[None]:
-            with attending_by_row(trained, layout), dropping():
+            with attending_by_row(trained, outline.layout), dropping():
                 yield
 
         keeping = checkpointed(trained, again=again) if checkpoints else nullcontext()
-        with Live(before) as live, taps as kept, dropping(), keeping:
-            output = trained(**arguments, output_hidden_states="hidden" in needs)
-            forward, logits = live.now - width, output.logits
+        with Live(outline.before) as live, taps as kept, dropping(), keeping:
+            output = trained(**outline.arguments, output_hidden_states="hidden" in needs)
+            logits = output.logits
+            width = _bytes(logits)
+            forward = live.now - width
             del output
             logits.backward(torch.empty_like(logits))
             del logits, kept
-    return Traced(forward=forward, largest=live.peak, reading=reading, logits=width)
+        return TracedStep(forward=forward, largest=live.peak, logits=width)
+
+
+@lru_cache(maxsize=64)
+def traced_probe(
+    model: ModelConfig, adapter: AdapterConfig, at: Pass, *, dtype: torch.dtype
+) -> TracedProbe:
+    """Trace a forward pass without gradient; arguments and errors as those of :func:`traced_step`."""
+    with (
+        _outlined(model, adapter, at, dtype=dtype) as outline,
+        Live(outline.before) as live,
+        torch.no_grad(),
+    ):
+        width = _bytes(outline.trained(**outline.arguments).logits)
+    return TracedProbe(largest=live.peak - width, logits=width)
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Outline:
+    """A model of tensors without contents, and a pass that it can be called with."""
+
+    trained: nn.Module
+    attached: DifferenceAdapter | None
+    layout: Layout
+    arguments: Mapping[str, Any]
+    before: Sequence[Tensor]
+
+
+@contextmanager
+def _outlined(
+    model: ModelConfig, adapter: AdapterConfig, at: Pass, *, dtype: torch.dtype
+) -> Iterator[_Outline]:
+    """Within the context nothing is computed; what cannot be told without is refused."""
+    network = outlined_network(model, dtype)
+    trained: nn.Module = network
+    attached: DifferenceAdapter | None = None
+    if adapter.kind == "full":
+        network.requires_grad_(True)
+    else:
+        attached = _attached(network, adapter, dtype)
+        trained = attached.model
+    reader = Reader(end_to_end=may_read_end_to_end(network))
+    layout = reader.lay(at.as_rows(), torch.device("cpu"))
+    keeps = {"logits_to_keep": layout.predicting} if reader.end_to_end else {}
+    try:
+        with (
+            FakeTensorMode(allow_non_fake_inputs=True),
+            attending_by_row(trained, layout),
+            _without_complaints(),
+        ):
+            _fill(trained)
+            yield _Outline(
+                trained=trained,
+                attached=attached,
+                layout=layout,
+                arguments={**layout.inputs, **keeps, "use_cache": False},
+                before=[*trained.parameters(), *trained.buffers(), *layout.inputs.values()],
+            )
+    except RuntimeError as err:
+        raise ModelError(
+            f"model.source: what {type(network).__name__} holds cannot be told without computing: {first_line(err)}"
+        ) from err
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from core.config import AdapterConfig, EngineConfig, MethodConfig, ModelConfig, 
 from core.config.method import ForgetLossId
 from core.errors import ModelError
 from core.estimate import bounds, largest_passes, new_outlines, rank_memory
-from core.training.memory import Live, Pass, held_states, loss_width, traced
+from core.training.memory import Live, Pass, held_states, loss_width, traced_step
 
 TrialMaker = Callable[..., TrialConfig]
 Offload = Literal["none", "optimizer", "parameters"]
@@ -76,7 +76,7 @@ def test_a_mixture_that_cannot_be_traced_says_so(tmp_path: Path) -> None:
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     model = ModelConfig(source=str(tmp_path))
     with pytest.raises(ModelError, match="cannot be told without computing"):
-        traced(model, AdapterConfig(rank=2), Pass(rows=((8, 0),) * 2), dtype=torch.float32)
+        traced_step(model, AdapterConfig(rank=2), Pass(rows=((8, 0),) * 2), dtype=torch.float32)
 
 
 def test_live_bytes_are_those_that_are_held_together() -> None:
