@@ -9,8 +9,9 @@ import ray
 from command_line import Command, is_refused, left_in_runs, write
 
 from core.errors import ModelError, UserError
-from tuning.apart import their_own_errors
-from tuning.plan import not_started
+from tuning.apart import a_rank, their_own_errors
+from tuning.files import load_sweep
+from tuning.plan import Launch, not_started, ray_for
 
 
 def test_a_ray_that_cannot_start_is_told_with_what_looks_at_the_machine() -> None:
@@ -34,6 +35,35 @@ def test_a_cluster_that_does_not_answer_is_refused(
         after_it_began=True,
     )
     assert left_in_runs() == []
+
+
+@pytest.mark.integration
+@pytest.mark.timeout(300)
+def test_the_rank_that_was_asked_for_memory_prepares_with_as_many_threads_as_trials_take(
+    tune: Command, tiny_sweep: Any
+) -> None:
+    def itself(warm: Any, group: Any, argument: None) -> tuple[int, int, bool]:
+        import os
+
+        import torch
+
+        return os.getpid(), torch.get_num_threads(), group is not None
+
+    spec = load_sweep(write(tiny_sweep))
+    with ray_for(spec, Launch()) as plan:
+        assert plan.needs is not None
+        if plan.cluster.gpus:
+            pytest.skip("here a process that ends looks at the GPU, too")
+        assert plan.early is not None
+        process, _, has_group = ray.get(plan.early.call.remote(itself, None))
+        assert not has_group
+        with a_rank(plan.spec, threads=1, early=plan.early) as call:
+            assert call(itself, None) == (process, 1, True)
+        with pytest.raises(ray.exceptions.RayActorError):
+            ray.get(plan.early.call.remote(itself, None))  # it makes room for trials
+    fixed = load_sweep(write(tiny_sweep | {"resources": {"max_concurrent": 1, "gpus_per_rank": 0}}))
+    with ray_for(fixed, Launch()) as plan:
+        assert plan.early is None
 
 
 @pytest.mark.parametrize(
