@@ -221,7 +221,7 @@ def traced_step(
         with Live(outline.before) as live, taps as kept, dropping(), keeping:
             output = trained(**outline.arguments, output_hidden_states="hidden" in needs)
             logits = output.logits
-            width = _bytes(logits)
+            width = logits.nbytes
             forward = live.now - width
             del output
             logits.backward(torch.empty_like(logits))
@@ -239,12 +239,8 @@ def traced_probe(
         Live(outline.before) as live,
         torch.no_grad(),
     ):
-        width = _bytes(outline.trained(**outline.arguments).logits)
+        width = outline.trained(**outline.arguments).logits.nbytes
     return TracedProbe(largest=live.peak - width, logits=width)
-
-
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,10 +267,10 @@ def _outlined(
     else:
         attached = _attached(network, adapter, dtype)
         trained = attached.model
-    reader = Reader(end_to_end=may_read_end_to_end(network))
-    layout = reader.lay(at.as_rows(), torch.device("cpu"))
-    keeps = {"logits_to_keep": layout.predicting} if reader.end_to_end else {}
     try:
+        reader = Reader(end_to_end=may_read_end_to_end(network))
+        layout = reader.lay(at.as_rows(), torch.device("cpu"))
+        keeps = {"logits_to_keep": layout.predicting} if reader.end_to_end else {}
         with (
             FakeTensorMode(allow_non_fake_inputs=True),
             attending_by_row(trained, layout),
@@ -362,8 +358,7 @@ def loss_width(method: MethodConfig, *, dtype: torch.dtype) -> float:
         logits = start * 1.0
         _loss(method, logits).backward()
         del logits
-    added = start.numel() * start.element_size()
-    return max(2.0, float(live.peak / added))
+    return max(2.0, float(live.peak / start.nbytes))
 
 
 def n_roles(method: MethodConfig) -> int:
@@ -424,4 +419,4 @@ def reading_width(*, dtype: torch.dtype) -> float:
     labels = torch.ones((2, _SMALL_T), dtype=torch.long)
     with Live([logits, labels]) as live, torch.no_grad():
         token_sums(logits, labels)
-    return 1.0 + float(live.peak / (logits.numel() * logits.element_size()))
+    return 1.0 + float(live.peak / logits.nbytes)
