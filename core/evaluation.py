@@ -282,7 +282,7 @@ def _loader(
                 f"{option}: {source!r} knows {vocabulary_size(model.network)} token ids and MODEL "
                 f"{vocabulary_size(like.network)}; the two must share a tokenizer"
             )
-        return Subject(model, name=source, batch_size=request.batch_size, pace=pace)
+        return _as_loaded(model, source, request, pace)
 
     return load
 
@@ -291,9 +291,13 @@ def _named(source: str, request: EvaluationRequest) -> ModelConfig:
     return ModelConfig(source=source, tokenizer=request.tokenizer)
 
 
+def _as_loaded(model: LoadedModel, name: str, request: EvaluationRequest, pace: Pace) -> Subject:
+    return Subject(model, name=name, batch_size=request.batch_size, is_kept=True, pace=pace)
+
+
 def _subject(model: LoadedModel, request: EvaluationRequest, pace: Pace) -> Subject:
     if request.adapter is None:
-        return Subject(model, name=request.model, batch_size=request.batch_size, pace=pace)
+        return _as_loaded(model, request.model, request, pace)
     with foreign(partial(_not_fitting, request)):
         network = load_adapter(model.network, request.adapter)
     return Subject(

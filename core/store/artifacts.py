@@ -32,6 +32,7 @@ VERSIONS: Mapping[str, int] = {
     "lora_fisher": 1,
     "importance": 1,
     "factors": 1,
+    "evaluations": 1,
 }
 """Raised when the computation of a kind changes: the cache outlives releases."""
 
@@ -70,6 +71,11 @@ def content_key(determinants: Mapping[str, Any]) -> str:
     """Hash of the canonical JSON of everything that determines an artifact, 32 hex digits."""
     text = json.dumps(determinants, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def row_key(ids: Sequence[int], *, n_context: int) -> str:
+    """Hash of a row of token ids, of which the first ``n_context`` are not predicted."""
+    return content_key({"ids": ids, "n_context": n_context})
 
 
 def tensors(

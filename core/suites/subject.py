@@ -1,10 +1,13 @@
 """What a model says of rows: all numbers of a row from one forward pass, and greedy continuations.
 
+What a model without an adapter says of a row depends on the two alone, so it is an artifact: a model that others are
+compared with is asked once, however many are.
+
 Shapes: B rows, T tokens, V vocabulary.
 """
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -21,6 +24,7 @@ from core.metrics.memorization import (
 from core.model.decoding import generate
 from core.model.layers import n_positions
 from core.model.loading import LoadedModel, forward_of
+from core.store import artifacts
 from core.suites.evaluation_rows import Example
 from core.suites.pace import Pace
 from core.training.ranks import Group
@@ -55,13 +59,24 @@ class Subject:
         batch_size: int,
         network: nn.Module | None = None,
         has_adapter: bool = False,
+        is_kept: bool = False,
         pace: Pace | None = None,
     ) -> None:
-        """Nothing is computed yet; ``network`` is the one to look at, if not the model's own."""
+        """Nothing is computed yet.
+
+        Args:
+            model: The model as it was loaded.
+            name: How the user named it.
+            batch_size: Rows of one forward pass.
+            network: The one to look at, if not the model's own.
+            has_adapter: Whether that has an adapter.
+            is_kept: Whether what it says goes to the cache, and is looked for there: of a model as it was loaded.
+            pace: Tells how far the work is.
+        """
         self._pace = pace or Pace()
         self.name, self.model, self.batch_size = name, model, batch_size
         self.network = model.network if network is None else network
-        self._has_adapter = has_adapter
+        self._has_adapter, self._is_kept = has_adapter, is_kept
         self._meter = Meter(model, Group(rank=0, size=1), batch_size=batch_size)
         self._read: dict[tuple[TokenRow, ...], dict[str, list[float]]] = {}
         self._written: dict[tuple[tuple[tuple[int, ...], ...], int], list[list[int]]] = {}
@@ -91,16 +106,32 @@ class Subject:
         known = self._read.setdefault(tuple(rows), {})
         missing = [name for name in names if name not in known]
         if missing:
-            with self._pace.stage("rows read", len(rows), of=self.name) as done:
-                forward = forward_of(self.network)
-                known |= self._meter.row_values(forward, rows, missing, done=done)
+            known |= self._measured(rows, missing)
         return {name: known[name] for name in names}
+
+    def _measured(self, rows: Sequence[TokenRow], names: Sequence[str]) -> dict[str, list[float]]:
+        def measure(places: Sequence[int]) -> list[Tensor]:
+            with self._pace.stage("rows read", len(places), of=self.name) as done:
+                chosen, forward = [rows[i] for i in places], forward_of(self.network)
+                found = self._meter.row_values(forward, chosen, names, done=done)
+            return list(torch.tensor([found[name] for name in names], dtype=torch.float64).T)
+
+        values = self._said({"metrics": list(names)}, _keys(rows), measure)
+        return {name: [float(value[i]) for value in values] for i, name in enumerate(names)}
 
     def extraction_likelihoods(self, rows: Sequence[TokenRow], *, n: int) -> list[float]:
         """EL_n of each row; NaN where it has not more than ``n`` tokens."""
-        n_long = sum(len(row.ids) > n for row in rows)
-        with self._pace.stage("rows continued everywhere", n_long, of=self.name) as done:
-            return extraction_likelihoods(self.network, rows, n=n, done=done)
+
+        def measure(places: Sequence[int]) -> list[Tensor]:
+            chosen = [rows[i] for i in places]
+            n_long = sum(len(row.ids) > n for row in chosen)
+            with self._pace.stage("rows continued everywhere", n_long, of=self.name) as done:
+                found = extraction_likelihoods(self.network, chosen, n=n, done=done)
+            return list(torch.tensor(found, dtype=torch.float64))
+
+        return [
+            float(value) for value in self._said({"extraction_likelihood": n}, _keys(rows), measure)
+        ]
 
     def continuations(
         self,
@@ -164,8 +195,45 @@ class Subject:
         room = self._positions - max(map(len, prompts))
         key = (tuple(prompts), max(1, min(max_new_tokens, room)))
         if key not in self._written:
-            self._written[key] = self._decoded_by_length(prompts, max_new_tokens=key[1])
+
+            def write(places: Sequence[int]) -> list[Tensor]:
+                chosen = [prompts[i] for i in places]
+                written = self._decoded_by_length(chosen, max_new_tokens=key[1])
+                return [torch.tensor(ids, dtype=torch.int64) for ids in written]
+
+            what = {"continued_by": key[1], "stops": sorted(self._stop_ids)}
+            names = [artifacts.row_key(ids, n_context=len(ids)) for ids in prompts]
+            self._written[key] = [ids.tolist() for ids in self._said(what, names, write)]
         return self._written[key]
+
+    def _said(
+        self,
+        what: Mapping[str, Any],
+        keys: Sequence[str],
+        say: Callable[[Sequence[int]], Sequence[Tensor]],
+    ) -> Sequence[Tensor]:
+        """A tensor of each row, from the cache where the subject is kept.
+
+        Args:
+            what: What is said of a row, and everything beside row and model that determines it.
+            keys: Hash of each row.
+            say: Tensors of the rows at some places.
+        """
+        if not self._is_kept:
+            return say(range(len(keys)))
+        place = {key: i for i, key in enumerate(keys)}
+
+        def say_missing(missing: Sequence[str]) -> Mapping[str, Tensor]:
+            return dict(zip(missing, say([place[key] for key in missing]), strict=True))
+
+        model = self.model
+        determinants = {
+            "model": model.identity,
+            "dtype": model.precision,
+            "device": model.device.type,
+            **what,
+        }
+        return artifacts.tensors_by_row("evaluations", determinants, keys, say_missing)
 
     def _decoded_by_length(
         self, prompts: Sequence[tuple[int, ...]], *, max_new_tokens: int
@@ -200,3 +268,7 @@ class Subject:
         ends = cast(Any, self.model.network).generation_config.eos_token_id
         listed = ends if isinstance(ends, list) else [ends]
         return {i for i in (*listed, self.model.tokenizer.eos_token_id) if i is not None}
+
+
+def _keys(rows: Sequence[TokenRow]) -> list[str]:
+    return [artifacts.row_key(row.ids, n_context=row.n_context) for row in rows]

@@ -91,7 +91,9 @@ class Reference:
                 "device": model.device.type,
                 "term": term,
             } | ({} if block is None else {"block": block})
-            by_hash = {_hash(row): row for row in self._rows}
+            by_hash = {
+                artifacts.row_key(row.ids, n_context=row.n_context): row for row in self._rows
+            }
 
             def measure(missing: Sequence[str]) -> Mapping[str, Tensor]:
                 rows = [by_hash[name] for name in missing]
@@ -124,10 +126,6 @@ class Reference:
                 output_hidden_states=with_hidden,
             )
             yield places, output, batch.labels
-
-
-def _hash(row: TokenRow) -> str:
-    return artifacts.content_key({"ids": row.ids, "n_context": row.n_context})
 
 
 def _values(term: Term, block: int | None, output: Any, labels: Tensor) -> Iterable[Tensor]:
