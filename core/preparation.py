@@ -146,6 +146,7 @@ def _train(
         plan=plan,
         max_steps=n_steps,
         model=base,
+        group=group,
     )
     try:
         order = reading_order(rows, seed=config.seed, purpose="prepare")

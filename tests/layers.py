@@ -70,6 +70,7 @@ CORE: Layers = {
     "parts of training": (
         "core/training/adapter.py",
         "core/training/checkpointing.py",
+        "core/training/clipping.py",
         "core/training/dropout.py",
         "core/training/engine.py",
         "core/training/full_parameters.py",

@@ -1,5 +1,8 @@
 """How the rows of a forward pass lie in its input: laid end to end, or padded to the longest.
 
+What a network reads goes to its device, and nothing waits for that. Labels stay on the host: which tokens count
+decides shapes, and to ask the device for a shape is to wait for everything that it was given before.
+
 Shapes: B rows, T tokens of the longest, P tokens of all rows, N counted tokens, D width of what is read.
 """
 
@@ -12,6 +15,7 @@ from torch import Tensor
 from core.data.batches import collate
 from core.data.tokens import TokenRow
 from core.losses import IGNORED
+from core.losses.alignment import sent
 
 
 class Layout(Protocol):
@@ -19,7 +23,7 @@ class Layout(Protocol):
 
     Attributes:
         inputs: What the network is called with.
-        labels_BT: Int64, padded; ``-100`` on prompt and padding.
+        labels_BT: Int64, padded; ``-100`` on prompt and padding. On the host.
         predicting: Which positions predict a counted token, for transformers' ``logits_to_keep``.
     """
 
@@ -41,10 +45,15 @@ class Padded:
 
     def __init__(self, rows: Sequence[TokenRow], device: torch.device) -> None:
         """Lay ``rows``."""
-        batch = collate(rows, device)
-        self.inputs = {"input_ids": batch.ids, "attention_mask": batch.mask}
+        batch = collate(rows, torch.device("cpu"))
+        self.inputs = {
+            "input_ids": sent(batch.ids, device),
+            "attention_mask": sent(batch.mask, device),
+        }
         self.labels_BT = batch.labels
-        self.predicting = torch.nn.functional.pad(batch.labels[:, 1:] != IGNORED, (0, 1))
+        self.predicting = sent(
+            torch.nn.functional.pad(batch.labels[:, 1:] != IGNORED, (0, 1)), device
+        )
 
     def positions_of(self, rows: Sequence[TokenRow]) -> int:
         """As many for each row."""
@@ -70,9 +79,9 @@ class EndToEnd:
         places = torch.arange(self.longest)
         inside_BT = places < torch.tensor(lengths).unsqueeze(-1)
         tokens_BT = starts[:-1].unsqueeze(-1) + places
-        self.padding_index = torch.where(inside_BT, tokens_BT, 0).flatten().to(device)
+        self.padding_index = sent(torch.where(inside_BT, tokens_BT, 0).flatten(), device)
         """For each place of a padded layout the token that stands there; the first one on padding."""
-        self.token_index = inside_BT.flatten().nonzero().squeeze(-1).to(device)
+        self.token_index = sent(inside_BT.flatten().nonzero().squeeze(-1), device)
         """For each token its place in a padded layout."""
         ids = torch.tensor([token for row in rows for token in row.ids])
         positions = places.expand(self.n_rows, -1)[inside_BT]
@@ -81,12 +90,12 @@ class EndToEnd:
         context = torch.tensor([row.n_context for row in rows]).unsqueeze(-1)
         labels_BT[places < context] = IGNORED
         predicting = (labels_BT[:, 1:] != IGNORED).nonzero()
-        self.predicting = (starts[predicting[:, 0]] + predicting[:, 1]).to(device)
+        self.predicting = sent(starts[predicting[:, 0]] + predicting[:, 1], device)
         self.inputs = {
-            "input_ids": ids.unsqueeze(0).to(device),
-            "position_ids": positions.unsqueeze(0).to(device),
+            "input_ids": sent(ids.unsqueeze(0), device),
+            "position_ids": sent(positions.unsqueeze(0), device),
         }
-        self.labels_BT = labels_BT.to(device)
+        self.labels_BT = labels_BT
         self.kept: dict[tuple[object, ...], tuple[Tensor, ...]] = {}
         """What attention works out of it once, for all layers."""
 

@@ -1,5 +1,7 @@
 """Shift and mask: the only place where ``-100`` and ``[:, :-1]`` occur.
 
+Labels may lie on the device of what they label, or on the host: then no loss waits for the device.
+
 Shapes: B rows, T tokens, V vocabulary, N counted tokens of the batch.
 """
 
@@ -12,6 +14,19 @@ IGNORED = -100
 """Label of a token that does not count (prompt, padding)."""
 
 
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A small tensor of the host on a device, which takes it when it comes to it: nobody waits."""
+    return tensor.to(device, non_blocking=True)
+
+
+def marked(values: Tensor, mask: Tensor) -> Tensor:
+    """Those of the values ``(..., K)`` at the marked positions, ``(N, K)``; the mask may lie on the host."""
+    if mask.device == values.device:
+        return values[mask]
+    places_N = sent(mask.flatten().nonzero().squeeze(-1), values.device)
+    return values.flatten(0, mask.ndim - 1).index_select(0, places_N)
+
+
 def align(
     logits: Tensor, labels_BT: Tensor, *, among_BT: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -22,14 +37,14 @@ def align(
     Args:
         logits: Float ``(B, T, V)``, straight from the model; or ``(N, V)``, those of the counted tokens
             alone, row by row.
-        labels_BT: Int64 ``(B, T)``.
+        labels_BT: Int64 ``(B, T)``, on the device of the logits or on the host.
         among_BT: Labels that say which tokens ``(N, V)`` are of, where ``labels_BT`` counts some of them only.
 
     Returns:
-        Float32 logits ``(N, V)``, always a copy, and int64 targets ``(N,)``, row by row.
+        Float32 logits ``(N, V)``, always a copy, and int64 targets ``(N,)``, row by row, on one device.
 
     Raises:
-        ValueError: If shapes disagree, no token counts, or, on the CPU, a label lies outside the vocabulary;
+        ValueError: If shapes disagree, no token counts, or, of labels on the host, a label lies outside the vocabulary;
             ids are checked when rows are read (:func:`core.data.tokens.token_rows`).
     """
     found_NV, targets_N = counted_logits(logits, labels_BT, among_BT=among_BT)
@@ -50,7 +65,7 @@ def counted_logits(
     counted = counted_tokens(labels_BT)
     targets_N = labels_BT[:, 1:][counted]
     if logits.ndim == 3:
-        found_NV = logits[:, :-1][counted]
+        found_NV = marked(logits[:, :-1], counted)
     else:
         given = counted if among_BT is None else counted_tokens(among_BT)
         found_NV = _of_counted(logits, counted, given)
@@ -58,7 +73,7 @@ def counted_logits(
         raise ValueError(f"no token counts: every label after the first is {IGNORED}")
     if targets_N.device.type == "cpu":  # elsewhere a look would wait for the device, at every loss
         _refuse_outside(targets_N, logits.shape[-1])
-    return found_NV, targets_N
+    return found_NV, sent(targets_N, logits.device)
 
 
 def _of_counted(logits_MV: Tensor, counted: Tensor, given: Tensor) -> Tensor:
@@ -68,7 +83,7 @@ def _of_counted(logits_MV: Tensor, counted: Tensor, given: Tensor) -> Tensor:
         raise ValueError(
             f"logits (N, V) must be of the counted tokens alone, got {len(logits_MV)} for {n_given}"
         )
-    return logits_MV if counted is given else logits_MV[counted[given]]
+    return logits_MV if counted is given else marked(logits_MV, counted[given])
 
 
 def _refuse_outside(targets_N: Tensor, vocabulary: int) -> None:
@@ -166,7 +181,7 @@ def row_sums(values_N: Tensor, mask_BT: Tensor) -> Tensor:
 
 
 def row_counts(mask_BT: Tensor) -> Tensor:
-    """Int64 ``(B,)``: marked positions of each row.
+    """Int64 ``(B,)``: marked positions of each row, on the device of the mask.
 
     Raises:
         ValueError: If nothing is marked in a row.

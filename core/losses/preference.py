@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from core.config.method import ForgetLossId
-from core.losses.alignment import counted_tokens, row_counts, sequence_nll
+from core.losses.alignment import counted_tokens, row_counts, sent, sequence_nll
 from core.losses.outputs import ForgetCompute, of_alternatives, of_both, of_forget_rows
 from core.losses.retain import nll_loss
 
@@ -79,7 +79,8 @@ def simnpo_loss(logits_BTV: Tensor, labels_BT: Tensor, *, beta: float, delta: fl
         labels, which is one too many where the first token has one; here by the predicted tokens.
     """
     nll_B = sequence_nll(logits_BTV, labels_BT)
-    return _mean_preference(nll_B / row_counts(counted_tokens(labels_BT)) - delta, beta)
+    counts_B = sent(row_counts(counted_tokens(labels_BT)), nll_B.device)
+    return _mean_preference(nll_B / counts_B - delta, beta)
 
 
 def dpo_loss(

@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from core.config.method import ForgetLossId, RetainLossId
-from core.losses.alignment import counted_positions, predicted_positions, row_counts, row_sums
+from core.losses.alignment import (
+    counted_positions,
+    marked,
+    predicted_positions,
+    row_counts,
+    row_sums,
+    sent,
+)
 from core.losses.outputs import ForgetCompute, Residual, RetainCompute, of_forget_rows
 
 SMALLEST_SCALE = 1e-6
@@ -152,12 +159,12 @@ def _marked(values_BTD: Tensor, mask_BT: Tensor) -> Tensor:
             "values (B, T, D) and mask (B, T) must agree, "
             f"got {tuple(values_BTD.shape)} and {tuple(mask_BT.shape)}"
         )
-    return values_BTD[mask_BT].float()
+    return marked(values_BTD, mask_BT).float()
 
 
 def _mean_square_by_row(difference_ND: Tensor, mask_BT: Tensor) -> Tensor:
     sums_B = row_sums(difference_ND.square().mean(dim=-1), mask_BT)
-    return (sums_B / row_counts(mask_BT)).mean()
+    return (sums_B / sent(row_counts(mask_BT), sums_B.device)).mean()
 
 
 def _mean_over_layers(residuals: Sequence[Residual], labels_BT: Tensor, *, shift: float) -> Tensor:
@@ -181,7 +188,9 @@ def _layer(residual: Residual, mask_BT: Tensor, shift: float) -> Tensor:
     counts_R = mask_BT.sum(dim=-1)
     counts_R = counts_R[counts_R > 0]  # R rows with a counted token
     power_R = torch.stack([row.mean() for row in base_NO.square().split(counts_R.tolist())])
-    scale_N1 = power_R.sqrt().clamp_min(SMALLEST_SCALE).repeat_interleave(counts_R).unsqueeze(-1)
+    row_of_N = torch.arange(len(counts_R), device=counts_R.device).repeat_interleave(counts_R)
+    scale_R = power_R.sqrt().clamp_min(SMALLEST_SCALE)
+    scale_N1 = scale_R.index_select(0, sent(row_of_N, scale_R.device)).unsqueeze(-1)
     target_O = shift * residual.direction_O.detach().float()
     return (added_NO / scale_N1 - target_O).square().mean()
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from core.data.batches import Batch, batches_by_length, rows_by_length
 from core.data.tokens import TokenRow, TokenSplits
+from core.losses.alignment import sent
 from core.metrics.intervals import Sums
 from core.metrics.memorization import extraction_likelihood
 from core.metrics.probes import MEASURED, Level, level, token_sums
@@ -48,7 +49,8 @@ class Meter:
             layout = self._reader.lay(chosen, self._device)
             logits_NV = self._reader.read(network, network, layout).logits_NV
             if places:
-                sums[places] = token_sums(logits_NV, layout.labels_BT)
+                at = sent(torch.tensor(places), self._device)
+                sums.index_copy_(0, at, token_sums(logits_NV, layout.labels_BT))
         return self._group.sum(sums).cpu().numpy()
 
     def level(self, forward: Forward, rows: Sequence[TokenRow]) -> Level:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from core.config import BatchPlan, EngineConfig, OptimizerConfig
 from core.model.loading import LoadedModel
+from core.training.clipping import ClippingAdamW, clips_itself, size
 from core.training.optimizer_state import OptimizerState
 from core.training.passes import Forwarded, MicroBatch, Part
 from core.training.ranks import Group, deepspeed, zero_options
@@ -33,18 +34,18 @@ class Engine:
         plan: BatchPlan,
         max_steps: int,
         model: LoadedModel,
+        group: Group,
     ) -> None:
-        """Build the DeepSpeed engine around what is trained of ``model``."""
+        """Build the DeepSpeed engine around what is trained of ``model``, on the ranks of ``group``."""
         self._optimizer_config, self._plan, self._max_steps = optimizer, plan, max_steps
         self._trained, self._reader, self._device = trained, model.reader, model.device
         parameters = [p for p in trained.model.parameters() if p.requires_grad]
-        client = torch.optim.AdamW(
+        largest, clips = optimizer.gradient_clipping, clips_itself(engine, model.dtype)
+        client = ClippingAdamW(
             parameters,
-            lr=0.0,  # set at each step; some of DeepSpeed's wrappers make one while they are built
-            betas=(optimizer.beta1, optimizer.beta2),
-            eps=optimizer.epsilon,
-            weight_decay=optimizer.weight_decay,
-            fused=True,  # one pass over the weights instead of ten
+            optimizer,
+            largest_norm=largest if clips else 0.0,
+            total=group.sum,
         )
         self._engine, *_ = deepspeed().initialize(
             model=trained.model,
@@ -54,10 +55,11 @@ class Engine:
             config=deepspeed_config(
                 engine,
                 model.dtype,
-                n_trained=sum(_size(p) for p in parameters),
+                n_trained=sum(map(size, parameters)),
                 micro_batch_size=plan.micro_batch_size,
                 gradient_accumulation_steps=plan.gradient_accumulation_steps,
-                gradient_clipping=optimizer.gradient_clipping,
+                gradient_clipping=0.0 if clips else largest,
+                without_norm=clips,
             ),
         )
         if engine.zero_stage == 0:
@@ -158,10 +160,6 @@ def _full_shape(parameter: Tensor) -> tuple[int, ...]:
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
-def _size(parameter: Tensor) -> int:
-    return int(getattr(parameter, "ds_numel", parameter.numel()))
-
-
 def deepspeed_config(
     engine: EngineConfig,
     dtype: torch.dtype,
@@ -170,9 +168,22 @@ def deepspeed_config(
     micro_batch_size: int = 1,
     gradient_accumulation_steps: int = 1,
     gradient_clipping: float = 0.0,
+    without_norm: bool = False,
 ) -> dict[str, Any]:
-    """DeepSpeed's configuration for an engine that trains ``n_trained`` weights; clipping is off unless given."""
+    """DeepSpeed's configuration for an engine that trains ``n_trained`` weights.
+
+    Args:
+        engine: Stage, and what lies on the host.
+        dtype: Of the weights.
+        n_trained: Weights that are trained.
+        micro_batch_size: Rows of a pass on each rank.
+        gradient_accumulation_steps: Passes of a step.
+        gradient_clipping: Largest norm of a gradient; 0 switches clipping off.
+        without_norm: Whether nobody asks for the norm: then it is not computed, where it can be left out.
+    """
     zero = zero_options(engine)
+    if without_norm and engine.zero_stage in (1, 2) and engine.offload == "none":
+        zero["compute_grad_norm"] = False
     if engine.zero_stage in (1, 2):
         # it takes the whole bucket at each step, 2 GB by default; gradients of an adapter are far fewer
         zero["reduce_bucket_size"] = min(LARGEST_BUCKET, n_trained)

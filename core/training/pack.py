@@ -90,7 +90,7 @@ class Pack:
                 optimizer=self.optimizer,
                 model_parameters=[p for own in of_slots for p in own],
                 dist_init_required=False,
-                config=deepspeed_config(engine, dtype, n_trained=n_trained),
+                config=deepspeed_config(engine, dtype, n_trained=n_trained, without_norm=True),
             )
         self.held = OptimizerState(self._engine.optimizer, zero_stage=engine.zero_stage)
         self.slots = tuple(Slot(self, i) for i in range(shape.n_slots))

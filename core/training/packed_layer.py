@@ -91,8 +91,9 @@ class Division:
     def _of(self, shares: tuple[Share, ...], padded: Tensor | None) -> Iterator[None]:
         before = self.shares, self.padded, self.index
         index = None
-        if self.together:  # once for all layers: each would wait for the device
-            index = torch.tensor([share.slot for share in shares]).to(self.marked.device)
+        if self.together:  # once for all layers
+            index = torch.tensor([share.slot for share in shares])
+            index = index.to(self.marked.device, non_blocking=True)
         self.shares, self.padded, self.index = shares, padded, index
         try:
             yield

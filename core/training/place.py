@@ -120,6 +120,7 @@ def own_engine(config: TrialConfig, warm: Warm, steps: Steps, *, group: Group) -
             plan=steps.plan,
             max_steps=config.selection.max_steps,
             model=model,
+            group=group,
         )
         if_it_fails.pop_all()
     return OwnEngine(trained, engine, group)

@@ -20,6 +20,7 @@ from torch import Tensor
 from core.data.batches import batches_by_length
 from core.data.tokens import TokenRow
 from core.losses import IGNORED, adversarial_labels, sequence_nll
+from core.losses.alignment import sent
 from core.model.loading import LoadedModel, final_logits
 from core.store import artifacts
 
@@ -56,30 +57,27 @@ class Reference:
 
     def nll(self, rows: Sequence[TokenRow]) -> Tensor:
         """Summed cross-entropy of the counted tokens of each row, float32 ``(B,)``, nats."""
-        return torch.stack(self._of(rows, "nll")).to(self._model.device)
+        return sent(torch.stack(self._of(rows, "nll")), self._model.device)
 
     def adversarial_labels(self, rows: Sequence[TokenRow]) -> Tensor:
-        """Strongest rival of each counted token, int64 ``(B, T)``; ``-100`` elsewhere."""
-        return self._padded(self._of(rows, "adversarial_labels"), fill=IGNORED)
+        """Strongest rival of each counted token, int64 ``(B, T)``, on the host; ``-100`` elsewhere."""
+        return _padded(self._of(rows, "adversarial_labels"), fill=IGNORED)
 
     def hidden(self, rows: Sequence[TokenRow], *, block: int) -> Tensor:
         """Output of a block, ``(B, T, D)``; zero on padding."""
-        return self._padded(self._of(rows, "block_hidden", block))
+        return sent(_padded(self._of(rows, "block_hidden", block)), self._model.device)
 
     def logits(self, rows: Sequence[TokenRow]) -> Tensor:
         """Logits of the predictions that count, row by row: ``(N, V)``."""
         found = zip(rows, self._of(rows, "last_hidden"), strict=True)
         predicting = [hidden[max(0, row.n_context - 1) : -1] for row, hidden in found]
         with torch.no_grad():
-            return final_logits(self._model.network, torch.cat(predicting).to(self._model.device))
+            last = sent(torch.cat(predicting), self._model.device)
+            return final_logits(self._model.network, last)
 
     def _of(self, rows: Sequence[TokenRow], term: Term, block: int | None = None) -> list[Tensor]:
         found = self._term(term, block)
         return [found[self._index[row]] for row in rows]
-
-    def _padded(self, found: Sequence[Tensor], *, fill: float = 0.0) -> Tensor:
-        padded = torch.nn.utils.rnn.pad_sequence(list(found), batch_first=True, padding_value=fill)
-        return padded.to(self._model.device)
 
     def _term(self, term: Term, block: int | None) -> Sequence[Tensor]:
         """One tensor for each row, without padding, from the cache."""
@@ -126,6 +124,10 @@ class Reference:
                 output_hidden_states=with_hidden,
             )
             yield places, output, batch.labels
+
+
+def _padded(found: Sequence[Tensor], *, fill: float = 0.0) -> Tensor:
+    return torch.nn.utils.rnn.pad_sequence(list(found), batch_first=True, padding_value=fill)
 
 
 def _values(term: Term, block: int | None, output: Any, labels: Tensor) -> Iterable[Tensor]:

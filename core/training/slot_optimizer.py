@@ -1,12 +1,13 @@
 """AdamW for several slots at once: each has its own settings, steps only when it is asked to, and can begin anew."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from core.config import OptimizerConfig
+from core.training.clipping import Total, clip, size
 
 
 class SlotAdamW(torch.optim.AdamW):
@@ -16,9 +17,7 @@ class SlotAdamW(torch.optim.AdamW):
     another, or calls it once for each group: a slot is known by its group.
     """
 
-    def __init__(
-        self, slots: Sequence[Sequence[nn.Parameter]], *, total: Callable[[Tensor], Tensor]
-    ) -> None:
+    def __init__(self, slots: Sequence[Sequence[nn.Parameter]], *, total: Total) -> None:
         """Begin with slots that are not asked to step.
 
         Args:
@@ -27,7 +26,7 @@ class SlotAdamW(torch.optim.AdamW):
         """
         super().__init__([{"params": list(own), "slot": i} for i, own in enumerate(slots)], lr=0.0)
         self._groups = {group["slot"]: group for group in self.param_groups}
-        self._whole = [sum(_size(p) for p in own) for own in slots]
+        self._n_weights = [sum(map(size, own)) for own in slots]
         self._clipping = [0.0] * len(slots)
         self._total = total
         self._asked: frozenset[int] = frozenset()
@@ -67,7 +66,12 @@ class SlotAdamW(torch.optim.AdamW):
                     parameter.zero_()
                     self.state.pop(parameter, None)
             if slot in self._asked:
-                self._clip(slot, parameters)
+                clip(
+                    parameters,
+                    self._clipping[slot],
+                    n_weights=self._n_weights[slot],
+                    total=self._total,
+                )
                 continue
             for parameter in parameters:
                 held.append((parameter, parameter.grad))
@@ -75,18 +79,3 @@ class SlotAdamW(torch.optim.AdamW):
         super().step()
         for parameter, grad in held:
             parameter.grad = grad
-
-    def _clip(self, slot: int, parameters: Sequence[Tensor]) -> None:
-        """Scale a slot's gradient down to its largest norm, over all its parameters on all ranks."""
-        grads = [p.grad for p in parameters if p.grad is not None]
-        largest = self._clipping[slot]
-        if not grads or largest == 0.0:
-            return
-        squared = torch.stack(torch._foreach_norm(grads)).square().sum()
-        if sum(p.numel() for p in parameters) < self._whole[slot]:  # each rank holds a part
-            squared = self._total(squared)
-        torch._foreach_mul_(grads, (largest / (squared.sqrt() + 1e-6)).clamp(max=1.0))
-
-
-def _size(parameter: Tensor) -> int:
-    return int(getattr(parameter, "ds_numel", parameter.numel()))

@@ -204,6 +204,39 @@ def test_zero_stages_agree(make_uneven: TrialMaker, one_rank: Series, stage: int
     assert_agree(series_of(make_uneven({"engine.zero_stage": stage})), one_rank)
 
 
+# Clipping: by DeepSpeed at stage 0, inside the optimiser at stages 1 and 2 in bf16
+
+
+CLIPPED: Mapping[str, Any] = {
+    "engine.dtype": "bf16",
+    "optimizer.gradient_clipping": 0.02,
+    "optimizer.epsilon": 1e-3,  # a small one would divide the length of a gradient out
+    "optimizer.learning_rate": 1e-2,
+}
+WITHIN_BF16 = 0.02
+
+
+@pytest.fixture(scope="module")
+def clipped(make_uneven: TrialMaker) -> Series:
+    """One rank in bf16, clipped by DeepSpeed."""
+    return series_of(make_uneven({**CLIPPED, "engine.zero_stage": 0}))
+
+
+def test_so_low_a_limit_is_felt(make_uneven: TrialMaker, clipped: Series) -> None:
+    free = series_of(
+        make_uneven({**CLIPPED, "engine.zero_stage": 0, "optimizer.gradient_clipping": 0.0})
+    )
+    assert abs(free[-1]["forget_nll"] - clipped[-1]["forget_nll"]) > 3 * WITHIN_BF16
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_the_optimiser_clips_as_deepspeed_does(
+    make_uneven: TrialMaker, clipped: Series, stage: int
+) -> None:
+    found = series_of(make_uneven({**CLIPPED, "engine.zero_stage": stage}))
+    assert_agree(found, clipped, within=WITHIN_BF16)
+
+
 # Ranks
 
 
@@ -227,6 +260,8 @@ TWO_RANKS: Mapping[str, Mapping[str, Any]] = {
     "zero-2": {"engine.zero_stage": 2},
     "zero-3": {"engine.zero_stage": 3},
 }
+CLIPPED_ON_TWO = (1, 2)
+"""Stages at which a trial in bf16 is clipped on two ranks, after the others."""
 
 
 @pytest.fixture(scope="module")
@@ -235,7 +270,10 @@ def two_ranks(
 ) -> Iterator[tuple[Path, list[TrialConfig]]]:
     """The folder in which two processes have written what each of them saw of each trial."""
     folder = tmp_path_factory.mktemp("ranks")
-    configs = [make_uneven({**changes, "engine.ranks": 2}) for changes in TWO_RANKS.values()]
+    clipped = [{**CLIPPED, "engine.zero_stage": stage} for stage in CLIPPED_ON_TWO]
+    configs = [
+        make_uneven({**changes, "engine.ranks": 2}) for changes in [*TWO_RANKS.values(), *clipped]
+    ]
     spawned(run_rank, [c.model_dump_json() for c in configs], str(folder))
     yield folder, configs
 
@@ -247,6 +285,17 @@ def test_two_ranks_equal_one(two_ranks: Any, one_rank: Series, name: str) -> Non
     seen = [json.loads((folder / f"{i}-{rank}.json").read_text("utf-8")) for rank in (0, 1)]
     assert seen[0] == seen[1], "every rank sees the same probes"
     assert_agree(seen[0], one_rank)
+
+
+@pytest.mark.parametrize("stage", CLIPPED_ON_TWO)
+def test_two_ranks_clip_by_the_norm_of_both(two_ranks: Any, clipped: Series, stage: int) -> None:
+    folder, _ = two_ranks
+    i = len(TWO_RANKS) + CLIPPED_ON_TWO.index(stage)
+    seen = [json.loads((folder / f"{i}-{rank}.json").read_text("utf-8")) for rank in (0, 1)]
+    assert seen[0] == seen[1]
+    # each rank rounds its own gradient to bf16, and the two go apart slowly
+    for found, expected in zip(seen[0][:3], clipped[:3], strict=True):
+        assert found == pytest.approx(expected, rel=0, abs=2 * WITHIN_BF16)
 
 
 @pytest.mark.parametrize("name", TWO_RANKS)
