@@ -115,8 +115,8 @@ def adversarial_labels(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
         labels_BT: Int64 ``(B, T)``; ``-100`` on prompt and padding.
 
     Returns:
-        Int64 ``(B, T)``; ``-100`` where ``labels_BT`` has it, and on the first token. The token at ``t``
-        comes from ``logits[t - 1]``, the distribution of what stands there.
+        Int64 ``(B, T)`` on the device of ``labels_BT``; ``-100`` where that has it, and on the first token.
+        The token at ``t`` comes from ``logits[t - 1]``, the distribution of what stands there.
 
     Raises:
         ValueError: If shapes disagree, no token counts, a label lies outside the vocabulary, or
@@ -135,7 +135,7 @@ def adversarial_labels(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
     logits_NV, targets_N = align(logits_BTV, labels_BT)
     logits_NV.scatter_(-1, targets_N.unsqueeze(-1), -torch.inf)  # a copy: see align
     other_BT = predicted_only(labels_BT)
-    other_BT[counted_positions(other_BT)] = logits_NV.argmax(dim=-1)
+    other_BT[counted_positions(other_BT)] = logits_NV.argmax(dim=-1).to(other_BT.device)
     return other_BT
 
 
