@@ -10,7 +10,7 @@ from torch import nn
 
 from core.config import DataConfig, TrialConfig
 from core.data.batches import rows_by_length
-from core.data.tokens import TokenSplits
+from core.data.tokens import TokenSplits, measured_part
 from core.losses import FORGET_LOSSES, RETAIN_LOSSES
 from core.metrics.probes import MEASURED
 from core.model.layers import linear_shape, output_layer, resolve_targets
@@ -229,7 +229,7 @@ class _Recorder:
 
 
 def _probe_passes(trial: TrialConfig, data: TokenSplits) -> set[Pass]:
-    names = [name if name == "forget" else f"{name}_probe" for name in MEASURED]
+    names = [measured_part(name, "probe") for name in MEASURED]
     measured = [row for name in names for row in data[name]]
     size = trial.batch.probe_batch_size
     return {Pass.of(rows) for _, rows in rows_by_length(measured, size=size)}

@@ -25,6 +25,11 @@ class TokenRow:
         return len(self.ids) - max(1, self.n_context)
 
 
+def measured_part(name: str, part: str) -> str:
+    """The part of a set that is measured with ``probe`` or ``report``; the forget set is measured whole."""
+    return name if name == "forget" else f"{name}_{part}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class TokenSplits:
     """Tokenised rows by part, as :func:`core.data.splits.split_data` makes them.

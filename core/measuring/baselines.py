@@ -194,9 +194,4 @@ def _kept(key: Mapping[str, Any], measure: Callable[[], Sums]) -> Sums:
 
 
 def _key(model: LoadedModel, rows: Mapping[str, str]) -> dict[str, Any]:
-    return {
-        "model": model.identity,
-        "dtype": model.precision,
-        "device": model.device.type,
-        "rows": dict(rows),
-    }
+    return {**model.determinants, "rows": dict(rows)}

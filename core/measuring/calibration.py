@@ -8,7 +8,7 @@ from functools import cache
 from typing import Final
 
 from core.config import SelectionConfig
-from core.data.tokens import TokenSplits
+from core.data.tokens import TokenSplits, measured_part
 from core.measuring.meter import Meter
 from core.metrics.intervals import Sums
 from core.metrics.probes import Levels, level
@@ -202,7 +202,7 @@ class Calibration:
         def sums(name: str, factor: float) -> Sums:
             if factor == 1.0:
                 return whole[name]
-            rows = self.data[name if name == "forget" else f"{name}_{self.part}"]
+            rows = self.data[measured_part(name, self.part)]
             with scaled(factor):
                 return self.meter.row_sums(forward, rows)
 

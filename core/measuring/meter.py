@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from core.data.batches import Batch, batches_by_length, rows_by_length
-from core.data.tokens import TokenRow, TokenSplits
+from core.data.tokens import TokenRow, TokenSplits, measured_part
 from core.losses.alignment import sent
 from core.metrics.intervals import Sums
 from core.metrics.memorization import extraction_likelihood
@@ -33,7 +33,7 @@ class Meter:
 
     def sums(self, forward: Forward, data: TokenSplits, *, part: str) -> dict[str, Sums]:
         """Row sums of the forget set and of one part of retain and general set."""
-        rows = {name: data[name if name == "forget" else f"{name}_{part}"] for name in MEASURED}
+        rows = {name: data[measured_part(name, part)] for name in MEASURED}
         found = self.row_sums(forward, [row for name in MEASURED for row in rows[name]])
         ends = accumulate((len(rows[name]) for name in MEASURED), initial=0)
         return {name: found[slice(*at)] for name, at in zip(MEASURED, pairwise(ends), strict=True)}

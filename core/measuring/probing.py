@@ -8,7 +8,7 @@ from typing import Literal
 from torch import nn
 
 from core.config import ConstraintMetric, SelectionConfig, TrialConfig
-from core.data.tokens import TokenSplits
+from core.data.tokens import TokenSplits, measured_part
 from core.errors import ModelError
 from core.measuring.baselines import baseline_strength, baseline_sums, rows_beside
 from core.measuring.calibration import Calibration, Scaled
@@ -183,7 +183,7 @@ class Probing:
     def _reading(
         self, forward: Forward, limits: Iterable[tuple[ConstraintMetric, float]]
     ) -> Reading:
-        parts = {name: name if name == "forget" else f"{name}_{self.part}" for name in MEASURED}
+        parts = {name: measured_part(name, self.part) for name in MEASURED}
         rows = {name: self.data[part] for name, part in parts.items()}
         return Reading(
             measure=lambda places: self.meter.row_sums(forward, [rows[n][i] for n, i in places]),

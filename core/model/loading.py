@@ -54,6 +54,11 @@ class LoadedModel:
         held = "" if self.quantisation == "none" else f"+{self.quantisation}"
         return f"{self.dtype}{held}"
 
+    @property
+    def determinants(self) -> dict[str, str]:
+        """What of the model determines the numbers that it gives for a row, for the key of an artifact."""
+        return {"model": self.identity, "dtype": self.precision, "device": self.device.type}
+
 
 def load_model(
     config: ModelConfig, engine: EngineConfig, *, field: str = "model.source"

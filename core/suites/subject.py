@@ -116,7 +116,7 @@ class Subject:
                 found = self._meter.row_values(forward, chosen, names, done=done)
             return list(torch.tensor([found[name] for name in names], dtype=torch.float64).T)
 
-        values = self._said({"metrics": list(names)}, _keys(rows), measure)
+        values = self._said({"metrics": list(names)}, rows, measure)
         return {name: [float(value[i]) for value in values] for i, name in enumerate(names)}
 
     def extraction_likelihoods(self, rows: Sequence[TokenRow], *, n: int) -> list[float]:
@@ -129,9 +129,7 @@ class Subject:
                 found = extraction_likelihoods(self.network, chosen, n=n, done=done)
             return list(torch.tensor(found, dtype=torch.float64))
 
-        return [
-            float(value) for value in self._said({"extraction_likelihood": n}, _keys(rows), measure)
-        ]
+        return [float(value) for value in self._said({"extraction_likelihood": n}, rows, measure)]
 
     def continuations(
         self,
@@ -202,37 +200,32 @@ class Subject:
                 return [torch.tensor(ids, dtype=torch.int64) for ids in written]
 
             what = {"continued_by": key[1], "stops": sorted(self._stop_ids)}
-            names = [artifacts.row_key(ids, n_context=len(ids)) for ids in prompts]
-            self._written[key] = [ids.tolist() for ids in self._said(what, names, write)]
+            rows = [TokenRow(ids, n_context=len(ids)) for ids in prompts]
+            self._written[key] = [ids.tolist() for ids in self._said(what, rows, write)]
         return self._written[key]
 
     def _said(
         self,
         what: Mapping[str, Any],
-        keys: Sequence[str],
+        rows: Sequence[TokenRow],
         say: Callable[[Sequence[int]], Sequence[Tensor]],
     ) -> Sequence[Tensor]:
         """A tensor of each row, from the cache where the subject is kept.
 
         Args:
             what: What is said of a row, and everything beside row and model that determines it.
-            keys: Hash of each row.
+            rows: The rows; a prompt is one of which nothing is predicted.
             say: Tensors of the rows at some places.
         """
         if not self._is_kept:
-            return say(range(len(keys)))
+            return say(range(len(rows)))
+        keys = [artifacts.row_key(row.ids, n_context=row.n_context) for row in rows]
         place = {key: i for i, key in enumerate(keys)}
 
         def say_missing(missing: Sequence[str]) -> Mapping[str, Tensor]:
             return dict(zip(missing, say([place[key] for key in missing]), strict=True))
 
-        model = self.model
-        determinants = {
-            "model": model.identity,
-            "dtype": model.precision,
-            "device": model.device.type,
-            **what,
-        }
+        determinants = {**self.model.determinants, **what}
         return artifacts.tensors_by_row("evaluations", determinants, keys, say_missing)
 
     def _decoded_by_length(
@@ -268,7 +261,3 @@ class Subject:
         ends = cast(Any, self.model.network).generation_config.eos_token_id
         listed = ends if isinstance(ends, list) else [ends]
         return {i for i in (*listed, self.model.tokenizer.eos_token_id) if i is not None}
-
-
-def _keys(rows: Sequence[TokenRow]) -> list[str]:
-    return [artifacts.row_key(row.ids, n_context=row.n_context) for row in rows]

@@ -16,13 +16,17 @@ Total = Callable[[Tensor], Tensor]
 """Sums a tensor over the ranks in place, and gives it back."""
 
 
+def may_leave_out_norm(engine: EngineConfig) -> bool:
+    """Whether DeepSpeed makes a step without a norm: where it has partitions, and has them on the device."""
+    return engine.zero_stage in (1, 2) and engine.offload == "none"
+
+
 def clips_itself(engine: EngineConfig, dtype: torch.dtype) -> bool:
     """Whether an engine of one trial leaves clipping to its optimiser.
 
-    In float32 its own norm has a second use: a step whose gradient is not finite is left out. And it makes no step
-    without a norm where it has no partitions, or has them elsewhere than on the device.
+    In float32 its own norm has a second use: a step whose gradient is not finite is left out.
     """
-    return engine.zero_stage in (1, 2) and engine.offload == "none" and dtype == torch.bfloat16
+    return may_leave_out_norm(engine) and dtype == torch.bfloat16
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from core.config import BatchPlan, EngineConfig, OptimizerConfig
 from core.model.loading import LoadedModel
-from core.training.clipping import ClippingAdamW, clips_itself, size
+from core.training.clipping import ClippingAdamW, clips_itself, may_leave_out_norm, size
 from core.training.optimizer_state import OptimizerState
 from core.training.passes import Forwarded, MicroBatch, Part
 from core.training.ranks import Group, deepspeed, zero_options
@@ -182,7 +182,7 @@ def deepspeed_config(
         without_norm: Whether nobody asks for the norm: then it is not computed, where it can be left out.
     """
     zero = zero_options(engine)
-    if without_norm and engine.zero_stage in (1, 2) and engine.offload == "none":
+    if without_norm and may_leave_out_norm(engine):
         zero["compute_grad_norm"] = False
     if engine.zero_stage in (1, 2):
         # it takes the whole bucket at each step, 2 GB by default; gradients of an adapter are far fewer

@@ -82,13 +82,8 @@ class Reference:
     def _term(self, term: Term, block: int | None) -> Sequence[Tensor]:
         """One tensor for each row, without padding, from the cache."""
         if (term, block) not in self._terms:
-            model = self._model
-            key = {
-                "model": model.identity,
-                "dtype": model.precision,
-                "device": model.device.type,
-                "term": term,
-            } | ({} if block is None else {"block": block})
+            key: dict[str, Any] = {**self._model.determinants, "term": term}
+            key |= {} if block is None else {"block": block}
             by_hash = {
                 artifacts.row_key(row.ids, n_context=row.n_context): row for row in self._rows
             }
